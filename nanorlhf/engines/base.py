@@ -1,0 +1,86 @@
+"""What the loop asks of an engine, and what an engine asks of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+WeightSync = Literal["lora", "merged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to write; `id` comes back with it."""
+
+    id: int
+    prompt_ids: list[int]
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine wrote: ids up to and including the end token, and the log-probability of each as it was sampled."""
+
+    id: int
+    token_ids: list[int]
+    logprobs: list[float]
+    stopped: bool  # False: cut off at the length limit
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How every request of a run is sampled."""
+
+    temperature: float
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+
+
+class Weights(Protocol):
+    """The policy as an engine sees it: read-only, in memory."""
+
+    version: int
+
+    def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """PEFT's adapter config as a dict, and its tensors by PEFT's names (as `get_peft_model_state_dict` gives)."""
+        ...
+
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of the plain model by its Hugging Face name, adapters merged out of place."""
+        ...
+
+    def serving_copy(self, sync: WeightSync) -> nn.Module:
+        """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""
+        ...
+
+
+class Engine(Protocol):
+    """Writes completions; lives as long as the run."""
+
+    version: int  # of the weights it serves; -1 before the first update
+
+    def generate(
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+    ) -> Iterator[Completion]:
+        """Completions in the order in which they finish; the same requests and seed give the same tokens."""
+        ...
+
+    def update(self, weights: Weights) -> None:
+        """Serve these weights from now on."""
+        ...
+
+    def sleep(self) -> None:
+        """Leave the GPU to others."""
+        ...
+
+    def wake(self) -> None:
+        """Come back; the next `update` makes it fresh."""
+        ...
+
+    def close(self) -> None:
+        """End it and give everything back."""
+        ...

@@ -1,0 +1,108 @@
+"""The vocabulary of the house. Shapes: S samples, N completion tokens, T row tokens, H hidden, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Text = str | list[dict[str, str]]  # plain text, or chat messages
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, ready for the model, with everything else its dataset row held."""
+
+    index: int
+    ids: list[int]
+    text: Text
+    columns: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One answer to one prompt; `own` marks the tokens the policy wrote (None: all of them)."""
+
+    prompt: Prompt
+    completion_ids: list[int]
+    engine_logprobs: list[float]
+    stopped: bool
+    text: str
+    own: list[bool] | None = None
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    reward: float | None = None
+
+    @property
+    def trained(self) -> int:
+        """How many of its tokens the loss may touch."""
+        return len(self.completion_ids) if self.own is None else sum(self.own)
+
+    @property
+    def row_length(self) -> int:
+        return len(self.prompt.ids) + len(self.completion_ids)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """What one step works on: samples, those of one prompt adjacent, and flat columns `(N,)` as they are measured."""
+
+    samples: list[Sample]
+    group: Tensor  # (S,) which prompt of this step
+    rewards: Tensor  # (S,) float32, NaN where nothing could score the sample
+    columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
+    baselines: Tensor | None = None  # (S,) rewards of each prompt's greedy sample, where the algorithm asked for one
+
+    @property
+    def lengths(self) -> Tensor:
+        """(S,) trained tokens of each sample."""
+        return torch.tensor([s.trained for s in self.samples], dtype=torch.long)
+
+    @property
+    def sample(self) -> Tensor:
+        """(N,) which sample each token belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self.samples)), self.lengths)
+
+    def select(self, keep: Tensor) -> Rollout:
+        """The samples where `keep (S,)` holds, with their share of every column."""
+        tokens = keep[self.sample]
+        return replace(
+            self,
+            samples=[s for s, k in zip(self.samples, keep.tolist(), strict=True) if k],
+            group=self.group[keep],
+            rewards=self.rewards[keep],
+            columns={name: column[tokens] for name, column in self.columns.items()},
+            baselines=None if self.baselines is None else self.baselines[keep],
+        )
+
+
+@dataclass(slots=True)
+class Credit:
+    """What an algorithm made of the rewards; no gradient flows here."""
+
+    advantages: Tensor  # (N,)
+    keep: Tensor  # (S,) which samples to train on
+    returns: Tensor | None = None  # (N,) what a critic should learn
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Samples end to end in one row: no padding, no masks."""
+
+    input_ids: Tensor  # (T,)
+    position_ids: Tensor  # (T,) restarts at every segment
+    cu_seqlens: Tensor  # (s+1,) int32, where segments start and end
+    predict_at: Tensor  # (N,) the row position whose hidden state predicts each trained token
+    targets: Tensor  # (N,)
+    sample: Tensor  # (N,) which sample of the rollout, so sequence sums are one scatter
+    tokens: Tensor  # (N,) where these tokens lie in the rollout's flat columns
+    weights: Tensor  # (N,) each token's share of the loss
+    columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same batch on `device`."""
+        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in self.__slots__ if k != "columns"}
+        return MicroBatch(**moved, columns={k: v.to(device, non_blocking=True) for k, v in self.columns.items()})
+
+
