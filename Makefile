@@ -1,0 +1,36 @@
+# Each target sets up .venv by itself; the second time that takes no time. `make train ARGS="--seed 1"` passes options on.
+PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+FOUND = $(shell for p in $(PYTHONS); do "$$p" -c "$(IN_RANGE)" 2>/dev/null && echo "$$p" && break; done)
+SETUP = $(or $(FOUND),$(error nanorlhf needs Python 3.11, 3.12 or 3.13, and none of these is one: $(PYTHONS))) scripts/install.py
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help train test check lint evidence clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+train: ## train a small model with GRPO, on any machine
+	@$(SETUP)
+	.venv/bin/python -m grpo --recipe tiny $(ARGS)
+
+test: lint ## everything: format, lint, types, all tests
+	$(PYTEST) -n 2 --dist loadfile -m "not vllm and not gpu"
+	$(PYTEST) -m "vllm or gpu"
+
+check: lint ## the quick part: format, lint, types, fast tests
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not vllm and not gpu"
+
+lint:
+	@$(SETUP) dev
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/pyright
+
+evidence: ## measure what the README claims; goes on where it was stopped
+	@$(SETUP) bench
+	.venv/bin/python -m scripts.evidence $(ARGS)
+
+clean: ## forget the environment and all caches; runs and results stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,35 @@
+"""`nanorlhf COMMAND ...` runs an algorithm or a script; nothing heavy is imported before the command is known."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+ALGORITHMS = ("grpo",)  # nanorlhf.<name>.__main__
+SCRIPTS = ()  # nanorlhf.scripts.<name>
+USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]
+
+algorithms: {" ".join(ALGORITHMS)}
+scripts:    {" ".join(SCRIPTS)}
+
+`nanorlhf COMMAND --help` lists the options of one."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Hands the rest of the line to the command it names."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ALGORITHMS:
+        return import_module(f"nanorlhf.{name}.__main__").main(rest)
+    if name in SCRIPTS:
+        return import_module(f"nanorlhf.scripts.{name}").main(rest)
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    near = get_close_matches(name, ALGORITHMS + SCRIPTS, n=1, cutoff=0)
+    print(f"nanorlhf: there is no command {name!r}; the nearest is {near[0]!r}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

