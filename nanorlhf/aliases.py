@@ -1,0 +1,103 @@
+"""Option names that people bring from other trainers, and what each became here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nanorlhf.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Became:
+    """The option it is here; `value` translates where the values differ too, seeing all options given."""
+
+    name: str
+    value: Callable[[Any, Mapping[str, Any]], Any] = lambda value, _: value
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An option that has no counterpart, and what to do instead."""
+
+    instead: str
+
+
+def _steps(episodes: Any, options: Mapping[str, Any]) -> int:
+    return max(1, int(episodes) // (int(options.get("prompts_per_step", 64)) * int(options.get("num_generations", 8))))
+
+
+_NORMS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
+
+ALIASES: dict[str, Became | Gone] = {
+    # model
+    "model": Became("model_name_or_path"),
+    "model_name": Became("model_name_or_path"),
+    "sft_model_path": Became("model_name_or_path"),
+    "lora_rank": Became("lora_r"),
+    "lora_target_modules": Became("lora", lambda v, _: v if isinstance(v, str) else ",".join(v)),
+    "use_peft": Became("lora", lambda v, _: "all-linear" if v in (True, "true", "True") else "none"),
+    "torch_dtype": Became("dtype"),
+    # rollout
+    "max_new_tokens": Became("max_completion_length"),
+    "response_length": Became("max_completion_length"),
+    "max_response_length": Became("max_completion_length"),
+    "group_size": Became("num_generations"),
+    "rollout_n": Became("num_generations"),
+    "rloo_k": Became("num_generations"),
+    "use_vllm": Became("engine", lambda v, _: "vllm" if v in (True, "true", "True") else "hf"),
+    "vllm_gpu_memory_utilization": Became("gpu_memory_utilization"),
+    "vllm_mode": Gone("the engine always runs inside the trainer's process"),
+    "rollout_batch_size": Became("prompts_per_step"),
+    "train_batch_size": Became("prompts_per_step"),
+    # reward
+    "reward_model_path": Became("reward_funcs", lambda v, _: f"model:{v}"),
+    "reward_model": Became("reward_funcs", lambda v, _: f"model:{v}"),
+    "reward_fn": Became("reward_funcs"),
+    # training
+    "lr": Became("learning_rate"),
+    "beta": Became("kl_coef"),
+    "init_kl_coef": Became("kl_coef"),
+    "kl_loss_coef": Became("kl_coef"),
+    "kl_beta": Became("kl_coef"),
+    "epsilon": Became("clip_low"),
+    "epsilon_low": Became("clip_low"),
+    "epsilon_high": Became("clip_high"),
+    "cliprange": Became("clip_low"),
+    "clip_ratio": Became("clip_low"),
+    "num_ppo_epochs": Became("epochs_per_step"),
+    "ppo_epochs": Became("epochs_per_step"),
+    "num_iterations": Became("epochs_per_step"),
+    "num_mini_batches": Became("updates_per_step"),
+    "num_steps": Became("max_steps"),
+    "total_steps": Became("max_steps"),
+    "total_episodes": Became("max_steps", _steps),
+    "loss_type": Became("norm", lambda v, _: _NORMS.get(v, v)),
+    "max_token_len_per_gpu": Became("token_budget"),
+    "per_device_train_batch_size": Gone(
+        "a step is prompts_per_step x num_generations; micro-batches follow from token_budget"
+    ),
+    "gradient_accumulation_steps": Gone("micro-batches follow from token_budget, and add up to the same gradient"),
+    "num_train_epochs": Gone("say max_steps; a pass over the data is rows / prompts_per_step steps"),
+    # run
+    "resume_from_checkpoint": Became("resume"),
+    "wandb_project": Became("project"),
+    "eval_every": Became("eval_steps"),
+    "save_every": Became("save_steps"),
+}
+
+
+def rename(options: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Options under the names they have here, each translation said; `below` holds those they are laid over."""
+    ours = {name: value for name, value in options.items() if name not in ALIASES}
+    for name, value in options.items():
+        match ALIASES.get(name):
+            case Gone(instead):
+                raise UsageError(f"{name} has no counterpart here: {instead}")
+            case Became(target, translate):
+                if target in ours:
+                    raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
+                ours[target] = translate(value, {**(below or {}), **options})
+                print(f"{name} is {target} here: {ours[target]}")
+    return ours

@@ -1,0 +1,107 @@
+"""The command line: recipes below, options on top, mistakes in one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from nanorlhf.aliases import ALIASES, rename
+from nanorlhf.config import TrainConfig
+from nanorlhf.errors import RewardError, UsageError, nearest
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def run(name: str, folder: Path, config_class: type[C], train: Callable[[C], object], argv: list[str] | None) -> int:
+    """Parses, trains and gives the exit code: 0 done, 1 stopped by a reward, 2 a mistake in what was asked."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        print_only, config = parse(config_class, name, folder / "recipes", argv)
+        if print_only:
+            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+            return 0
+        print(
+            f"nanorlhf {name}: {config.model_name_or_path or 'no model'} on {config.dataset_name or 'no dataset'}",
+            flush=True,
+        )
+        train(config)
+    except (UsageError, RewardError) as error:
+        print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> tuple[bool, C]:
+    """Whether only to print it, and the configuration that a command line asks for: each layer over the one before."""
+    parser = build_parser(config_class, name, recipes)
+    try:
+        given = parser.parse_args(argv).as_dict()
+        print_only, chosen = bool(given.pop("print_config")), given.pop("recipe") or ""
+        files = [recipe_path(recipe, recipes) for recipe in chosen.split(",") if recipe]
+        if given.get("resume"):
+            files.insert(0, saved_config(given["resume"]))
+            given |= {"output_dir": given["resume"], "overwrite_output_dir": False}
+        layers = [parser.parse_path(str(path), defaults=False).as_dict() for path in files]
+    except argparse.ArgumentError as error:
+        raise UsageError(one_line(str(error), config_class)) from None
+    options: dict[str, Any] = {}
+    for layer in [*layers, given]:
+        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, options)
+    return print_only, config_class(**options)
+
+
+def recipe_path(name: str, recipes: Path) -> Path:
+    """The file behind a recipe's name, or behind a path to one."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"unknown recipe {name!r}: {nearest(path.stem, (p.stem for p in recipes.glob('*.yaml')))}")
+    return path
+
+
+def saved_config(run: str) -> Path:
+    """The options of a run that is to go on."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"resume={run!r}: there is no run to continue ({path} does not exist)")
+    return path
+
+
+def build_parser(config_class: type[TrainConfig], name: str, recipes: Path) -> ArgumentParser:
+    """Every field of the dataclass as an option, in its group; other trainers' names are taken too, unlisted."""
+    parser = ArgumentParser(
+        prog=f"nanorlhf {name}", description=config_class.__doc__, exit_on_error=False, print_config=None
+    )
+    listed = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
+    parser.add_argument("--recipe", type=str, help=f"Where to start: {listed}, or a YAML file; several with commas.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and stop.")
+    hints = get_type_hints(config_class)
+    groups: dict[str, Any] = {}
+    for f in dataclasses.fields(config_class):
+        section = f.metadata["group"]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        shown = "none" if default in (None, "", []) else default
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
+        text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
+        groups[section].add_argument(f"--{f.name}", type=hints[f.name], default=argparse.SUPPRESS, help=text, **switch)
+    for alias in ALIASES:
+        parser.add_argument(f"--{alias}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def one_line(message: str, config_class: type[TrainConfig]) -> str:
+    """The parser's complaint in one line, with the nearest option where one is unknown."""
+    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|Option '([^']+)' is not accepted", message)
+    if unknown:
+        name = unknown[1] or unknown[2]
+        return f"unknown option {name!r}: {nearest(name, [f.name for f in dataclasses.fields(config_class)])}"
+    return " ".join(message.replace("Parser key ", "").split())

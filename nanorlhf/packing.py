@@ -1,0 +1,76 @@
+"""Samples into rows: end to end, under a token budget, never padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nanorlhf.types import MicroBatch, Rollout, Sample
+
+
+def pack(rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False) -> Iterator[MicroBatch]:
+    """Micro-batches that hold every kept sample once; `keep (S,)`, `weights (N,)`."""
+    ends = torch.cumsum(rollout.lengths, 0).tolist()
+    chosen = keep.nonzero().flatten().tolist()
+    rows = [[i] for i in chosen] if one_per_row else fill(rollout.samples, chosen, token_budget)
+    for row in rows:
+        yield build(rollout, row, [ends[i] for i in row], weights)
+
+
+def fill(samples: Sequence[Sample], chosen: Sequence[int], token_budget: int) -> list[list[int]]:
+    """First fit, longest first; a sample over the budget has a row of its own."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(chosen, key=lambda i: (-samples[i].row_length, i)):
+        length = samples[i].row_length
+        row = next((r for r, free in enumerate(room) if free >= length), None)
+        if row is None:
+            rows.append([])
+            room.append(token_budget)
+            row = -1
+        rows[row].append(i)
+        room[row] -= length
+    return rows
+
+
+def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Tensor) -> MicroBatch:
+    """One row from the samples at `row`, whose tokens end at `ends` in the rollout's flat columns."""
+    ids: list[int] = []
+    starts, predict_at, targets, owner, tokens, positions = [0], [], [], [], [], []
+    for i, end in zip(row, ends, strict=True):
+        s = rollout.samples[i]
+        first = len(ids) + len(s.prompt.ids) - 1  # the last prompt token predicts the first completion token
+        own = [k for k in range(len(s.completion_ids)) if s.own is None or s.own[k]]
+        ids += s.prompt.ids + s.completion_ids
+        positions.append(torch.arange(s.row_length))
+        starts.append(len(ids))
+        predict_at += [first + k for k in own]
+        targets += [s.completion_ids[k] for k in own]
+        owner += [i] * len(own)
+        tokens.append(torch.arange(end - len(own), end))
+    at = torch.cat(tokens)
+    return MicroBatch(
+        input_ids=torch.tensor(ids),
+        position_ids=torch.cat(positions),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        predict_at=torch.tensor(predict_at),
+        targets=torch.tensor(targets),
+        sample=torch.tensor(owner),
+        tokens=at,
+        weights=weights[at],
+        columns={name: column[at] for name, column in rollout.columns.items()},
+    )
+
+
+def token_weights(lengths: Tensor, counted: Tensor, norm: str, max_length: int) -> Tensor:
+    """(N,) each token's share of one update's loss; `lengths`, `counted (S,)`; other samples weigh 0."""
+    samples = counted.sum().clamp(min=1).float()
+    if norm == "token":
+        share = torch.ones_like(lengths, dtype=torch.float32) / (lengths * counted).sum().clamp(min=1)
+    elif norm == "sequence":
+        share = 1 / (samples * lengths.clamp(min=1))
+    else:
+        share = torch.ones_like(lengths, dtype=torch.float32) / (samples * max_length)
+    return torch.repeat_interleave(share * counted, lengths)
