@@ -24,7 +24,9 @@ def group_stats(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def has_spread(rewards: Tensor, group: Tensor) -> Tensor:
     """(S,) whether the sample's group has two scored samples of different reward."""
-    low = torch.full((int(group.max()) + 1,), torch.inf).scatter_reduce_(0, group, rewards.nan_to_num(torch.inf), "amin")
+    low = torch.full((int(group.max()) + 1,), torch.inf).scatter_reduce_(
+        0, group, rewards.nan_to_num(torch.inf), "amin"
+    )
     high = torch.full_like(low, -torch.inf).scatter_reduce_(0, group, rewards.nan_to_num(-torch.inf), "amax")
     return (high > low)[group]
 

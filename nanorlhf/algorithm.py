@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +32,7 @@ class Loss:
     stats: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
 
 
-class Algorithm:
+class Algorithm(ABC):
     """The defaults that algorithms share; each overrides what its idea changes."""
 
     name: ClassVar[str]
@@ -56,9 +57,9 @@ class Algorithm:
         """(S,) samples that cannot teach and need no forward pass; they still count in the loss's denominator."""
         return torch.zeros(len(rollout.samples), dtype=torch.bool)
 
+    @abstractmethod
     def credit(self, rollout: Rollout) -> Credit:
         """Rewards and what was measured to each token's advantage."""
-        raise TypeError(f"{type(self).__name__} must say what each token earned: define credit(rollout)")
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         """The clipped surrogate."""

@@ -108,6 +108,7 @@ class TrainConfig:
     top_k: int = option(0, "Only 0 in training, for the same reason.", "rollout")
     stop: str | list[str] = option([], "Strings that end a completion, beside the model's end tokens.", "rollout")
     gpu_memory_utilization: float = option(0.4, "Share of the GPU that vLLM may take.", "rollout")
+    engine_sleep: bool = option(False, "On CUDA, the engine leaves the GPU while the policy trains.", "rollout")
     engine_logs: bool = option(False, "Show the engine's own log.", "rollout")
 
     # reward

@@ -10,7 +10,9 @@ from torch import Tensor
 from nanorlhf.types import MicroBatch, Rollout, Sample
 
 
-def pack(rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False) -> Iterator[MicroBatch]:
+def pack(
+    rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False
+) -> Iterator[MicroBatch]:
     """Micro-batches that hold every kept sample once; `keep (S,)`, `weights (N,)`."""
     ends = torch.cumsum(rollout.lengths, 0).tolist()
     chosen = keep.nonzero().flatten().tolist()

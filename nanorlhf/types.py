@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,18 +64,6 @@ class Rollout:
         """(N,) which sample each token belongs to."""
         return torch.repeat_interleave(torch.arange(len(self.samples)), self.lengths)
 
-    def select(self, keep: Tensor) -> Rollout:
-        """The samples where `keep (S,)` holds, with their share of every column."""
-        tokens = keep[self.sample]
-        return replace(
-            self,
-            samples=[s for s, k in zip(self.samples, keep.tolist(), strict=True) if k],
-            group=self.group[keep],
-            rewards=self.rewards[keep],
-            columns={name: column[tokens] for name, column in self.columns.items()},
-            baselines=None if self.baselines is None else self.baselines[keep],
-        )
-
 
 @dataclass(slots=True)
 class Credit:
@@ -104,5 +92,3 @@ class MicroBatch:
         """The same batch on `device`."""
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in self.__slots__ if k != "columns"}
         return MicroBatch(**moved, columns={k: v.to(device, non_blocking=True) for k, v in self.columns.items()})
-
-

@@ -1,0 +1,105 @@
+"""What the user sees while a run goes on, and when it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+class Progress:
+    """A bar on a terminal or in a notebook; a line a step in a log file."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self.started, self.tokens = time.perf_counter(), 0
+        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=not self.live)
+        self.first = done
+
+    def writing(self, tokens: int) -> None:
+        """Shows that completions arrive."""
+        self.tokens += tokens
+        self.bar.set_description_str(f"{self.tokens:,} tokens", refresh=False)
+        self.bar.update(0)
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """Shows a finished step."""
+        self.done += 1
+        self.tokens = 0
+        shown = {"reward": number(metrics["reward/mean"]), "tok/s": f"{metrics['throughput/tokens_per_s']:,.0f}"}
+        if metrics.get("eval/reward") is not None:
+            shown["eval"] = number(metrics["eval/reward"])
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(1)
+        if not self.live:
+            left = (self.total - self.done) * (time.perf_counter() - self.started) / (self.done - self.first)
+            words = " ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        tqdm.write(line)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self.bar.close()
+
+
+def number(value: float | None) -> str:
+    """Three digits, or a dash for what was not measured."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def curve(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric, where it was measured."""
+    points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
+    """The learning curve as a picture: reward while training, and on held-out prompts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*curve(history, "reward/mean"), color="#9db4d6", label="training reward")
+    if any("eval/reward" in row for row in history):
+        axes.plot(*curve(history, "eval/reward"), color="#1b4f9c", marker="o", label="held-out reward")
+    axes.set(xlabel="step", ylabel="reward", title=title)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def summary(history: list[dict[str, Any]], run: Path) -> str:
+    """A few lines on what the run did, with a small plot."""
+    import plotext
+
+    steps = [row for row in history if "reward/mean" in row]
+    evaluations = curve(history, "eval/reward")[1]
+    seconds = sum(row["time/step"] for row in steps)
+    lines = []
+    if len(steps) > 1:
+        plotext.clear_figure()
+        plotext.theme("clear")
+        plotext.plot_size(min(76, plotext.terminal_width() or 76), 12)
+        plotext.plot(*curve(history, "reward/mean"), label="reward")
+        if len(evaluations) > 1:
+            plotext.plot(*curve(history, "eval/reward"), label="held-out")
+        lines.append(plotext.build())
+    if len(evaluations) > 1:
+        lines.append(f"held-out reward {number(evaluations[0])} -> {number(evaluations[-1])}")
+    if steps:
+        tokens = sum(row["tokens/rollout"] for row in steps)
+        lines.append(
+            f"{len(steps)} steps in {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s, peak {steps[-1]['memory/peak_gib']:.1f} GiB"
+        )
+    lines.append(f"everything is in {run} (adapter: {run}/checkpoints, curve: {run}/learning_curve.png)")
+    return "\n".join(lines)

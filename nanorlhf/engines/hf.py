@@ -1,0 +1,140 @@
+"""Generation by transformers, for machines where vLLM cannot be: a batch decodes together, finished rows leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nanorlhf.engines.base import Completion, Request, Sampling, Weights, WeightSync
+
+BATCH = 256  # rows that decode together
+
+
+@dataclass(slots=True)
+class Row:
+    """A request in the making."""
+
+    request: Request
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class HFEngine:
+    """A second copy of the model, refreshed in memory, that decodes with a key-value cache."""
+
+    def __init__(
+        self, weights: Weights, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, sync: WeightSync
+    ) -> None:
+        self.tokenizer, self.sampling, self.sync = tokenizer, sampling, sync
+        self.model: Any = weights.serving_copy(sync)
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+        self.device: torch.device = base.device
+        self.version = -1
+
+    def generate(
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+    ) -> Iterator[Completion]:
+        """Completions in the order in which they finish; random numbers come from a generator of its own."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for start in range(0, len(requests), BATCH):
+            yield from self.decode(
+                [Row(r) for r in requests[start : start + BATCH]], generator, sampling or self.sampling
+            )
+
+    def decode(self, rows: list[Row], generator: torch.Generator, sampling: Sampling) -> Iterator[Completion]:
+        """One batch, left-padded, until its last row has ended."""
+        ids, mask = self.left_pad([row.request.prompt_ids for row in rows])
+        ends = torch.tensor(sampling.stop_token_ids, device=self.device)
+        cache = None
+        while rows:
+            logits, cache = self.forward(ids, mask, cache)
+            greedy = torch.tensor([row.request.greedy for row in rows], device=self.device)
+            tokens, logprobs = pick(logits, sampling.temperature, greedy, generator)
+            ended = torch.isin(tokens, ends).tolist()
+            for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+                row.ids.append(token)
+                row.logprobs.append(logprob)
+            alive = []
+            for i, row in enumerate(rows):
+                stopped = ended[i] or self.hits_stop_string(row, sampling)
+                if stopped or len(row.ids) >= sampling.max_new_tokens:
+                    yield Completion(row.request.id, row.ids, row.logprobs, stopped)
+                else:
+                    alive.append(i)
+            ids, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            if len(alive) < len(rows) and alive:
+                index = torch.tensor(alive, device=self.device)
+                cache.batch_select_indices(index)
+                ids, mask = ids[index], mask[index]
+            rows = [rows[i] for i in alive]
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """(B, V) logits of each row's next token."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float(), out.past_key_values
+
+    def left_pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """(B, L) ids and mask, the last token of every prompt in the last column."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        return ids, mask
+
+    def hits_stop_string(self, row: Row, sampling: Sampling) -> bool:
+        """Whether the text written so far holds a stop string."""
+        if not sampling.stop:
+            return False
+        text = str(self.tokenizer.decode(row.ids))
+        return any(stop in text for stop in sampling.stop)
+
+    @torch.no_grad()
+    def update(self, weights: Weights) -> None:
+        """Copies the policy's weights over its own."""
+        mine = dict(self.model.named_parameters())
+        if self.sync == "lora":
+            _, tensors = weights.adapter()
+            pairs = (
+                (name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."), t)
+                for name, t in tensors.items()
+            )
+        else:
+            pairs = weights.merged()
+        for name, tensor in pairs:
+            mine[name].copy_(tensor)
+        self.version = weights.version
+
+    def sleep(self) -> None:
+        """Moves the copy to main memory, where the device has its own."""
+        if self.device.type == "cuda":
+            self.model.to("cpu")
+
+    def wake(self) -> None:
+        """Moves it back."""
+        self.model.to(self.device)
+
+    def close(self) -> None:
+        """Lets the copy go."""
+        self.model = None
+
+
+def pick(logits: Tensor, temperature: float, greedy: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(B,) tokens and their log-probabilities: argmax(p / exponential noise) is a sample of p."""
+    logprobs = torch.log_softmax(logits / temperature, -1)
+    noise = torch.empty_like(logprobs).exponential_(generator=generator)
+    tokens = torch.where(greedy, logprobs.argmax(-1), (logprobs.exp() / noise).argmax(-1))
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]

@@ -1,0 +1,93 @@
+"""A step in numbers, under the names that metrics.jsonl promises."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from nanorlhf.advantages import has_spread
+from nanorlhf.scoring import Reward
+from nanorlhf.types import Rollout
+
+PHASES = ("rollout", "reward", "measure", "update", "sync")
+
+
+class Clock:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - start
+
+    def metrics(self, rollout_tokens: int, episodes: int) -> dict[str, float]:
+        """Times and throughput, the whole step's time being everything since this clock was made."""
+        step = time.perf_counter() - self.start
+        times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+        speed = {"throughput/tokens_per_s": rollout_tokens / step, "throughput/episodes_per_s": episodes / step}
+        return times | {"time/step": step} | speed
+
+
+class Averages:
+    """Means and maxima over the trained tokens of a step, whatever the micro-batches."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.maxima: dict[str, float] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Takes in per-token values."""
+        self.sums[name] += values.detach().double().sum().item()
+        self.counts[name] += values.numel()
+
+    def peak(self, name: str, values: Tensor) -> None:
+        """Takes in per-token values of which the largest matters."""
+        if values.numel():
+            self.maxima[name] = max(self.maxima.get(name, 0.0), values.max().item())
+
+    def metrics(self, names: Sequence[str]) -> dict[str, float | None]:
+        """Means and maxima; None for a name that nothing was added to."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
+        return dict.fromkeys(names) | means | self.maxima
+
+
+def rollout_metrics(rollout: Rollout, rewards: Sequence[Reward]) -> dict[str, float | None]:
+    """Rewards, lengths and groups of a rollout."""
+    lengths = rollout.lengths.float()
+    scored = rollout.rewards[~rollout.rewards.isnan()]
+    metrics: dict[str, float | None] = {
+        "reward/mean": scored.mean().item() if len(scored) else None,
+        "reward/std": scored.std().item() if len(scored) > 1 else None,
+    }
+    for reward in rewards:
+        values = [v for s in rollout.samples if (v := s.rewards[reward.name]) is not None]
+        metrics[f"reward/{reward.name}"] = sum(values) / len(values) if values else None
+    return metrics | {
+        "reward/unscored": float(rollout.rewards.isnan().sum()),
+        "completion/length_mean": lengths.mean().item(),
+        "completion/length_max": lengths.max().item(),
+        "completion/truncated_fraction": sum(not s.stopped for s in rollout.samples) / len(rollout.samples),
+        "groups/no_spread_fraction": 1 - has_spread(rollout.rewards, rollout.group).float().mean().item(),
+        "tokens/rollout": int(lengths.sum()),
+    }
+
+
+def peak_gib(device: torch.device) -> float:
+    """Peak memory: the CUDA allocator's, or this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,229 @@
+"""The model that learns: base weights, an adapter on top, and the reference it started from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from nanorlhf import attention
+from nanorlhf.config import TrainConfig, shipped_model, split_names
+from nanorlhf.engines.base import WeightSync
+from nanorlhf.errors import UsageError
+from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
+from nanorlhf.types import MicroBatch
+
+REFERENCE = "reference"  # a second adapter, where the first one does not start from nothing
+
+
+class Policy:
+    """A causal language model with (or without) a LoRA adapter; every weight it serves is counted by `version`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel | PeftModel | None = None,
+        peft_config: LoraConfig | None = None,
+    ) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.version = 0
+        self.came_as_object = model is not None
+        if model is None:
+            model = load(config, self.device)
+        self.model = with_adapter(config, model, peft_config).to(self.device)
+        self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
+        refuse_unsupported(self.model)
+        self.base.set_attn_implementation(attention.NAME)
+        if config.gradient_checkpointing:
+            self.base.gradient_checkpointing_enable()
+            self.base.enable_input_require_grads()
+        self.head = head_of(self.model)
+        self.one_per_row = attention.one_per_row(self.base)
+        self.frozen: PreTrainedModel | None = None
+        self.model.eval()
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    @property
+    def lora_rank(self) -> int:
+        """The adapter's largest rank; 0 without one."""
+        if not isinstance(self.model, PeftModel):
+            return 0
+        lora = self.model.peft_config["default"]
+        assert isinstance(lora, LoraConfig)
+        return max([lora.r, *lora.rank_pattern.values()])
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the engine serves too: bfloat16 on CUDA even where full fine-tuning keeps float32 masters."""
+        on_cuda = self.device.type == "cuda" and self.config.dtype == "auto"
+        return torch.bfloat16 if on_cuda else self.base.dtype
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def coverage(self) -> str:
+        """How much of the model learns, in words."""
+        total = sum(p.numel() for p in self.base.parameters())
+        if not isinstance(self.model, PeftModel):
+            return f"all {total:,} weights are trained"
+        adapted = [m for m in self.base.modules() if isinstance(m, LoraLayer)]
+        trained = sum(p.numel() for p in self.trainable.values())
+        total -= sum(p.numel() for n, p in self.base.named_parameters() if "lora_" in n)
+        covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
+        return f"LoRA adapts {len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights; {trained:,} are trained"
+
+    def keep_reference(self) -> None:
+        """Keeps a copy of the policy as it is now, where switching the adapter off would not give it."""
+        if not isinstance(self.model, PeftModel):
+            self.frozen = copy.deepcopy(self.base).requires_grad_(False).eval()
+        elif any(p.any() for n, p in self.trainable.items() if "lora_B" in n):
+            self.model.add_adapter(REFERENCE, self.model.peft_config["default"])
+            set_peft_model_state_dict(self.model, get_peft_model_state_dict(self.model), adapter_name=REFERENCE)
+            self.model.set_adapter("default")
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """The model as it was at the start."""
+        if self.frozen is not None:
+            yield self.frozen
+        elif isinstance(self.model, PeftModel) and REFERENCE in self.model.peft_config:
+            self.model.set_adapter(REFERENCE)
+            try:
+                yield self.model
+            finally:
+                self.model.set_adapter("default")
+        else:
+            assert isinstance(self.model, PeftModel), (
+                "full fine-tuning needs keep_reference() before it needs a reference"
+            )
+            with self.model.disable_adapter():
+                yield self.model
+
+    def logprobs(self, batch: MicroBatch, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """(N,) log-probabilities of the targets under the sampled distribution, and its entropy."""
+        model = model or self.model
+        head = self.head if model is self.model else head_of(model)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
+            hidden = backbone_hidden(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+            return token_logprobs(hidden[batch.predict_at], head, batch.targets, self.config.temperature)
+
+    def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """PEFT's adapter config as a dict, and its tensors by PEFT's names."""
+        assert isinstance(self.model, PeftModel), "without an adapter only merged weights can be served"
+        return self.model.peft_config["default"].to_dict(), get_peft_model_state_dict(self.model)
+
+    @torch.no_grad()
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of the plain model by its Hugging Face name; merged out of place, so the base never drifts."""
+        deltas = {id(m.get_base_layer().weight): m for m in self.base.modules() if isinstance(m, LoraLayer)}  # type: ignore[union-attr]
+        for name, parameter in self.base.named_parameters():
+            if "lora_" in name:
+                continue
+            adapted = deltas.get(id(parameter))
+            weight = parameter.detach()
+            if adapted is not None:
+                weight = weight + adapted.get_delta_weight("default").to(weight.dtype)  # type: ignore[operator]
+            yield name.replace(".base_layer.", "."), weight
+
+    def serving_copy(self, sync: WeightSync) -> nn.Module:
+        """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""
+        model = copy.deepcopy(self.model)
+        if sync == "merged" and isinstance(model, PeftModel):
+            model = model.merge_and_unload()  # type: ignore[operator]
+        return model.requires_grad_(False).eval()
+
+    def save_base(self, folder: Path) -> None:
+        """The model without what was learned, for an engine to load."""
+        base = copy.deepcopy(self.model).unload() if isinstance(self.model, PeftModel) else self.base  # type: ignore[operator]
+        base.save_pretrained(str(folder))
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's format (or the whole model), ready for PEFT, transformers and vLLM."""
+        kept = {"selected_adapters": ["default"]} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(str(folder), **kept)
+
+    def restore(self, folder: Path) -> None:
+        """Takes back what `save` wrote."""
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+        else:
+            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.base.dtype)
+            self.model.load_state_dict(saved.state_dict())
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for, or the first there is of cuda, mps and cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load(config: TrainConfig, device: torch.device) -> PreTrainedModel:
+    """The base model: bfloat16 under an adapter on CUDA, float32 elsewhere and for full fine-tuning."""
+    half = config.dtype == "bfloat16" or (
+        config.dtype == "auto" and device.type == "cuda" and not config.full_finetuning
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        shipped_model(config.model_name_or_path),
+        dtype=torch.bfloat16 if half else torch.float32,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def with_adapter(
+    config: TrainConfig, model: PreTrainedModel | PeftModel, peft_config: LoraConfig | None
+) -> PreTrainedModel | PeftModel:
+    """The model with a new adapter, with the one named to go on from, or as it came; only adapters learn."""
+    if isinstance(model, PeftModel) or (config.full_finetuning and peft_config is None):
+        return model
+    if config.adapter_name_or_path:
+        return PeftModel.from_pretrained(model, config.adapter_name_or_path, is_trainable=True)
+    targets = config.lora if config.lora == "all-linear" else split_names(config.lora)
+    return get_peft_model(
+        model,
+        peft_config
+        or LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        ),
+    )  # type: ignore[return-value]
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Adapters that neither the chunked head nor the engine could serve are refused with the reason."""
+    if not isinstance(model, PeftModel):
+        return
+    lora = model.peft_config["default"]
+    if not isinstance(lora, LoraConfig):
+        raise UsageError(f"{lora.peft_type} adapters are not served by the engine; use LoRA")
+    if lora.modules_to_save:
+        raise UsageError(
+            f"modules_to_save={lora.modules_to_save} is not served by the engine; use lora: none to train whole layers"
+        )
+    if lora.use_dora:
+        raise UsageError("DoRA adapters are not served by the engine; use plain LoRA")
+    head = model.get_base_model().get_output_embeddings()  # type: ignore[operator]
+    if isinstance(head, LoraLayer) or any(isinstance(m, LoraEmbedding) for m in model.modules()):
+        raise UsageError("LoRA on embeddings or on the LM head is not supported; leave them out of target_modules")

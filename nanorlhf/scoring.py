@@ -1,0 +1,169 @@
+"""Completions to rewards: functions found by name, called with the dataset's columns, checked."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nanorlhf.errors import RewardError, UsageError, nearest
+from nanorlhf.types import Sample
+
+RewardFunction = Callable[..., Any]
+ALWAYS = {"prompts", "completions", "completion_ids"}  # what every reward function may ask for, beside the columns
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A reward function with its name and its weight in the sum."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+
+    def missing(self, columns: Iterable[str]) -> list[str]:
+        """Arguments it cannot do without that neither the trainer nor the dataset has."""
+        required = [
+            p.name
+            for p in inspect.signature(self.function).parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        return [name for name in required if name not in ALWAYS and name not in columns]
+
+
+def find_rewards(specs: Any, weights: Sequence[float] | None = None) -> list[Reward]:
+    """Rewards from functions, names, `path/to/file.py:function`, or a list of these."""
+    specs = list(specs) if isinstance(specs, list | tuple) else [specs]
+    if not specs:
+        raise UsageError(
+            f"no reward: name one in reward_funcs ({', '.join(known_rewards())}), or path/to/file.py:function"
+        )
+    if weights is not None and len(weights) != len(specs):
+        raise UsageError(f"reward_weights={list(weights)}: there are {len(specs)} rewards, and each takes one weight")
+    rewards = [
+        Reward(
+            getattr(spec, "__name__", type(spec).__name__) if callable(spec) else spec.split(":")[-1],
+            find(spec),
+            weight,
+        )
+        for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True)
+    ]
+    names = [r.name for r in rewards]
+    if len(set(names)) < len(names):
+        raise UsageError(f"reward_funcs={names}: each needs a name of its own, for the metrics")
+    return rewards
+
+
+def find(spec: str | RewardFunction) -> RewardFunction:
+    """A reward function by its name, or by the file that defines it."""
+    if callable(spec):
+        return spec
+    where, _, name = spec.rpartition(":")
+    if where.endswith(".py"):
+        module = load_file(Path(where))
+        if not hasattr(module, name):
+            raise UsageError(f"reward {spec!r}: {where} defines no {name!r}; {nearest(name, vars(module))}")
+        return getattr(module, name)
+    maker, _, argument = spec.partition(":")
+    if maker not in known_rewards():
+        raise UsageError(f"unknown reward {spec!r}: {nearest(maker, known_rewards())}")
+    found = getattr(importlib.import_module(f"nanorlhf.rewards.{maker}"), maker)
+    return found(argument) if argument else found
+
+
+def known_rewards() -> list[str]:
+    """The rewards that come with the package: one file each, named after its function."""
+    folder = importlib.import_module("nanorlhf.rewards").__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+
+
+def load_file(path: Path) -> ModuleType:
+    """A Python file as a module, whatever its folder."""
+    if not path.is_file():
+        raise UsageError(f"no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def score(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
+    """Fills each sample's rewards, and its total: None where no function could score it."""
+    if not samples:
+        return
+    arguments = reward_arguments(samples)
+    for reward in rewards:
+        for sample, value in zip(samples, call(reward, arguments, samples), strict=True):
+            sample.rewards[reward.name] = value
+    for sample in samples:
+        terms = [(r.weight, sample.rewards[r.name]) for r in rewards]
+        scored = [weight * value for weight, value in terms if value is not None]
+        sample.reward = sum(scored) if scored else None
+
+
+def reward_arguments(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """What reward functions receive: `prompts`, `completions`, `completion_ids` and every dataset column."""
+    arguments: dict[str, list[Any]] = {
+        name: [s.prompt.columns.get(name) for s in samples] for name in samples[0].prompt.columns
+    }
+    arguments["prompts"] = [s.prompt.text for s in samples]
+    arguments["completions"] = [as_completion(s) for s in samples]
+    arguments["completion_ids"] = [s.completion_ids for s in samples]
+    return arguments
+
+
+def as_completion(sample: Sample) -> Any:
+    """Text for a text prompt, an assistant's message for a conversation."""
+    return sample.text if isinstance(sample.prompt.text, str) else [{"role": "assistant", "content": sample.text}]
+
+
+def call(reward: Reward, arguments: dict[str, list[Any]], samples: Sequence[Sample]) -> list[float | None]:
+    """The function's scores, checked; whatever is wrong names the reward, a prompt and a completion."""
+    parameters = inspect.signature(reward.function).parameters.values()
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    wanted = {p.name for p in parameters}
+    try:
+        scores = reward.function(**{k: v for k, v in arguments.items() if takes_all or k in wanted})
+        if inspect.isawaitable(scores):
+            scores = asyncio.run(awaited(scores))
+        values = list(scores)
+    except Exception as error:
+        raise RewardError(said(reward, f"raised {type(error).__name__}: {error}", samples[0])) from error
+    if len(values) != len(samples):
+        raise RewardError(said(reward, f"returned {len(values)} scores for {len(samples)} completions", samples[0]))
+    return [checked(reward, value, sample) for value, sample in zip(values, samples, strict=True)]
+
+
+async def awaited(scores: Any) -> Any:
+    """An awaitable as the coroutine that asyncio.run wants."""
+    return await scores
+
+
+def checked(reward: Reward, value: Any, sample: Sample) -> float | None:
+    """A finite number, or None for "could not be scored"."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RewardError(said(reward, f"returned {value!r}, which is no number", sample)) from None
+    if not math.isfinite(number):
+        raise RewardError(said(reward, f"returned {number}; return None where a sample cannot be scored", sample))
+    return number
+
+
+def said(reward: Reward, what: str, sample: Sample) -> str:
+    """An error's text, with an example to try."""
+    return f"reward {reward.name!r} {what}\n  prompt: {sample.prompt.text!r}\n  completion: {sample.text!r}"

@@ -1,0 +1,261 @@
+"""From what the user asked for to a run: checks at the door, parts put together, steps until the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import transformers
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from nanorlhf import attention, checkpoint, data, rundir
+from nanorlhf.algorithm import Algorithm
+from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.console import Progress, draw_png, summary
+from nanorlhf.engines import build_engine, check_engine
+from nanorlhf.engines.base import Sampling
+from nanorlhf.errors import UsageError
+from nanorlhf.evaluate import evaluate
+from nanorlhf.loop import Loop
+from nanorlhf.policy import Policy
+from nanorlhf.scoring import find_rewards
+from nanorlhf.tracking import Tracker
+
+
+class Trainer:
+    """One run of one algorithm; every argument may come from `args` by name instead."""
+
+    algorithm_class: ClassVar[type[Algorithm]]
+    config_class: ClassVar[type[TrainConfig]]
+
+    def __init__(
+        self,
+        model: Any = None,
+        reward_funcs: Any = None,
+        args: TrainConfig | None = None,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+    ) -> None:
+        args = args or self.config_class()
+        if isinstance(model, str):
+            args = dataclasses.replace(args, model_name_or_path=model)
+            model = None
+        self.config = args
+        self.rewards = find_rewards(args.rewards if reward_funcs is None else reward_funcs, args.reward_weights)
+        check_engine(args)
+        check_model(args, model)
+        train, held_out = self.load_data(train_dataset, eval_dataset)
+        self.run = rundir.prepare(args, self.algorithm_class.name)
+        transformers.set_seed(args.seed)
+        self.tokenizer = processing_class or load_tokenizer(args, model)
+        self.prompts = data.Prompts(train, self.tokenizer, args)
+        self.held_out = (
+            data.Prompts(held_out, self.tokenizer, args).all[: args.eval_prompts] if held_out is not None else []
+        )
+        self.policy = Policy(args, model, peft_config)
+        attention.verify(self.policy.model)
+        self.algorithm = self.algorithm_class(args)
+        if "ref_logprobs" in self.algorithm.needs:
+            self.policy.keep_reference()
+        self.sampling = how_to_sample(args, self.policy, self.tokenizer)
+        self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
+        self.loop = Loop(args, self.algorithm, self.policy, self.engine, self.tokenizer, self.prompts, self.rewards)
+        self.done = 0
+        self.interrupted = False
+        if args.resume:
+            self.restore()
+        self.version_done = self.policy.version
+        self.history = rundir.read_metrics(self.run, self.done)
+        self.engine.update(self.policy)
+
+    def load_data(
+        self, train: datasets.Dataset | None, held_out: datasets.Dataset | None
+    ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+        """The datasets given or named, with every column that the rewards cannot do without."""
+        config = self.config
+        if train is None:
+            if not config.dataset_name:
+                raise UsageError("no dataset: say dataset_name (arithmetic, a file, a folder or a hub name)")
+            train = data.load(config.dataset_name, config.dataset_config, config.dataset_train_split)
+            if held_out is None and config.dataset_test_split:
+                held_out = data.load(config.dataset_name, config.dataset_config, config.dataset_test_split)
+        for dataset in [train] if held_out is None else [train, held_out]:
+            data.require_column(dataset, config.prompt_column, "prompt_column")
+            for reward in self.rewards:
+                for column in reward.missing(dataset.column_names):
+                    data.require_column(dataset, column, f"reward {reward.name!r}")
+        return train, held_out
+
+    def train(self) -> list[dict[str, Any]]:
+        """Trains to the last step and returns each step's metrics; Ctrl-C ends it after the step, with a checkpoint."""
+        try:
+            for _ in self.steps():
+                pass
+        finally:
+            self.engine.close()
+        print(summary(self.history, self.run))
+        if self.interrupted:
+            print(f"stopped after step {self.done}; go on with --resume {self.run}")
+        return self.history
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Trains step by step; stop whenever you like, what is done is saved."""
+        tracker = Tracker(self.run, self.config, self.algorithm.name, self.done)
+        self.introduce()
+        progress = Progress(self.config.max_steps, self.done)
+        try:
+            with self.finishing_on_ctrl_c(progress):
+                if self.done == 0:
+                    self.record(tracker, {"step": 0} | self.evaluated())
+                while self.done < self.config.max_steps and not self.interrupted:
+                    yield self.one_step(tracker, progress)
+        finally:
+            progress.close()
+            tracker.close()
+            whole = self.policy.version == self.version_done  # not cut off in the middle of an update
+            if whole and checkpoint.step_of(checkpoint.latest(self.run)) < self.done:
+                self.save()
+
+    def one_step(self, tracker: Tracker, progress: Progress) -> dict[str, Any]:
+        """A step, with its evaluation, log and checkpoint."""
+        step = self.loop.step(self.done + 1, progress.writing)
+        self.done += 1
+        self.version_done = self.policy.version
+        last = self.done == self.config.max_steps
+        if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
+            step.metrics |= self.evaluated()
+        self.record(tracker, step.metrics)
+        ends = step.rollout.lengths.cumsum(0) - 1
+        tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
+        for line in step.warnings + self.advice(step.metrics):
+            progress.say(f"step {self.done}: {line}")
+        progress.step(step.metrics)
+        if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
+            self.save()
+        return step.metrics
+
+    def record(self, tracker: Tracker, metrics: dict[str, Any]) -> None:
+        """Puts metrics into the history and wherever they are tracked."""
+        self.history.append(metrics)
+        tracker.log(metrics["step"], metrics)
+
+    def evaluated(self) -> dict[str, float]:
+        """Held-out rewards, where there is a held-out set."""
+        if not self.held_out:
+            return {}
+        start = time.perf_counter()
+        metrics, _ = evaluate(self.engine, self.tokenizer, self.held_out, self.rewards, self.config.seed)
+        return metrics | {"time/eval": time.perf_counter() - start}
+
+    def introduce(self) -> None:
+        """What is about to happen, in a few lines, the first prompt as the model sees it among them."""
+        config, first = self.config, self.prompts.batch(0, 1)[0]
+        samples = config.prompts_per_step * self.algorithm.plan().samples
+        print(f"run directory {self.run}; device {self.policy.device}, engine {type(self.engine).__name__}")
+        print(self.policy.coverage)
+        print(
+            f"{len(self.prompts.all):,} prompts ({self.prompts.dropped} dropped as longer than {config.max_prompt_length} tokens), "
+            f"{len(self.held_out)} held out; {samples} completions a step from {config.prompts_per_step} prompts"
+        )
+        print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)
+
+    def advice(self, metrics: dict[str, Any]) -> list[str]:
+        """What a user should know about a step that cannot go well."""
+        lines = []
+        if metrics["completion/truncated_fraction"] > 0.9:
+            lines.append(
+                f"{metrics['completion/truncated_fraction']:.0%} of completions hit max_completion_length={self.config.max_completion_length} "
+                f"without an end token ({self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids))})"
+            )
+        if metrics["groups/no_spread_fraction"] == 1:
+            lines.append("no group has two different rewards, so nothing can be learned from this step")
+        return lines
+
+    @contextmanager
+    def finishing_on_ctrl_c(self, progress: Progress) -> Iterator[None]:
+        """The first Ctrl-C lets the step finish, the second ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(*_: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            progress.say("stopping after this step; Ctrl-C again ends it at once")
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def save(self) -> None:
+        """A checkpoint, and the learning curve so far."""
+
+        def write(folder: Path) -> None:
+            self.policy.save(folder)
+            self.tokenizer.save_pretrained(folder)
+
+        checkpoint.save(self.run, self.done, write, self.loop.state_dict(), self.config.save_total_limit)
+        draw_png(self.history, self.run / "learning_curve.png", self.run.name)
+
+    def restore(self) -> None:
+        """Goes back to where the run's last checkpoint left it."""
+        folder = checkpoint.latest(self.run)
+        if folder is None:
+            return
+        self.policy.restore(folder)
+        state = checkpoint.load_state(folder)
+        self.loop.load_state_dict(state)
+        self.done = state["step"]
+
+
+def check_model(config: TrainConfig, model: Any) -> None:
+    """Refuses a model that cannot be found, or whose context is too short, before its weights are loaded."""
+    if model is None:
+        if not config.model_name_or_path:
+            raise UsageError("no model: say model_name_or_path (a Hugging Face name, a folder, or nanorlhf:adder)")
+        try:
+            about = AutoConfig.from_pretrained(
+                shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {first}") from None
+    else:
+        about = model.config
+    context = getattr(about.get_text_config(), "max_position_embeddings", None)
+    wanted = config.max_prompt_length + config.max_completion_length
+    if context and wanted > context:
+        raise UsageError(
+            f"max_prompt_length={config.max_prompt_length} and max_completion_length={config.max_completion_length} "
+            f"make {wanted} tokens, and the model takes {context}; shorten one"
+        )
+
+
+def load_tokenizer(config: TrainConfig, model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model."""
+    name = shipped_model(config.model_name_or_path) if model is None else model.config._name_or_path
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+
+
+def how_to_sample(config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """How completions are sampled, and what ends them: every end token that the model's generation config names."""
+    named = getattr(policy.base, "generation_config", None) or GenerationConfig()
+    ends = named.eos_token_id if isinstance(named.eos_token_id, list) else [named.eos_token_id]
+    stop_ids = {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
+    if not stop_ids and not config.stop_strings:
+        raise UsageError(
+            "neither the model nor its tokenizer names an end token, so no completion could end; give a stop string"
+        )
+    return Sampling(config.temperature, config.max_completion_length, tuple(sorted(stop_ids)), config.stop_strings)

@@ -1,0 +1,1 @@
+"""Rewards by name: one file each, whose function has the file's name."""
