@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nanorlhf.grpo.config import GRPOConfig
+
 if TYPE_CHECKING:
     from nanorlhf.grpo.algorithm import GRPO, GRPOTrainer
-    from nanorlhf.grpo.config import GRPOConfig
 
 __all__ = ["GRPO", "GRPOConfig", "GRPOTrainer"]
 

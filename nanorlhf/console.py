@@ -93,7 +93,7 @@ def summary(history: list[dict[str, Any]], run: Path) -> str:
         plotext.plot(*curve(history, "reward/mean"), label="reward")
         if len(evaluations) > 1:
             plotext.plot(*curve(history, "eval/reward"), label="held-out")
-        lines.append(plotext.build())
+        lines.append(plotext.build() if sys.stdout.isatty() else plotext.uncolorize(plotext.build()))
     if len(evaluations) > 1:
         lines.append(f"held-out reward {number(evaluations[0])} -> {number(evaluations[-1])}")
     if steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -72,6 +73,10 @@ class Prompts:
     def batch(self, step: int, size: int) -> list[Prompt]:
         """The prompts of step `step`, counted from 0: consecutive places in an endless row of shuffled epochs."""
         return [self.at(place) for place in range(step * size, (step + 1) * size)]
+
+    def held_out(self, size: int) -> list[Prompt]:
+        """A fixed random sample, the same for every run, so that runs can be compared."""
+        return random.Random(0).sample(self.all, min(size, len(self.all)))
 
     def at(self, place: int) -> Prompt:
         """The prompt at a place in that row."""

@@ -48,18 +48,20 @@ def find_rewards(specs: Any, weights: Sequence[float] | None = None) -> list[Rew
         )
     if weights is not None and len(weights) != len(specs):
         raise UsageError(f"reward_weights={list(weights)}: there are {len(specs)} rewards, and each takes one weight")
-    rewards = [
-        Reward(
-            getattr(spec, "__name__", type(spec).__name__) if callable(spec) else spec.split(":")[-1],
-            find(spec),
-            weight,
-        )
-        for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True)
-    ]
+    weights = [1.0] * len(specs) if weights is None else weights
+    rewards = [Reward(name_of(spec), find(spec), weight) for spec, weight in zip(specs, weights, strict=True)]
     names = [r.name for r in rewards]
     if len(set(names)) < len(names):
         raise UsageError(f"reward_funcs={names}: each needs a name of its own, for the metrics")
     return rewards
+
+
+def name_of(spec: str | RewardFunction) -> str:
+    """What the metrics call a reward."""
+    if callable(spec):
+        return getattr(spec, "__name__", type(spec).__name__)
+    where, _, name = spec.rpartition(":")
+    return name if where.endswith(".py") else spec.partition(":")[0]
 
 
 def find(spec: str | RewardFunction) -> RewardFunction:
@@ -103,9 +105,8 @@ def score(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
     """Fills each sample's rewards, and its total: None where no function could score it."""
     if not samples:
         return
-    arguments = reward_arguments(samples)
     for reward in rewards:
-        for sample, value in zip(samples, call(reward, arguments, samples), strict=True):
+        for sample, value in zip(samples, call(reward, samples), strict=True):
             sample.rewards[reward.name] = value
     for sample in samples:
         terms = [(r.weight, sample.rewards[r.name]) for r in rewards]
@@ -129,21 +130,34 @@ def as_completion(sample: Sample) -> Any:
     return sample.text if isinstance(sample.prompt.text, str) else [{"role": "assistant", "content": sample.text}]
 
 
-def call(reward: Reward, arguments: dict[str, list[Any]], samples: Sequence[Sample]) -> list[float | None]:
+def call(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
     """The function's scores, checked; whatever is wrong names the reward, a prompt and a completion."""
-    parameters = inspect.signature(reward.function).parameters.values()
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    wanted = {p.name for p in parameters}
     try:
-        scores = reward.function(**{k: v for k, v in arguments.items() if takes_all or k in wanted})
-        if inspect.isawaitable(scores):
-            scores = asyncio.run(awaited(scores))
-        values = list(scores)
+        values = list(run(reward, samples))
     except Exception as error:
-        raise RewardError(said(reward, f"raised {type(error).__name__}: {error}", samples[0])) from error
+        culprit = next((s for s in samples if raises(reward, s)), samples[0])
+        raise RewardError(said(reward, f"raised {type(error).__name__}: {error}", culprit)) from error
     if len(values) != len(samples):
         raise RewardError(said(reward, f"returned {len(values)} scores for {len(samples)} completions", samples[0]))
     return [checked(reward, value, sample) for value, sample in zip(values, samples, strict=True)]
+
+
+def run(reward: Reward, samples: Sequence[Sample]) -> Any:
+    """Calls the function, plain or async, with those arguments that it takes."""
+    parameters = inspect.signature(reward.function).parameters.values()
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    wanted = {p.name for p in parameters}
+    scores = reward.function(**{k: v for k, v in reward_arguments(samples).items() if takes_all or k in wanted})
+    return asyncio.run(awaited(scores)) if inspect.isawaitable(scores) else scores
+
+
+def raises(reward: Reward, sample: Sample) -> bool:
+    """Whether this sample alone makes the function raise."""
+    try:
+        list(run(reward, [sample]))
+    except Exception:
+        return True
+    return False
 
 
 async def awaited(scores: Any) -> Any:

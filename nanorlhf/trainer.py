@@ -19,7 +19,7 @@ from nanorlhf import attention, checkpoint, data, rundir
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config import TrainConfig, shipped_model
 from nanorlhf.console import Progress, draw_png, summary
-from nanorlhf.engines import build_engine, check_engine
+from nanorlhf.engines.build import build_engine, check_engine
 from nanorlhf.engines.base import Sampling
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
@@ -56,11 +56,10 @@ class Trainer:
         train, held_out = self.load_data(train_dataset, eval_dataset)
         self.run = rundir.prepare(args, self.algorithm_class.name)
         transformers.set_seed(args.seed)
+        transformers.utils.logging.disable_progress_bar()
         self.tokenizer = processing_class or load_tokenizer(args, model)
         self.prompts = data.Prompts(train, self.tokenizer, args)
-        self.held_out = (
-            data.Prompts(held_out, self.tokenizer, args).all[: args.eval_prompts] if held_out is not None else []
-        )
+        self.held_out = [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
         self.policy = Policy(args, model, peft_config)
         attention.verify(self.policy.model)
         self.algorithm = self.algorithm_class(args)

@@ -1,0 +1,72 @@
+"""Who writes completions: vLLM where it is installed, transformers elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.engines.base import Engine, Sampling, WeightSync
+from nanorlhf.errors import UsageError
+from nanorlhf.policy import Policy
+
+
+def engine_name(config: TrainConfig) -> str:
+    """The engine that this configuration means on this machine."""
+    if config.engine != "auto":
+        return config.engine
+    return "vllm" if importlib.util.find_spec("vllm") else "hf"
+
+
+def check_engine(config: TrainConfig) -> None:
+    """Refuses vLLM where it is not there, or in a version that is not known to work."""
+    if engine_name(config) != "vllm":
+        return
+    if not importlib.util.find_spec("vllm"):
+        raise UsageError(
+            "engine='vllm': vLLM is not installed; pip install 'nanorlhf-vllm[gpu]' (or [cpu]), or use engine hf"
+        )
+    from nanorlhf.engines.vllm import check_version
+
+    check_version()
+
+
+def sync_way(config: TrainConfig, policy: Policy) -> WeightSync:
+    """The adapter itself for 16-bit weights, where merging would round small updates away; else merged weights."""
+    if config.weight_sync != "auto":
+        return config.weight_sync
+    return "lora" if policy.has_adapter and policy.compute_dtype != torch.float32 else "merged"
+
+
+def build_engine(
+    config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, base_folder: Path
+) -> Engine:
+    """The engine, started; a model that came as an object is written to `base_folder` for vLLM to load."""
+    sync = sync_way(config, policy)
+    if engine_name(config) == "hf":
+        from nanorlhf.engines.hf import HFEngine
+
+        return HFEngine(policy, tokenizer, sampling, sync)
+    from nanorlhf.engines.vllm import VLLMEngine
+
+    name = shipped_model(config.model_name_or_path)
+    if policy.came_as_object:
+        policy.save_base(base_folder)
+        tokenizer.save_pretrained(base_folder)
+        name = str(base_folder)
+    return VLLMEngine(
+        name,
+        sampling,
+        sync=sync,
+        dtype=str(policy.compute_dtype).removeprefix("torch."),
+        max_model_len=config.max_prompt_length + config.max_completion_length,
+        lora_rank=policy.lora_rank,
+        seed=config.seed,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        sleep=config.engine_sleep,
+        verbose=config.engine_logs,
+        trust_remote_code=config.trust_remote_code,
+    )

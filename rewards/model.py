@@ -1,0 +1,55 @@
+"""`model:NAME`: the score of a Hugging Face sequence classifier with one output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+TOKENS = 16384  # that the classifier reads at once
+
+
+def model(name: str) -> Callable[..., list[float]]:
+    """A reward function around the classifier `name`, loaded at its first call."""
+    loaded: list[Any] = []
+
+    def model(prompts: list[Any], completions: list[Any]) -> list[float]:
+        if not loaded:
+            loaded.extend(load(name))
+        return classify(*loaded, prompts, completions)
+
+    return model
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """The classifier, on the GPU where there is one, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    classifier = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
+    return classifier.to("cuda" if torch.cuda.is_available() else "cpu").eval(), AutoTokenizer.from_pretrained(name)
+
+
+def classify(classifier: Any, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> list[float]:
+    """Scores in the order given; read in batches of similar length."""
+    import torch
+
+    encoded = [encode(tokenizer, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    scores = [0.0] * len(encoded)
+    while order:
+        size = max(1, TOKENS // len(encoded[order[-1]]["input_ids"]))
+        batch, order = order[-size:], order[:-size]
+        padded = tokenizer.pad([encoded[i] for i in batch], return_tensors="pt").to(classifier.device)
+        with torch.no_grad():
+            for i, score in zip(batch, classifier(**padded).logits[:, 0].float().tolist(), strict=True):
+                scores[i] = score
+    return scores
+
+
+def encode(tokenizer: Any, prompt: Any, completion: Any) -> Any:
+    """A conversation by the classifier's own chat template, else question and answer as a pair."""
+    if not isinstance(prompt, str) and tokenizer.chat_template:
+        return tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)
+    question = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    answer = completion if isinstance(completion, str) else completion[-1]["content"]
+    return tokenizer(question, answer, truncation=True)

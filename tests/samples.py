@@ -1,0 +1,28 @@
+"""Samples and rollouts made up for tests."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from nanorlhf.types import Prompt, Rollout, Sample
+
+
+def sample(prompt: int = 4, completion: int = 6, vocabulary: int = 64, seed: int = 0, own: list[bool] | None = None) -> Sample:
+    """Random tokens of the given lengths."""
+    draw = random.Random(f"{prompt}/{completion}/{seed}")
+    ids = [draw.randrange(vocabulary) for _ in range(prompt + completion)]
+    trained = completion if own is None else sum(own)
+    logprobs = [-draw.random() for _ in range(trained)]
+    return Sample(Prompt(seed, ids[:prompt], "p", {}), ids[prompt:], logprobs, True, "c", own=own, reward=draw.random())
+
+
+def rollout(samples: list[Sample], group_size: int = 1) -> Rollout:
+    """A rollout of these samples, in groups of `group_size`."""
+    return Rollout(
+        samples=samples,
+        group=torch.arange(len(samples)) // group_size,
+        rewards=torch.tensor([float("nan") if s.reward is None else s.reward for s in samples]),
+        columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
+    )

@@ -1,0 +1,71 @@
+"""Advantages against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanorlhf.advantages import group_standardise, has_spread
+
+NAN = math.nan
+ONE_GROUP = torch.zeros(4, dtype=torch.long)
+
+
+def close(got: torch.Tensor, want: list[float], tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(got, torch.tensor(want), atol=tolerance, rtol=0)
+
+
+def test_group_mean_without_std() -> None:
+    close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP, "none"), [0.75, -0.25, -0.25, -0.25])
+
+
+def test_unbiased_std() -> None:
+    # mean 1/4, squared deviations 9/16 + 3/16 = 3/4, over ddof 1: std = sqrt(1/4) = 1/2
+    close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP, eps=0), [1.5, -0.5, -0.5, -0.5])
+    close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [0.75 / 0.5001, *[-0.25 / 0.5001] * 3])
+
+
+def test_batch_std_scales_all_groups_alike() -> None:
+    rewards, group = torch.tensor([1.0, 3, 0, 4]), torch.tensor([0, 0, 1, 1])
+    # mean 2, squared deviations 1 + 1 + 4 + 4 = 10, std = sqrt(10/3)
+    std = math.sqrt(10 / 3)
+    close(group_standardise(rewards, group, "batch", eps=0), [-1 / std, 1 / std, -2 / std, 2 / std])
+
+
+def test_group_without_spread_is_exactly_zero() -> None:
+    rewards = torch.full((4,), 0.1)  # 0.1 is not a binary fraction: a mean in float32 would leave a residue
+    assert group_standardise(rewards, ONE_GROUP).eq(0).all()
+    assert not has_spread(rewards, ONE_GROUP).any()
+
+
+def test_unscored_samples_enter_no_mean() -> None:
+    rewards = torch.tensor([1.0, NAN, 3.0, NAN])
+    close(group_standardise(rewards, ONE_GROUP, "none"), [-1.0, 0.0, 1.0, 0.0])
+    alone = torch.tensor([1.0, NAN, NAN, NAN])
+    assert group_standardise(alone, ONE_GROUP).eq(0).all()
+    assert not has_spread(alone, ONE_GROUP).any()
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@given(rewards=st.lists(st.integers(-8, 8), min_size=6, max_size=6), shift=st.integers(-100, 100))
+def test_a_constant_added_changes_nothing(scale: str, rewards: list[int], shift: int) -> None:
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
+    base = torch.tensor(rewards, dtype=torch.float32)
+    torch.testing.assert_close(
+        group_standardise(base, group, "none"), group_standardise(base + shift, group, "none"), atol=1e-5, rtol=0
+    )
+    if scale == "group":
+        torch.testing.assert_close(
+            group_standardise(base, group), group_standardise(base + shift, group), atol=1e-4, rtol=0
+        )
+
+
+@given(rewards=st.lists(st.sampled_from([0.0, 0.5, 1.0, NAN]), min_size=8, max_size=8), order=st.permutations(range(8)))
+def test_order_of_samples_does_not_matter(rewards: list[float], order: list[int]) -> None:
+    values, group, index = torch.tensor(rewards), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), torch.tensor(order)
+    straight = group_standardise(values, group)[index]
+    torch.testing.assert_close(group_standardise(values[index], group[index]), straight, atol=1e-6, rtol=0)

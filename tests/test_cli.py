@@ -1,0 +1,122 @@
+"""The command line: layers, other trainers' names, and mistakes answered at the door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nanorlhf.aliases import ALIASES, Became
+from nanorlhf.cli import parse
+from nanorlhf.config import TrainConfig
+from nanorlhf.errors import UsageError
+from nanorlhf.grpo import GRPOConfig
+from nanorlhf.grpo.__main__ import main
+from nanorlhf.policy import Policy
+
+RECIPES = Path(__file__).parents[1] / "grpo" / "recipes"
+
+
+def options(*argv: str) -> GRPOConfig:
+    return parse(GRPOConfig, "grpo", RECIPES, list(argv))[1]
+
+
+def test_command_line_lies_over_recipes_in_order(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("learning_rate: 3e-4\nnum_generations: 4\n")
+    config = options("--recipe", f"tiny,{mine}", "--num_generations", "16")
+    assert (config.learning_rate, config.num_generations, config.prompts_per_step) == (3e-4, 16, 32)
+
+
+def test_print_config_is_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--recipe", "tiny", "--kl_coef", "0.5", "--print_config"]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert options("--recipe", str(printed)) == options("--recipe", "tiny", "--kl_coef", "0.5")
+
+
+def test_other_trainers_names(capsys: pytest.CaptureFixture[str]) -> None:
+    config = options("--recipe", "tiny", "--beta", "0.04", "--max_new_tokens", "9", "--total_episodes", "2560")
+    assert (config.kl_coef, config.max_completion_length, config.max_steps) == (0.04, 9, 10)
+    assert "beta is kl_coef here: 0.04" in capsys.readouterr().out
+    assert GRPOConfig(group_size=4, loss_type="dr_grpo", reward_model_path="x/y").rewards == ["model:x/y"]  # type: ignore[call-arg]
+    assert GRPOConfig(loss_type="dr_grpo").norm == "constant"  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="both are given"):
+        GRPOConfig(beta=0.1, kl_coef=0.1)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="token_budget"):
+        GRPOConfig(gradient_accumulation_steps=4)  # type: ignore[call-arg]
+
+
+def test_every_alias_leads_to_an_option() -> None:
+    names = TrainConfig().to_dict()
+    assert not [a for a, b in ALIASES.items() if isinstance(b, Became) and b.name not in names]
+    assert not set(ALIASES) & set(names)
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert not [name for name in GRPOConfig().to_dict() if f"--{name}" not in text]
+    assert "--beta" not in text
+
+
+WRONG = {
+    "unknown option": (["--learning_rat", "1"], "unknown option 'learning_rat': did you mean 'learning_rate'?"),
+    "unknown recipe": (["--recipe", "tinny"], "did you mean 'tiny'?"),
+    "unknown reward": (["--reward_funcs", "exact_anser"], "did you mean 'exact_answer'?"),
+    "negative learning rate": (["--learning_rate", "-1"], "above 0"),
+    "one generation": (["--num_generations", "1"], "at least 2"),
+    "unwritable directory": (["--output_dir", f"{__file__}/run"], "cannot be written"),
+    "context": (["--max_completion_length", "100000"], "the model takes"),
+    "top-p": (["--top_p", "0.9"], "only 1"),
+    "wrong type": (["--num_generations", "many"], "many"),
+    "wrong choice": (["--norm", "tokens"], "sequence"),
+    "unknown tracker": (["--report_to", "wandbb"], "did you mean 'wandb'?"),
+    "no such model": (["--model_name_or_path", "./nowhere"], "nowhere"),
+    "no such shipped model": (["--model_name_or_path", "nanorlhf:addder"], "did you mean 'adder'?"),
+    "no such file": (["--dataset_name", "nowhere.jsonl"], "no such file"),
+    "unknown split": (["--dataset_test_split", "tset"], "tset"),
+    "nothing to resume": (["--resume", "nowhere"], "no run to continue"),
+    "too many updates": (["--updates_per_step", "33"], "at most prompts_per_step=32"),
+    "weights without rewards": (["--reward_weights", "[1,2]"], "one weight"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gets_one_line_before_a_model_loads(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def loads(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr(Policy, "__init__", loads)
+    monkeypatch.chdir(tmp_path)
+    argv, said = WRONG[case]
+    assert main([*([] if "--recipe" in argv else ["--recipe", "tiny"]), *argv]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_missing_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "1+1=", "answr": "2"}) + "\n")
+    argv = ["--recipe", "tiny", "--dataset_name", str(rows), "--dataset_test_split", "null", "--output_dir", str(tmp_path / "r")]
+    assert main(argv) == 2
+    assert "needs the column 'answer'" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_never_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main(["--recipe", "tiny", "--output_dir", str(tmp_path)]) == 2
+    assert main(["--recipe", "tiny", "--output_dir", str(tmp_path), "--overwrite_output_dir"]) == 2
+    assert "no run of ours" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({}))
+    assert main(["--recipe", "tiny", "--output_dir", str(tmp_path)]) == 2
+    assert "--overwrite_output_dir" in capsys.readouterr().err
