@@ -77,7 +77,11 @@ def saved_config(run: str) -> Path:
 def build_parser(config_class: type[TrainConfig], name: str, recipes: Path) -> ArgumentParser:
     """Every field of the dataclass as an option, in its group; other trainers' names are taken too, unlisted."""
     parser = ArgumentParser(
-        prog=f"nanorlhf {name}", description=config_class.__doc__, exit_on_error=False, allow_abbrev=False, print_config=None
+        prog=f"nanorlhf {name}",
+        description=config_class.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
     )
     listed = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
     parser.add_argument("--recipe", type=str, help=f"Where to start: {listed}, or a YAML file; several with commas.")

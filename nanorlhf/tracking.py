@@ -33,7 +33,7 @@ class Tracker:
         self.metrics.write(json.dumps(clean) + "\n")
         self.metrics.flush()
         for tracker in self.trackers:
-            tracker.log({k: v for k, v in clean.items() if v is not None}, step=step)
+            tracker.log({k: v for k, v in clean.items() if v is not None and k != "step"}, step=step)
 
     def log_samples(self, step: int, samples: Sequence[Sample], advantages: Sequence[float]) -> None:
         """Every sample of a step."""
@@ -83,8 +83,10 @@ def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
     """Trackers of accelerate's, each going on with the run that this directory belongs to."""
     if not config.trackers:
         return []
+    from accelerate import PartialState
     from accelerate import tracking as trackers
 
+    PartialState()
     identity = run / "trackers.json"
     if not identity.exists():
         identity.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}))
@@ -114,4 +116,4 @@ def wandb_account() -> bool:
     """Whether wandb could upload; without an account its runs stay on disk, to be synced later."""
     import wandb
 
-    return bool(os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return bool(os.environ.get("WANDB_MODE") or wandb.login(prompt=False))

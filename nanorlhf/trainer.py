@@ -59,7 +59,9 @@ class Trainer:
         transformers.utils.logging.disable_progress_bar()
         self.tokenizer = processing_class or load_tokenizer(args, model)
         self.prompts = data.Prompts(train, self.tokenizer, args)
-        self.held_out = [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
+        self.held_out = (
+            [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
+        )
         self.policy = Policy(args, model, peft_config)
         attention.verify(self.policy.model)
         self.algorithm = self.algorithm_class(args)

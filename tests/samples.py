@@ -9,7 +9,9 @@ import torch
 from nanorlhf.types import Prompt, Rollout, Sample
 
 
-def sample(prompt: int = 4, completion: int = 6, vocabulary: int = 64, seed: int = 0, own: list[bool] | None = None) -> Sample:
+def sample(
+    prompt: int = 4, completion: int = 6, vocabulary: int = 64, seed: int = 0, own: list[bool] | None = None
+) -> Sample:
     """Random tokens of the given lengths."""
     draw = random.Random(f"{prompt}/{completion}/{seed}")
     ids = [draw.randrange(vocabulary) for _ in range(prompt + completion)]

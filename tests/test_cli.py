@@ -105,7 +105,16 @@ def test_wrong_input_gets_one_line_before_a_model_loads(
 def test_missing_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "1+1=", "answr": "2"}) + "\n")
-    argv = ["--recipe", "tiny", "--dataset_name", str(rows), "--dataset_test_split", "null", "--output_dir", str(tmp_path / "r")]
+    argv = [
+        "--recipe",
+        "tiny",
+        "--dataset_name",
+        str(rows),
+        "--dataset_test_split",
+        "null",
+        "--output_dir",
+        str(tmp_path / "r"),
+    ]
     assert main(argv) == 2
     assert "needs the column 'answer'" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()

@@ -14,11 +14,21 @@ from nanorlhf.types import Prompt, Sample
 
 def samples(*texts: str, conversational: bool = False) -> list[Sample]:
     prompt: Any = [{"role": "user", "content": "1+1="}] if conversational else "1+1="
-    return [Sample(Prompt(i, [1], prompt, {"answer": "2", "level": i}), [5, 6], [0.0, 0.0], True, t) for i, t in enumerate(texts)]
+    return [
+        Sample(Prompt(i, [1], prompt, {"answer": "2", "level": i}), [5, 6], [0.0, 0.0], True, t)
+        for i, t in enumerate(texts)
+    ]
 
 
 def test_exact_answer() -> None:
-    texts = ["<answer>2</answer>", "<answer> 2 </answer>", "2", "<answer>3</answer>", "<answer>2</answer><answer>3</answer>", "<answer>2"]
+    texts = [
+        "<answer>2</answer>",
+        "<answer> 2 </answer>",
+        "2",
+        "<answer>3</answer>",
+        "<answer>2</answer><answer>3</answer>",
+        "<answer>2",
+    ]
     batch = samples(*texts)
     score(find_rewards("exact_answer"), batch)
     assert [s.reward for s in batch] == [1, 1, 0, 0, 0, 0]

@@ -1,0 +1,99 @@
+"""The transformers engine: what it samples, what it says of it, and how it is refreshed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.engines.base import Request, Sampling
+from nanorlhf.engines.hf import HFEngine, pick
+from nanorlhf.policy import Policy
+
+TOKENIZER = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
+END = TOKENIZER.eos_token_id
+HOT = Sampling(temperature=1.3, max_new_tokens=12, stop_token_ids=(END,))
+
+
+def prompts(*texts: str) -> list[list[int]]:
+    return [
+        TOKENIZER.apply_chat_template([{"role": "user", "content": t}], add_generation_prompt=True, return_dict=False)
+        for t in texts
+    ]
+
+
+def requests(count: int = 12) -> list[Request]:
+    ids = prompts("12+34=", "99+99=", "1+")
+    return [Request(i, ids[i % 3]) for i in range(count)]
+
+
+def perturb(policy: Policy, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in policy.trainable.values():
+        p.data += 0.02 * torch.randn(p.shape, generator=generator)
+    policy.version += 1
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    torch.manual_seed(0)
+    return Policy(TrainConfig(model_name_or_path="nanorlhf:adder", device="cpu"))
+
+
+@pytest.mark.parametrize("sync", ["lora", "merged"])
+def test_logprobs_are_those_of_the_distribution_sampled(policy: Policy, sync: str) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, sync)  # type: ignore[arg-type]
+    for round in range(3):
+        perturb(policy, round)
+        before = [c.logprobs for c in engine.generate(requests(), seed=5)]
+        engine.update(policy)
+        done = list(engine.generate(requests(), seed=5))
+        assert engine.version == policy.version
+        assert [c.logprobs for c in done] != before
+        for c in done:
+            prompt = requests()[c.id].prompt_ids
+            logits = policy.serving_copy("merged")(torch.tensor([prompt + c.token_ids])).logits[0].float() / 1.3
+            said = torch.log_softmax(logits[len(prompt) - 1 : -1], -1).gather(-1, torch.tensor(c.token_ids)[:, None])[
+                :, 0
+            ]
+            torch.testing.assert_close(torch.tensor(c.logprobs), said, atol=1e-4, rtol=0)
+
+
+def test_same_seed_same_tokens_and_the_trainers_random_state_is_untouched(policy: Policy) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, "merged")
+    state = torch.get_rng_state()
+    runs = [sorted((c.id, tuple(c.token_ids)) for c in engine.generate(requests(), seed)) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_ends_and_limits(policy: Policy) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, "merged")
+    done = list(engine.generate(requests(60), seed=0))
+    assert sorted(c.id for c in done) == list(range(60))
+    for c in done:
+        assert len(c.token_ids) == len(c.logprobs) <= 12
+        assert c.stopped == (c.token_ids[-1] == END)
+        assert END not in c.token_ids[:-1]
+    assert len({len(c.token_ids) for c in done}) > 1
+    assert [len(c.token_ids) for c in done] == sorted(len(c.token_ids) for c in done)  # as they finish
+
+
+def test_stop_strings_and_greedy(policy: Policy) -> None:
+    engine = HFEngine(policy, TOKENIZER, Sampling(1.0, 12, (END,), stop=("</answer>",)), "merged")
+    tagged = [c for c in engine.generate(requests(60), seed=0) if "</answer>" in TOKENIZER.decode(c.token_ids)]
+    assert tagged
+    for c in tagged:
+        assert TOKENIZER.decode(c.token_ids).endswith("</answer>")
+        assert c.stopped
+    greedy = [Request(i, prompts("12+34=")[0], greedy=True) for i in range(3)]
+    assert len({tuple(c.token_ids) for seed in (0, 1) for c in engine.generate(greedy, seed)}) == 1
+
+
+def test_pick_samples_the_distribution() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(40_000, 3)
+    tokens, logprobs = pick(logits, 0.5, torch.zeros(40_000, dtype=torch.bool), torch.Generator().manual_seed(0))
+    expected = torch.softmax(torch.tensor([2.0, 0.0, -2.0]), 0)
+    torch.testing.assert_close(torch.bincount(tokens, minlength=3) / 40_000, expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(logprobs, expected.log()[tokens])

@@ -1,0 +1,139 @@
+"""The update: any micro-batches, any order, the same gradient; and what a step says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanorlhf.engines.hf import HFEngine
+from nanorlhf.grpo import GRPO, GRPOConfig
+from nanorlhf.loop import Loop, parts
+from nanorlhf.metrics import Averages
+from nanorlhf.packing import pack, token_weights
+from nanorlhf.policy import Policy
+from nanorlhf.types import Rollout
+from tests.samples import rollout, sample
+
+
+def made_up(**options: Any) -> tuple[Loop, Rollout]:
+    config = GRPOConfig(
+        model_name_or_path="nanorlhf:adder", device="cpu", num_generations=4, prompts_per_step=4, **options
+    )
+    torch.manual_seed(0)
+    policy = Policy(config)
+    for p in policy.trainable.values():
+        p.data += 0.02 * torch.randn(p.shape)
+    loop = Loop(config, GRPO(config), policy, engine=None, tokenizer=None, prompts=None, rewards=[])  # type: ignore[arg-type]
+    step = rollout([sample(3 + i % 4, 4 + 3 * i, seed=i) for i in range(16)], group_size=4)
+    return loop, step
+
+
+def gradient(loop: Loop, step: Rollout, token_budget: int, one_per_row: bool = False, reverse: bool = False) -> Tensor:
+    loop.token_budget = token_budget
+    keep = torch.ones(len(step.samples), dtype=torch.bool)
+    with torch.no_grad():
+        loop.measure(step, keep)
+    credit = loop.algorithm.credit(step)
+    step.columns["advantages"] = credit.advantages
+    if "old_logprobs" not in step.columns:  # as if there had been an update since: ratios away from 1
+        noise = torch.Generator().manual_seed(1)
+        step.columns["old_logprobs"] = step.columns["engine_logprobs"] + 0.3 * torch.randn(
+            len(credit.advantages), generator=noise
+        )
+    weights = token_weights(step.lengths, keep, loop.algorithm.norm, 64)
+    batches = list(pack(step, keep, weights, token_budget, one_per_row))
+    for p in loop.policy.trainable.values():
+        p.grad = None
+    for batch in reversed(batches) if reverse else batches:
+        loop.backward(batch, Averages(), measured=True)
+    return torch.cat([p.grad.flatten() for p in loop.policy.trainable.values() if p.grad is not None])
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
+def test_micro_batches_of_any_size_packed_or_one_by_one_in_any_order(norm: str) -> None:
+    loop, step = made_up(kl_coef=0.1, norm=norm)
+    whole = gradient(loop, step, 10_000)
+    for other in (
+        gradient(loop, step, 90),
+        gradient(loop, step, 1),
+        gradient(loop, step, 1, True, True),
+        gradient(loop, step, 200, reverse=True),
+    ):
+        assert (other - whole).norm() / whole.norm() < 1e-5
+
+
+def test_two_updates_are_two_halves_of_whole_groups() -> None:
+    _, step = made_up()
+    first, second = parts(step, 2)
+    assert first.tolist() == [True] * 8 + [False] * 8
+    assert second.tolist() == [False] * 8 + [True] * 8
+    assert sum(p.long() for p in parts(step, 3)).tolist() == [1] * 16
+
+
+def test_first_update_is_on_policy_and_old_logprobs_stay_what_they_were() -> None:
+    loop, step = made_up(updates_per_step=2, epochs_per_step=2, learning_rate=1e-2)
+    keep = torch.ones(16, dtype=torch.bool)
+    loop.measure(step, keep)
+    before = step.columns["old_logprobs"].clone()
+    metrics = loop.update(step, loop.algorithm.credit(step), keep)
+    assert step.columns["old_logprobs"].equal(before)
+    assert loop.policy.version == 4
+    assert metrics["clip_fraction"] > 0  # later updates see ratios away from 1
+    assert metrics["tokens/trained"] == 2 * int(step.lengths.sum())
+    once, step = made_up()
+    assert once.update(step, once.algorithm.credit(step), keep)["clip_fraction"] == 0
+
+
+def test_dropping_groups_without_spread_changes_no_gradient() -> None:
+    loop, step = made_up()
+    step.rewards[4:8] = 0.5
+    dropped = loop.algorithm.drop(step)
+    assert dropped.nonzero().flatten().tolist() == [4, 5, 6, 7]
+    credit = loop.algorithm.credit(step)
+    everything = loop.update(step, credit, credit.keep)
+    full = {n: p.clone() for n, p in loop.policy.trainable.items()}
+    sparse, step = made_up()
+    step.rewards[4:8] = 0.5
+    fewer = sparse.update(step, credit, credit.keep & ~dropped)
+    assert fewer["tokens/trained"] < everything["tokens/trained"]
+    assert fewer["loss"] == pytest.approx(everything["loss"], abs=1e-6)
+    assert fewer["grad_norm"] == pytest.approx(everything["grad_norm"], rel=1e-5)
+    assert all(torch.allclose(p, full[n], atol=1e-7) for n, p in sparse.policy.trainable.items())
+
+
+def test_a_step_that_teaches_nothing_changes_nothing() -> None:
+    loop, step = made_up(weight_decay=0.1)
+    step.rewards[:] = 1.0
+    before = {n: p.clone() for n, p in loop.policy.trainable.items()}
+    metrics = loop.update(step, loop.algorithm.credit(step), ~loop.algorithm.drop(step))
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["tokens/trained"] == 0
+    assert all(p.equal(before[n]) for n, p in loop.policy.trainable.items())
+    assert loop.policy.version == 0
+
+
+def test_unscored_samples_leave_loss_and_denominator() -> None:
+    loop, step = made_up()
+    step.rewards[3] = float("nan")
+    credit = loop.algorithm.credit(step)
+    assert not credit.keep[3]
+    with_hole = loop.update(step, credit, credit.keep)
+    other, _ = made_up()
+    fewer = rollout([s for i, s in enumerate(step.samples) if i != 3], group_size=4)
+    fewer.group = torch.tensor([0] * 3 + [1] * 4 + [2] * 4 + [3] * 4)
+    credit = other.algorithm.credit(fewer)
+    assert with_hole["loss"] == pytest.approx(other.update(fewer, credit, credit.keep)["loss"], abs=1e-6)
+
+
+def test_a_stale_engine_is_said() -> None:
+    loop, _ = made_up()
+    engine = HFEngine(loop.policy, None, None, "merged")  # type: ignore[arg-type]
+    loop.engine = engine
+    engine.update(loop.policy)
+    assert loop.stale() == []
+    loop.policy.version += 1
+    assert "serves version 0 of the weights, the policy is at 1" in loop.stale()[0]
+    assert loop.disagreement({"mismatch/mean_abs": 1e-5}) == []
+    assert "disagree by 0.2 nats" in loop.disagreement({"mismatch/mean_abs": 0.2})[0]

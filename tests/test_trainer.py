@@ -1,0 +1,230 @@
+"""Whole runs: the Python call, resuming, stopping, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nanorlhf import checkpoint
+from nanorlhf.config import shipped_model
+from nanorlhf.errors import RewardError, UsageError
+from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.grpo.__main__ import main
+
+PROMISED = """step reward/mean reward/std reward/exact_answer loss kl entropy clip_fraction grad_norm learning_rate
+completion/length_mean completion/length_max completion/truncated_fraction groups/no_spread_fraction mismatch/mean_abs
+mismatch/max_abs time/rollout time/reward time/measure time/update time/sync time/step tokens/rollout tokens/trained
+throughput/tokens_per_s throughput/episodes_per_s memory/peak_gib""".split()
+
+
+def config(run: Path, **options: Any) -> GRPOConfig:
+    small: dict[str, Any] = {
+        "model_name_or_path": "nanorlhf:adder", "dataset_name": "arithmetic", "dataset_test_split": "test", "reward_funcs": "exact_answer",
+        "engine": "hf", "device": "cpu", "output_dir": str(run), "prompts_per_step": 4, "num_generations": 4, "eval_prompts": 8,
+        "max_prompt_length": 32, "max_completion_length": 16, "max_steps": 4, "learning_rate": 1e-3, "eval_steps": 2,
+    }  # fmt: skip
+    return GRPOConfig(**small | options)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def outcome(run: Path) -> tuple[list[Any], list[Any], dict[str, torch.Tensor]]:
+    """Samples, metrics without clocks, and the final adapter."""
+    samples = lines(run / "samples.jsonl")
+    metrics = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "throughput/", "memory/"))}
+        for row in lines(run / "metrics.jsonl")
+    ]
+    last = checkpoint.latest(run)
+    assert last is not None
+    return samples, metrics, load_file(last / "adapter_model.safetensors")
+
+
+def assert_same_outcome(a: Path, b: Path) -> None:
+    (samples, metrics, adapter), (samples2, metrics2, adapter2) = outcome(a), outcome(b)
+    assert samples == samples2
+    assert metrics == metrics2
+    assert adapter.keys() == adapter2.keys()
+    assert all(adapter[name].equal(adapter2[name]) for name in adapter)
+
+
+def take(trainer: GRPOTrainer, count: int) -> None:
+    """Trains some steps and leaves."""
+    steps = trainer.steps()
+    for _ in range(count):
+        next(steps)
+    steps.close()
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history = GRPOTrainer(args=config(tmp_path / "run", save_steps=1)).train()
+    run = tmp_path / "run"
+    rows = lines(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert not [name for row in rows[1:] for name in PROMISED if name not in row]
+    assert [row["step"] for row in rows if "eval/reward" in row] == [0, 2, 4]
+    assert rows == json.loads(json.dumps(history))
+    assert all(row["mismatch/mean_abs"] < 1e-4 for row in rows[1:] if row["mismatch/mean_abs"] is not None)
+    assert len(lines(run / "samples.jsonl")) == 4 * 16
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["latest", "step_000003", "step_000004"]
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "the first prompt as the model sees it: '<|im_start|>user" in said
+    assert "held-out reward" in said
+    last = run / "checkpoints" / "step_000004"
+    base = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"))
+    PeftModel.from_pretrained(base, str(last))
+    assert AutoTokenizer.from_pretrained(last).chat_template
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"updates_per_step": 2, "kl_coef": 0.05, "lora_dropout": 0.1}, {"lora": "none", "kl_coef": 0.05}]
+)
+def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path: Path) -> None:
+    if options.get("lora") == "none":
+        options = options | {"learning_rate": 1e-4}
+    take(GRPOTrainer(args=config(tmp_path / "whole", **options)), 4)
+    take(GRPOTrainer(args=config(tmp_path / "parts", **options)), 2)
+    take(GRPOTrainer(args=config(tmp_path / "parts", **options, resume=str(tmp_path / "parts"))), 2)
+    if options.get("lora") == "none":
+        a, b = (load_file(tmp_path / name / "checkpoints/step_000004/model.safetensors") for name in ("whole", "parts"))
+        assert all(a[name].equal(b[name]) for name in a)
+        assert lines(tmp_path / "whole/samples.jsonl") == lines(tmp_path / "parts/samples.jsonl")
+    else:
+        assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    take(GRPOTrainer(args=config(whole)), 4)
+    trainer = GRPOTrainer(args=config(parts, save_steps=2))
+    steps = trainer.steps()
+    for _ in range(3):
+        next(steps)
+    trainer.version_done = -1  # as if killed in the middle of the fourth step: nothing more is saved
+    steps.close()
+    assert [row["step"] for row in lines(parts / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert main(["--resume", str(parts)]) == 0
+    assert_same_outcome(whole, parts)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupting(completions: list[Any]) -> list[float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return [float(len(c)) for c in completions]
+
+    before = signal.getsignal(signal.SIGINT)
+    trainer = GRPOTrainer(reward_funcs=interrupting, args=config(tmp_path / "run", dataset_test_split=None))
+    trainer.train()
+    assert trainer.done == 1
+    assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 1
+    assert "go on with --resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_reward_that_raises_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
+    calls = []
+
+    def third_time(completions: list[Any], answer: list[str]) -> list[float]:
+        calls.append(1)
+        if len(calls) >= 3:
+            raise OSError("grader is away")
+        return [float(i) for i in range(len(answer))]
+
+    trainer = GRPOTrainer(reward_funcs=third_time, args=config(tmp_path / "run", dataset_test_split=None))
+    with pytest.raises(RewardError, match="grader is away"):
+        trainer.train()
+    assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("kind", ["object", "peft object", "peft_config", "full"])
+def test_the_python_call(kind: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{a}+11=", "target": str(a + 11)} for a in range(10, 30)]
+    dataset = datasets.Dataset.from_list(rows)
+    seen: set[str] = set()
+
+    def first_digit(completions: list[str], target: list[str], **columns: Any) -> list[float]:
+        seen.update(columns)
+        return [float(c[:1] == t[:1]) for c, t in zip(completions, target, strict=True)]
+
+    name = shipped_model("nanorlhf:adder")
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    if kind == "peft object":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    args = config(
+        tmp_path / "run",
+        dataset_name="",
+        model_name_or_path="",
+        max_steps=2,
+        lora="none" if kind == "full" else "all-linear",
+    )
+    trainer = GRPOTrainer(
+        model=name if kind == "peft_config" else model,
+        reward_funcs=[first_digit],
+        args=args,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(name),
+        peft_config=LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM")
+        if kind == "peft_config"
+        else None,
+    )
+    history = trainer.train()
+    assert len(history) == 3
+    assert {"prompts", "completion_ids"} <= seen
+    trained = len(trainer.policy.trainable)
+    assert trained == {"object": 42, "peft object": 6, "peft_config": 6, "full": 38}[kind]
+
+
+def test_a_run_whose_completions_never_end_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GRPOTrainer(args=config(tmp_path / "run", max_completion_length=2, max_steps=1, dataset_test_split=None)).train()
+    said = capsys.readouterr().out
+    assert "100% of completions hit max_completion_length=2" in said
+    assert "nothing can be learned from this step" in said
+
+
+def test_an_engine_left_stale_is_said_at_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = GRPOTrainer(
+        reward_funcs=lambda completions: [float(len(str(c))) for c in completions], args=config(tmp_path / "run")
+    )
+    trainer.engine.update = lambda weights: None  # type: ignore[method-assign]
+    take(trainer, 2)
+    assert "step 2: the engine is stale: it serves version 0" in capsys.readouterr().out
+
+
+def test_trackers_are_real_and_a_resumed_run_goes_on_with_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run, options = tmp_path / "run", {"report_to": "wandb,tensorboard,trackio", "tags": ["mine"], "max_steps": 2}
+    take(GRPOTrainer(args=config(run, **options)), 1)
+    take(GRPOTrainer(args=config(run, **options, resume=str(run))), 1)
+    identity = json.loads((run / "trackers.json").read_text())["id"]
+    offline = list((run / "wandb").glob("offline-run-*"))
+    assert len(offline) == 2
+    assert all(folder.name.endswith(identity) for folder in offline)
+    assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
+    assert list((tmp_path / "trackio").rglob("*.db"))
+
+
+def test_bad_ends_are_refused(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"), dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    tokenizer = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
+    tokenizer.eos_token = None
+    with pytest.raises(UsageError, match="no completion could end"):
+        GRPOTrainer(model=model, args=config(tmp_path / "run"), processing_class=tokenizer)
