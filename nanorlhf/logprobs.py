@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CHUNK_ELEMENTS = 1 << 24  # logits held at a time, rows x V: 64 MiB
+CHUNK = 1 << 24  # logits worked on at a time, rows x V: 64 MiB
+CPU_CHUNK = 1 << 22  # there 16 MiB measured fastest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,59 +67,118 @@ def token_logprobs(
 
     Entropy comes detached unless `entropy_grad`; `chunk` is how many rows are worked on at a time.
     """
-    device, dtype = hidden.device.type, head.weight.dtype
+    device, dtype, vocabulary = hidden.device.type, head.weight.dtype, head.weight.shape[0]
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    rows = chunk or max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    rows = chunk or max(64, (CPU_CHUNK if device == "cpu" else CHUNK) // vocabulary)
     ahead = torch.is_grad_enabled() and hidden.requires_grad and not head.trainable
     how = _How(head.scale, head.softcap, temperature, rows, dtype, entropy_grad, ahead)
-    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, how)  # type: ignore[no-any-return]
+    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, how)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
 class _How:
-    """Everything about one call but its tensors, and the arithmetic of a chunk."""
+    """Everything about one call but its tensors, and the arithmetic of one chunk of n rows."""
 
     scale: float
     softcap: float | None
     temperature: float
     rows: int
-    dtype: torch.dtype  # of what is multiplied; all else is float32 (float64 for a float64 model)
+    dtype: torch.dtype  # of what is multiplied; the rest is float32 (float64 for a float64 model)
     entropy_grad: bool
-    ahead: bool  # a frozen head: a row's gradient is known but for a factor, so it is taken while the logits are there
+    ahead: bool  # a frozen head: a row's gradient is known but for a factor, so take it while the logits are there
 
-    def chunks(self, n: int) -> Iterator[slice]:
-        return (slice(start, start + self.rows) for start in range(0, n, self.rows))
+    def chunks(self, n: int) -> list[slice]:
+        return [slice(start, start + self.rows) for start in range(0, n, self.rows)]
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """`a @ b` of `dtype` operands in float32; on CUDA it is not rounded to 16 bits on the way."""
         a, b = a.to(self.dtype), b.to(self.dtype)
-        if a.is_cuda and self.dtype.itemsize == 2:
-            return torch.mm(a, b, out_dtype=torch.float32)
-        return torch.mm(a, b).to(torch.promote_types(self.dtype, torch.float32))
+        with torch.autocast(a.device.type, enabled=False):
+            if a.is_cuda and self.dtype.itemsize == 2:
+                return torch.mm(a, b, out_dtype=torch.float32)
+            return torch.mm(a, b).to(torch.promote_types(self.dtype, torch.float32))
 
-    def distribution(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities and probabilities (n, V), and the cap's slope (n, V) where there is a cap."""
-        logits, slope = self.matmul(hidden, weight.t()), None
+    def distribution(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+        """Log-probabilities and entropies (n,); probabilities p, p log p and the cap's slope (n, V)."""
+        logits, cap_slope = self.matmul(hidden, weight.t()), None
         if bias is not None:
             logits += bias
-        logits *= self.scale
         if self.softcap is not None:
-            logits.div_(self.softcap).tanh_()
-            slope = logits.square().neg_().add_(1)
-            logits *= self.softcap
-        logits /= self.temperature
+            logits.mul_(self.scale / self.softcap).tanh_()
+            cap_slope = logits.square().neg_().add_(1)
+            logits *= self.softcap / self.temperature
+        elif self.scale != self.temperature:
+            logits *= self.scale / self.temperature
         logp = logits.log_softmax(-1)
-        return logp, torch.exp(logp, out=logits), slope
+        p = torch.exp(logp, out=logits)  # in place of the logits: two chunks are held, no more
+        chosen = logp.gather(1, targets[:, None])[:, 0]
+        plogp = logp.mul_(p)
+        return chosen, -plogp.sum(-1), (p, plogp, cap_slope)
 
-    def score(self, logp: Tensor, p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The targets' log-probabilities (n,) and the entropies (n,)."""
-        return logp.gather(1, targets[:, None])[:, 0], -torch.linalg.vecdot(logp, p)
+    def slopes(
+        self, targets: Tensor, entropy: Tensor, p: Tensor, plogp: Tensor, cap_slope: Tensor | None
+    ) -> list[Tensor]:
+        """Derivatives (n, V) of log-probabilities, and of entropies where asked, by the head's output; in place."""
+        slopes = [plogp.addcmul_(p, entropy[:, None]).neg_()] if self.entropy_grad else []
+        slopes.insert(0, p.neg_().scatter_add_(1, targets[:, None], torch.ones_like(p[:, :1])))
+        if cap_slope is not None:
+            for slope in slopes:
+                slope.mul_(cap_slope)
+        return slopes
 
-    def logits_grad(
-        self, logp: Tensor, p: Tensor, slope: Tensor | None, targets: Tensor, by_logp: Tensor, by_entropy: Tensor | None
-    ) -> Tensor:
-        """d(by_logp * logprob + by_entropy * entropy) / d(hidden @ weight.T + bias), (n, V); may overwrite `p` and `logp`."""
-        if by_entropy is None:
-            grad = p * -by_logp[:, None] if self.entropy_grad else p.mul_(-by_logp[:, None])
-        return grad
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: _How
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps, with a frozen head, each row's gradients (N, H); else what backward walks through again."""
+        logprobs = hidden.new_empty(len(targets), dtype=torch.promote_types(how.dtype, torch.float32))
+        entropies = torch.empty_like(logprobs)
+        kept = [torch.empty_like(hidden) for _ in range(how.ahead * (1 + how.entropy_grad))]
+        matrix = weight.to(how.dtype)  # once, not per chunk
+        for rows in how.chunks(len(targets)):
+            logprobs[rows], entropies[rows], parts = how.distribution(hidden[rows], matrix, bias, targets[rows])
+            slopes = how.slopes(targets[rows], entropies[rows], *parts) if how.ahead else []
+            for gradient, product in zip(kept, [how.matmul(s, matrix) for s in slopes], strict=True):
+                gradient[rows] = product
+            del parts, slopes  # before the next chunk is made
+        ctx.how = how
+        ctx.save_for_backward(*(kept if how.ahead else (hidden, weight, bias, targets)))
+        if not how.entropy_grad:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the hidden states, and of the head where it learns."""
+        how = ctx.how
+        factors = [g[:, None] * (how.scale / how.temperature) for g in grads[: 1 + how.entropy_grad]]  # (N, 1) each
+        if how.ahead:
+            kept = ctx.saved_tensors
+            total = factors[0] * kept[0]
+            if how.entropy_grad:
+                total += factors[1] * kept[1]
+            return total.to(kept[0].dtype), None, None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_bias = None if bias is None else torch.zeros_like(bias)
+        matrix = weight.to(how.dtype)
+        for rows in how.chunks(len(targets)):
+            _, entropies, parts = how.distribution(hidden[rows], matrix, bias, targets[rows])
+            slopes = how.slopes(targets[rows], entropies, *parts)
+            slope = slopes[0].mul_(factors[0][rows])
+            if how.entropy_grad:
+                slope.addcmul_(slopes[1], factors[1][rows])
+            grad_hidden[rows] = how.matmul(slope, matrix)
+            if how.dtype == weight.dtype == slope.dtype:
+                grad_weight.addmm_(slope.t(), hidden[rows])  # no second (V, H)
+            else:
+                grad_weight += how.matmul(slope.t(), hidden[rows])
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+            del parts, slopes, slope
+        return grad_hidden, grad_weight, grad_bias, None, None
