@@ -42,3 +42,89 @@ def group_standardise(rewards: Tensor, group: Tensor, scale: Scale = "group", ep
         centred = centred / (scored.std() + eps) if len(scored) > 1 else centred
     teaches = has_spread(rewards, group) & ~rewards.isnan()
     return torch.where(teaches, centred, 0.0).float()
+
+
+def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
+    """(S,) RLOO, arXiv:2402.14740: r minus the mean of the others in the group."""
+    count, mean, _ = group_stats(rewards, group)
+    centred = count / (count - 1).clamp(min=1) * (rewards.double() - mean)
+    return centred.nan_to_num(0.0).float()
+
+
+def opo(rewards: Tensor, group: Tensor, lengths: Tensor) -> Tensor:
+    """(S,) OPO, arXiv:2505.23585: r minus the length-weighted mean of the group."""
+    scored = ~rewards.isnan()
+    weight = lengths.double() * scored
+    zeros = torch.zeros(int(group.max()) + 1, dtype=torch.double)
+    total = zeros.clone().index_add_(0, group, weight * rewards.double().nan_to_num(0.0))
+    baseline = total / zeros.index_add_(0, group, weight).clamp(min=1)
+    return torch.where(has_spread(rewards, group) & scored, rewards.double() - baseline[group], 0.0).float()
+
+
+def maxrl(rewards: Tensor, group: Tensor) -> Tensor:
+    """(S,) MaxRL: (r - m) / m with m the group's mean; 0 where m is 0."""
+    _, mean, _ = group_stats(rewards, group)
+    safe = torch.where(mean == 0, 1.0, mean)
+    return torch.where((mean == 0) | rewards.isnan(), 0.0, (rewards.double() - mean) / safe).float()
+
+
+def gpg(rewards: Tensor, group: Tensor) -> Tensor:
+    """(S,) GPG, arXiv:2504.02546: alpha (r - m), alpha = samples / samples in groups with spread."""
+    _, mean, _ = group_stats(rewards, group)
+    scored = ~rewards.isnan()
+    teaches = has_spread(rewards, group) & scored
+    alpha = scored.sum().double() / teaches.sum().clamp(min=1)
+    return torch.where(teaches, alpha * (rewards.double() - mean), 0.0).float()
+
+
+def best_of_group(scores: Tensor, group: Tensor) -> Tensor:
+    """(S,) RAFT, arXiv:2304.06767: the first of a group's best; none where the group has no spread."""
+    value = scores.nan_to_num(-torch.inf)
+    best = torch.full((int(group.max()) + 1,), -torch.inf).scatter_reduce_(0, group, value, "amax")
+    first = torch.zeros(len(scores), dtype=torch.bool)
+    seen: set[int] = set()
+    for i in ((value == best[group]) & has_spread(scores, group)).nonzero().flatten().tolist():
+        if int(group[i]) not in seen:
+            seen.add(int(group[i]))
+            first[i] = True
+    return first
+
+
+def whiten(values: Tensor) -> Tensor:
+    """Mean 0 and unbiased std 1; the mean goes too."""
+    variance = values.var() if len(values) > 1 else torch.zeros(())
+    return (values - values.mean()) / torch.sqrt(variance + 1e-8)
+
+
+def token_rewards(scores: Tensor, each: Tensor, lengths: Tensor) -> Tensor:
+    """(N,) rewards of tokens: `each (N,)`, and the sample's score `(S,)` on its last token."""
+    ends = lengths.cumsum(0) - 1
+    written = lengths > 0
+    return each.index_add(0, ends[written], scores[written].to(each.dtype))
+
+
+def sum_by_sample(values: Tensor, sample: Tensor, samples: int) -> Tensor:
+    """(S,) sums of `values (N,)`."""
+    return torch.zeros(samples, dtype=values.dtype).index_add_(0, sample, values)
+
+
+def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (N,), arXiv:1506.02438; each sample is an episode, and after its end the value is 0."""
+    advantages = torch.zeros_like(rewards)
+    start = 0
+    for length in lengths.tolist():
+        following_value = following = 0.0
+        r, v = rewards[start : start + length].tolist(), values[start : start + length].tolist()
+        out = [0.0] * length
+        for t in reversed(range(length)):
+            following = r[t] + gamma * following_value - v[t] + gamma * lam * following
+            following_value = v[t]
+            out[t] = following
+        advantages[start : start + length] = torch.tensor(out)
+        start += length
+    return advantages, advantages + values
+
+
+def reward_to_go(rewards: Tensor, lengths: Tensor, gamma: float = 1.0) -> Tensor:
+    """(N,) discounted sum of this token's reward and those after it in the sample."""
+    return gae(rewards, torch.zeros_like(rewards), lengths, gamma, 1.0)[1]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nanorlhf.config import Norm, TrainConfig
-from nanorlhf.losses import clipped, clipped_surrogate
+from nanorlhf import losses
+from nanorlhf.advantages import reward_to_go, sum_by_sample, token_rewards, whiten
+from nanorlhf.kl import ESTIMATORS, adapted
+from nanorlhf.options import Norm, OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
-Measure = Literal["logprobs", "ref_logprobs"]
+Measure = Literal["logprobs", "ref_logprobs", "values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +36,21 @@ class Loss:
 
 
 class Algorithm(ABC):
-    """The defaults that algorithms share; each overrides what its idea changes."""
+    """What the loop asks; each algorithm says what its idea changes."""
 
     name: ClassVar[str]
+    together = 1  # adjacent samples that must lie in the same row
+    norm: Norm = "token"
+    kl_coef = 0.0
+    entropy_grad = False  # whether the loss holds the entropy
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
 
     @property
-    def norm(self) -> Norm:
-        return self.config.norm
-
-    @property
     def needs(self) -> set[Measure]:
         """What to measure before credit."""
         return set()
-
-    def plan(self) -> Plan:
-        """How many samples, and whether a greedy one too."""
-        return Plan(self.config.num_generations)
 
     def drop(self, rollout: Rollout) -> Tensor:
         """(S,) samples that cannot teach and need no forward pass; they still count in the loss's denominator."""
@@ -61,12 +60,20 @@ class Algorithm(ABC):
     def credit(self, rollout: Rollout) -> Credit:
         """Rewards and what was measured to each token's advantage."""
 
+    def shape(self, advantages: Tensor, rollout: Rollout, chosen: Tensor) -> Tensor:
+        """(N,) advantages with the last touches of one update, whose tokens are `chosen (N,)`."""
+        return advantages
+
+    @abstractmethod
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
-        """The clipped surrogate."""
-        old, advantages = batch.columns["old_logprobs"], batch.columns["advantages"]
-        clip = self.config.clip_range
-        cut = clipped(logprobs.detach(), old, advantages, clip)
-        return Loss(clipped_surrogate(logprobs, old, advantages, clip), {"clip_fraction": cut})
+        """What the optimizer lowers, for each token."""
+
+    def refreshes_reference(self, step: int) -> bool:
+        """Whether the reference catches up with the policy after this step."""
+        return False
+
+    def observe(self, metrics: Mapping[str, Any]) -> None:
+        """What a step's metrics change for the next one."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -74,3 +81,117 @@ class Algorithm(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+
+
+class OnPolicy(Algorithm):
+    """Learns from its own samples, held near a reference by a KL in the reward or in the loss."""
+
+    config: OnPolicyConfig
+
+    def __init__(self, config: OnPolicyConfig) -> None:
+        super().__init__(config)
+        self.norm, self.kl_coef = config.norm, config.kl_coef
+
+    @property
+    def needs(self) -> set[Measure]:
+        if not self.config.kl_coef:
+            return set()
+        return {"logprobs", "ref_logprobs"} if self.config.kl_in == "reward" else {"ref_logprobs"}
+
+    def plan(self) -> Plan:
+        """How many samples for each prompt, and whether a greedy one too."""
+        return Plan(self.config.num_generations)
+
+    def counted(self, rollout: Rollout) -> Tensor:
+        """(S,) samples that the loss counts: scored, and whole where truncated ones are masked."""
+        whole = torch.tensor([s.stopped or not self.config.mask_truncated_completions for s in rollout.samples])
+        return ~rollout.rewards.isnan() & whole
+
+    def penalty(self, rollout: Rollout) -> Tensor:
+        """(N,) what the KL costs each token's reward."""
+        if not (self.kl_coef and self.config.kl_in == "reward"):
+            return torch.zeros(int(rollout.lengths.sum()))
+        gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
+        return self.kl_coef * ESTIMATORS[self.config.kl_estimator](gap)
+
+    def scores(self, rollout: Rollout) -> Tensor:
+        """(S,) rewards less their samples' penalties."""
+        return rollout.rewards - sum_by_sample(self.penalty(rollout), rollout.sample, len(rollout.samples))
+
+    def token_rewards(self, rollout: Rollout) -> Tensor:
+        """(N,) minus the penalty at each token, the score on the last."""
+        return token_rewards(rollout.rewards.nan_to_num(0.0), -self.penalty(rollout), rollout.lengths)
+
+    def returns(self, rollout: Rollout) -> Tensor:
+        """(N,) the reward still to come at each token."""
+        return reward_to_go(self.token_rewards(rollout), rollout.lengths)
+
+    def refreshes_reference(self, step: int) -> bool:
+        return self.config.ref_refresh_steps > 0 and step % self.config.ref_refresh_steps == 0
+
+    def observe(self, metrics: Mapping[str, Any]) -> None:
+        if self.config.kl_target is not None and metrics["kl"] is not None:
+            self.kl_coef = adapted(self.kl_coef, metrics["kl"], self.config.kl_target)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl_coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl_coef = state["kl_coef"]
+
+
+class PolicyGradient(OnPolicy):
+    """Advantages weigh log-probabilities; the clipped surrogate and its kin are options of one loss."""
+
+    config: PolicyGradientConfig
+
+    def __init__(self, config: PolicyGradientConfig) -> None:
+        super().__init__(config)
+        self.entropy_grad = config.entropy_coef != 0
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether advantages are centred already; whitening is for those that are not."""
+        return True
+
+    @property
+    def needs(self) -> set[Measure]:
+        return super().needs | ({"logprobs"} if self.config.top_entropy_fraction < 1 else set())
+
+    def shape(self, advantages: Tensor, rollout: Rollout, chosen: Tensor) -> Tensor:
+        """Whitens, and leaves the most certain tokens without an advantage (arXiv:2506.01939), where asked for."""
+        wanted = self.config.whiten_advantages
+        if chosen.any() and (wanted == "on" or (wanted == "auto" and not self.has_baseline)):
+            advantages = advantages.masked_scatter(chosen, whiten(advantages[chosen]))
+        if chosen.any() and self.config.top_entropy_fraction < 1:
+            entropy = rollout.columns["entropy"]
+            threshold = torch.quantile(entropy[chosen], 1 - self.config.top_entropy_fraction)
+            advantages = torch.where(entropy >= threshold, advantages, 0.0)
+        return advantages
+
+    def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
+        """The surrogate that `policy_loss` names, with what else was asked for."""
+        config, columns = self.config, batch.columns
+        old, advantages = columns["old_logprobs"], columns["advantages"]
+        log_ratio = logprobs - old
+        if config.policy_loss in ("sequence", "gspo"):
+            log_ratio = losses.by_sequence(log_ratio, batch.sample, mean=config.policy_loss == "gspo")
+        if config.policy_loss == "cispo":
+            tokens = losses.cispo(logprobs, log_ratio, advantages, config.clip_range)
+        elif config.policy_loss == "sapo":
+            tokens = losses.sapo(log_ratio, advantages, config.sapo_tau_pos, config.sapo_tau_neg)
+        else:
+            tokens = losses.clipped_surrogate(log_ratio, advantages, config.clip_range, config.dual_clip)
+        stats = {"clip_fraction": losses.clipped(log_ratio.detach(), advantages, config.clip_range)}
+        if config.importance_correction != "none":
+            gap = old - columns["engine_logprobs"]
+            weight, cut = losses.importance(gap, batch.sample, config.importance_correction, config.importance_cap)
+            tokens = tokens * weight
+            stats |= {"importance/weight_mean": weight, "importance/cut_fraction": cut}
+        if config.entropy_coef:
+            tokens = tokens - config.entropy_coef * entropy
+        if config.kl_coef and config.kl_in == "loss":
+            kl = ESTIMATORS[config.kl_estimator](logprobs - columns["ref_logprobs"])
+            tokens = tokens + self.kl_coef * kl
+            stats["kl"] = kl.detach()
+        return Loss(tokens, stats)

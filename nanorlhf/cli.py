@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -14,29 +15,44 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
-from nanorlhf.config import TrainConfig
+from nanorlhf.options import TrainConfig
 from nanorlhf.errors import RewardError, UsageError, nearest
 
 C = TypeVar("C", bound=TrainConfig)
 
 
-def run(name: str, folder: Path, config_class: type[C], train: Callable[[C], object], argv: list[str] | None) -> int:
-    """Parses, trains and gives the exit code: 0 done, 1 stopped by a reward, 2 a mistake in what was asked."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        print_only, config = parse(config_class, name, folder / "recipes", argv)
-        if print_only:
-            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
-            return 0
-        print(
-            f"nanorlhf {name}: {config.model_name_or_path or 'no model'} on {config.dataset_name or 'no dataset'}",
-            flush=True,
-        )
-        train(config)
-    except (UsageError, RewardError) as error:
-        print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+def command(name: str, config_class: type[C]) -> Callable[..., int]:
+    """The `main` of an algorithm's folder: parses, trains, and gives 0 (done), 1 (a reward failed) or 2 (a mistake)."""
+
+    def main(argv: list[str] | None = None) -> int:
+        package = importlib.import_module(f"nanorlhf.{name}")
+        try:
+            recipes = Path(package.__path__[0]) / "recipes"
+            print_only, config = parse(config_class, name, recipes, sys.argv[1:] if argv is None else argv)
+            if print_only:
+                print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+                return 0
+            model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
+            print(f"nanorlhf {name}: {model} on {dataset}", flush=True)
+            trainer = getattr(package, config_class.__name__.replace("Config", "Trainer"))  # torch is imported here
+            trainer(args=config).train()
+        except (UsageError, RewardError) as error:
+            print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, UsageError) else 1
+        return 0
+
+    return main
+
+
+def lazily(module: str, *names: str) -> Callable[[str], Any]:
+    """A package's `__getattr__` that loads `names` from `module` on first use, so that a command answers at once."""
+
+    def load(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(name)
+        return getattr(importlib.import_module(module), name)
+
+    return load
 
 
 def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> tuple[bool, C]:

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.arithmetic import arithmetic
-from nanorlhf.config import TrainConfig
 from nanorlhf.errors import UsageError, nearest
+from nanorlhf.options import TrainConfig
 from nanorlhf.seeds import derive
 from nanorlhf.types import Prompt, Text
 
@@ -73,6 +73,11 @@ class Prompts:
     def batch(self, step: int, size: int) -> list[Prompt]:
         """The prompts of step `step`, counted from 0: consecutive places in an endless row of shuffled epochs."""
         return [self.at(place) for place in range(step * size, (step + 1) * size)]
+
+    def extra(self, size: int, *occasion: int) -> list[Prompt]:
+        """A random sample for an occasion beside the order, the same each time."""
+        draw = random.Random(derive(self.seed, "extra", *occasion))
+        return [draw.choice(self.all) for _ in range(size)]
 
     def held_out(self, size: int) -> list[Prompt]:
         """A fixed random sample, the same for every run, so that runs can be compared."""

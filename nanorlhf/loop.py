@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from nanorlhf.algorithm import Algorithm
-from nanorlhf.config import TrainConfig
-from nanorlhf.data import Prompts
+from nanorlhf.critic import Critic
 from nanorlhf.engines.base import Engine
 from nanorlhf.metrics import Averages, Clock, peak_gib, rollout_metrics
+from nanorlhf.optim import Optimizer
+from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack, token_weights
 from nanorlhf.policy import Policy
-from nanorlhf.rollout import collect
+from nanorlhf.rollout import Progress, Source
 from nanorlhf.scoring import Reward
-from nanorlhf.seeds import derive
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
 TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
@@ -49,27 +47,23 @@ class Loop:
         config: TrainConfig,
         algorithm: Algorithm,
         policy: Policy,
-        engine: Engine,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        rewards: list[Reward],
+        source: Source,
+        rewards: Sequence[Reward] = (),
+        engine: Engine | None = None,
+        critic: Critic | None = None,
     ) -> None:
-        self.config, self.algorithm, self.policy, self.engine = config, algorithm, policy, engine
-        self.tokenizer, self.prompts, self.rewards = tokenizer, prompts, rewards
+        self.config, self.algorithm, self.policy, self.source = config, algorithm, policy, source
+        self.rewards, self.engine, self.critic = rewards, engine, critic
         self.token_budget = TOKENS[policy.device.type] if config.token_budget == "auto" else config.token_budget
-        self.optimizer, self.scheduler = make_optimizer(config, policy)
-        self.reuses_rollout = config.updates_per_step * config.epochs_per_step > 1
+        self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate)
+        self.reuses_rollout = config.updates * config.epochs > 1
 
-    def step(self, step: int, progress: Callable[[int], None] = lambda tokens: None) -> Step:
-        """Prompts, completions, rewards, credit, updates, new weights for the engine."""
+    def step(self, step: int, progress: Progress = lambda tokens: None) -> Step:
+        """Samples, rewards, credit, updates, new weights for the engine."""
         clock = Clock()
         warnings = self.stale()
-        prompts = self.prompts.batch(step - 1, self.config.prompts_per_step)
-        rollout = collect(
-            self.engine, self.tokenizer, prompts, self.algorithm.plan(), self.rewards,
-            derive(self.config.seed, "step", step), clock, progress,
-        )  # fmt: skip
-        if self.config.engine_sleep:
+        rollout = self.source.rollout(step, clock, progress)
+        if self.engine and self.config.engine_sleep:
             self.engine.sleep()
         dropped = self.algorithm.drop(rollout)
         with clock("measure"):
@@ -77,11 +71,15 @@ class Loop:
         credit = self.algorithm.credit(rollout)
         with clock("update"):
             updated = self.update(rollout, credit, credit.keep & ~dropped)
-        with clock("sync"):
-            self.engine.wake()
-            self.engine.update(self.policy)
+        self.algorithm.observe(updated)
+        if self.algorithm.refreshes_reference(step):
+            self.policy.keep_reference()
+        if self.engine:
+            with clock("sync"):
+                self.engine.wake()
+                self.engine.update(self.policy)
         metrics = {"step": step} | rollout_metrics(rollout, self.rewards) | updated
-        metrics |= clock.metrics(metrics["tokens/rollout"], len(rollout.samples))
+        metrics |= clock.metrics(metrics["tokens/rollout"] or metrics["tokens/trained"], len(rollout.samples))
         metrics["memory/peak_gib"] = peak_gib(self.policy.device)
         return Step(rollout, credit, metrics, warnings + self.disagreement(metrics))
 
@@ -89,72 +87,73 @@ class Loop:
     def measure(self, rollout: Rollout, chosen: Tensor) -> None:
         """Adds the columns that the algorithm needs, and old log-probabilities where a rollout gives several updates."""
         needs = self.algorithm.needs | ({"logprobs"} if self.reuses_rollout else set())
-        models: dict[str, Callable[[MicroBatch], Tensor]] = {
-            "logprobs": self.logprobs,
-            "ref_logprobs": self.ref_logprobs,
-        }
         for name in sorted(needs):
-            column = torch.zeros(int(rollout.lengths.sum()))
-            for batch in pack(rollout, chosen, column, self.token_budget, self.policy.one_per_row):
-                column[batch.tokens] = models[name](batch.to(self.policy.device)).cpu()
-            rollout.columns[name] = column
+            columns = {"logprobs": ("logprobs", "entropy")}.get(name, (name,))
+            empty = torch.zeros(int(rollout.lengths.sum()))
+            rollout.columns |= {column: empty.clone() for column in columns}
+            for batch in pack(rollout, chosen, empty, self.token_budget, self.policy.one_per_row):
+                for column, values in zip(columns, self.measured(name, batch.to(self.policy.device)), strict=True):
+                    rollout.columns[column][batch.tokens] = values.cpu()
         if self.reuses_rollout:
             rollout.columns["old_logprobs"] = rollout.columns["logprobs"]
 
-    def logprobs(self, batch: MicroBatch) -> Tensor:
-        """(N,) of the policy as it is."""
-        return self.policy.logprobs(batch)[0]
-
-    def ref_logprobs(self, batch: MicroBatch) -> Tensor:
-        """(N,) of the reference."""
+    def measured(self, name: str, batch: MicroBatch) -> tuple[Tensor, ...]:
+        """(N,) log-probabilities and entropy of the policy as it is, log-probabilities of the reference, or values."""
+        if name == "logprobs":
+            return self.policy.logprobs(batch)
+        if name == "values":
+            assert self.critic is not None
+            return (self.critic.values(batch),)
         with self.policy.reference() as model:
-            return self.policy.logprobs(batch, model)[0]
+            return self.policy.logprobs(batch, model)[:1]
 
     def update(self, rollout: Rollout, credit: Credit, trained: Tensor) -> dict[str, Any]:
         """The optimizer steps that a rollout gives; `trained (S,)` are the samples that pass through the model."""
-        rollout.columns["advantages"] = credit.advantages
         averages, losses, norms, tokens = Averages(), [], [], 0
-        rate = self.scheduler.get_last_lr()[0]
+        rate = self.optimizer.learning_rate
+        if credit.returns is not None:
+            rollout.columns["returns"] = credit.returns
         self.policy.model.train()
-        for epoch in range(self.config.epochs_per_step):
-            for part in parts(rollout, self.config.updates_per_step):
-                weights = token_weights(
-                    rollout.lengths, credit.keep & part, self.algorithm.norm, self.config.max_completion_length
-                )
-                batches = list(pack(rollout, trained & part, weights, self.token_budget, self.policy.one_per_row))
+        for epoch in range(self.config.epochs):
+            for part in parts(rollout, self.config.updates):
+                batches = self.batches(rollout, credit, trained & part, credit.keep & part)
                 loss, norm = self.optimize(batches, averages, measured=epoch == 0)
+                if self.critic is not None:
+                    self.critic.update(batches, averages)
                 losses.append(loss)
                 norms.append(norm)
                 tokens += sum(len(b.targets) for b in batches)
         self.policy.model.eval()
+        if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
+            gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
+            averages.add("kl", gap[trained[rollout.sample]])
         means = averages.metrics(AVERAGED)
         updates = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), "learning_rate": rate}
-        return updates | means | {"tokens/trained": tokens}
+        return updates | means | {"kl_coef": self.algorithm.kl_coef, "tokens/trained": tokens}
+
+    def batches(self, rollout: Rollout, credit: Credit, trained: Tensor, counted: Tensor) -> list[MicroBatch]:
+        """One update's micro-batches: weights over all that counts, rows of what passes through the model."""
+        weights = token_weights(rollout.lengths, counted, self.algorithm.norm, self.config.max_completion_length)
+        rollout.columns["advantages"] = self.algorithm.shape(credit.advantages, rollout, trained[rollout.sample])
+        one, together = self.policy.one_per_row, self.algorithm.together
+        return list(pack(rollout, trained, weights, self.token_budget, one, together))
 
     def optimize(self, batches: list[MicroBatch], averages: Averages, measured: bool) -> tuple[float, float]:
-        """One optimizer step; where no sample can teach, weights stay as they are."""
-        total = 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            total += self.backward(batch.to(self.policy.device), averages, measured)
-        norm = 0.0
-        if batches:
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable.values(), self.config.max_grad_norm).item()
-            self.optimizer.step()
-            self.policy.version += 1
-        self.scheduler.step()
-        return total, norm
+        """One optimizer step; without a gradient (no sample can teach) it leaves the weights as they are."""
+        total = sum(self.backward(batch.to(self.policy.device), averages, measured) for batch in batches)
+        self.policy.version += bool(batches)
+        return total, self.optimizer.step()
 
     def backward(self, batch: MicroBatch, averages: Averages, measured: bool) -> float:
         """Adds one micro-batch's gradient, and its figures."""
-        logprobs, entropy = self.policy.logprobs(batch)
+        logprobs, entropy = self.policy.logprobs(batch, entropy_grad=self.algorithm.entropy_grad)
         old = batch.columns.setdefault("old_logprobs", logprobs.detach())
         loss = self.algorithm.loss(logprobs, entropy, batch)
         weighted = (batch.weights * loss.tokens).sum()
         weighted.backward()
         for name, values in {"entropy": entropy, **loss.stats}.items():
             averages.add(name, values)
-        if measured:
+        if measured and "engine_logprobs" in batch.columns:
             gap = (old - batch.columns["engine_logprobs"]).abs()
             averages.add("mismatch/mean_abs", gap)
             averages.peak("mismatch/max_abs", gap)
@@ -162,21 +161,23 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know beside the weights."""
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "algorithm": self.algorithm}
+        parts = {"optimizer": self.optimizer, "algorithm": self.algorithm}
+        parts |= {"critic": self.critic} if self.critic else {}
         return {name: part.state_dict() for name, part in parts.items()} | {"version": self.policy.version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.algorithm.load_state_dict(state["algorithm"])
+        if self.critic:
+            self.critic.load_state_dict(state["critic"])
         self.policy.version = state["version"]
 
     def stale(self) -> list[str]:
         """Says so where the engine serves other weights than the policy has."""
-        served, current = self.engine.version, self.policy.version
-        if served == current:
+        if self.engine is None or self.engine.version == self.policy.version:
             return []
+        served, current = self.engine.version, self.policy.version
         return [f"the engine is stale: it serves version {served} of the weights, the policy is at {current}"]
 
     def disagreement(self, metrics: dict[str, Any]) -> list[str]:
@@ -195,26 +196,3 @@ def parts(rollout: Rollout, updates: int) -> Iterator[Tensor]:
     part = rollout.group * updates // groups
     for u in range(updates):
         yield part == u
-
-
-def make_optimizer(config: TrainConfig, policy: Policy) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW over what is trained, and the course of its learning rate."""
-    optimizer = torch.optim.AdamW(
-        policy.trainable.values(),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.weight_decay,
-    )
-    cosine = config.lr_scheduler_type == "cosine"
-    scheduler = get_scheduler(
-        "cosine_with_min_lr"
-        if cosine
-        else "constant_with_warmup"
-        if config.lr_scheduler_type == "constant"
-        else "linear",
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.max_steps * config.updates_per_step * config.epochs_per_step,
-        scheduler_specific_kwargs={"min_lr_rate": config.lr_min_ratio} if cosine else None,
-    )
-    return optimizer, scheduler

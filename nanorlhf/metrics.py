@@ -81,7 +81,7 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[Reward]) -> dict[str, fl
         "completion/length_max": lengths.max().item(),
         "completion/truncated_fraction": sum(not s.stopped for s in rollout.samples) / len(rollout.samples),
         "groups/no_spread_fraction": 1 - has_spread(rollout.rewards, rollout.group).float().mean().item(),
-        "tokens/rollout": int(lengths.sum()),
+        "tokens/rollout": rollout.written,
     }
 
 

@@ -7,33 +7,35 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nanorlhf.types import MicroBatch, Rollout, Sample
+from nanorlhf.types import MicroBatch, Rollout
 
 
 def pack(
-    rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False
+    rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False, together: int = 1
 ) -> Iterator[MicroBatch]:
-    """Micro-batches that hold every kept sample once; `keep (S,)`, `weights (N,)`."""
+    """Micro-batches that hold every kept sample once; `keep (S,)`, `weights (N,)`; `together` adjacent samples share a row."""
     ends = torch.cumsum(rollout.lengths, 0).tolist()
     chosen = keep.nonzero().flatten().tolist()
-    rows = [[i] for i in chosen] if one_per_row else fill(rollout.samples, chosen, token_budget)
+    units = [chosen[i : i + together] for i in range(0, len(chosen), together)]
+    lengths = [sum(rollout.samples[i].row_length for i in unit) for unit in units]
+    rows = [[u] for u in range(len(units))] if one_per_row else fill(lengths, token_budget)
     for row in rows:
-        yield build(rollout, row, [ends[i] for i in row], weights)
+        members = [i for u in row for i in units[u]]
+        yield build(rollout, members, [ends[i] for i in members], weights)
 
 
-def fill(samples: Sequence[Sample], chosen: Sequence[int], token_budget: int) -> list[list[int]]:
-    """First fit, longest first; a sample over the budget has a row of its own."""
+def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """First fit, longest first; what is over the budget has a row of its own."""
     rows: list[list[int]] = []
     room: list[int] = []
-    for i in sorted(chosen, key=lambda i: (-samples[i].row_length, i)):
-        length = samples[i].row_length
-        row = next((r for r, free in enumerate(room) if free >= length), None)
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
         if row is None:
             rows.append([])
-            room.append(token_budget)
+            room.append(budget)
             row = -1
         rows[row].append(i)
-        room[row] -= length
+        room[row] -= lengths[i]
     return rows
 
 

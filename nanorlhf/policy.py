@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nanorlhf import attention
-from nanorlhf.config import TrainConfig, shipped_model, split_names
+from nanorlhf.config import shipped_model, split_names
 from nanorlhf.engines.base import WeightSync
 from nanorlhf.errors import UsageError
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
+from nanorlhf.options import TrainConfig
 from nanorlhf.types import MicroBatch
 
+POLICY = "default"  # PEFT's name for the adapter that learns
 REFERENCE = "reference"  # a second adapter, where the first one does not start from nothing
 
 
@@ -62,7 +64,7 @@ class Policy:
         """The adapter's largest rank; 0 without one."""
         if not isinstance(self.model, PeftModel):
             return 0
-        lora = self.model.peft_config["default"]
+        lora = self.model.peft_config[POLICY]
         assert isinstance(lora, LoraConfig)
         return max([lora.r, *lora.rank_pattern.values()])
 
@@ -88,26 +90,40 @@ class Policy:
         covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
         return f"LoRA adapts {len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights; {trained:,} are trained"
 
+    def add_adapter(self, name: str) -> None:
+        """A second adapter of the same shape on the same base; the policy's own stays the active one."""
+        assert isinstance(self.model, PeftModel), "full fine-tuning has no adapters"
+        if name not in self.model.peft_config:
+            self.model.add_adapter(name, self.model.peft_config[POLICY])
+            self.model.to(self.device)
+        self.model.set_adapter(POLICY)
+
+    @contextlib.contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """With another adapter in place of the policy's; gradients of one must be taken before the other comes back."""
+        assert isinstance(self.model, PeftModel)
+        self.model.set_adapter(name)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(POLICY)
+
     def keep_reference(self) -> None:
-        """Keeps a copy of the policy as it is now, where switching the adapter off would not give it."""
+        """The reference is the policy as it is now; switching the adapter off gives it as long as that is empty."""
         if not isinstance(self.model, PeftModel):
             self.frozen = copy.deepcopy(self.base).requires_grad_(False).eval()
         elif any(p.any() for n, p in self.trainable.items() if "lora_B" in n):
-            self.model.add_adapter(REFERENCE, self.model.peft_config["default"])
-            set_peft_model_state_dict(self.model, get_peft_model_state_dict(self.model), adapter_name=REFERENCE)
-            self.model.set_adapter("default")
+            self.add_adapter(REFERENCE)
+            set_peft_model_state_dict(self.model, self.adapter()[1], adapter_name=REFERENCE)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[nn.Module]:
-        """The model as it was at the start."""
+        """The model as it was when the reference was kept."""
         if self.frozen is not None:
             yield self.frozen
         elif isinstance(self.model, PeftModel) and REFERENCE in self.model.peft_config:
-            self.model.set_adapter(REFERENCE)
-            try:
+            with self.using(REFERENCE):
                 yield self.model
-            finally:
-                self.model.set_adapter("default")
         else:
             assert isinstance(self.model, PeftModel), (
                 "full fine-tuning needs keep_reference() before it needs a reference"
@@ -115,18 +131,33 @@ class Policy:
             with self.model.disable_adapter():
                 yield self.model
 
-    def logprobs(self, batch: MicroBatch, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def autocast(self) -> torch.autocast:
+        """bfloat16 arithmetic where that is what the engine computes in."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
+
+    def verify(self) -> None:
+        """Refuses a model whose packed rows would not give its own log-probabilities."""
+        with self.autocast():
+            attention.verify(self.model)
+
+    def hidden(self, batch: MicroBatch, model: nn.Module | None = None) -> Tensor:
+        """(T, H) last hidden states of a row."""
+        with self.autocast():
+            return backbone_hidden(model or self.model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+
+    def logprobs(
+        self, batch: MicroBatch, model: nn.Module | None = None, entropy_grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(N,) log-probabilities of the targets under the sampled distribution, and its entropy."""
-        model = model or self.model
-        head = self.head if model is self.model else head_of(model)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
-            hidden = backbone_hidden(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
-            return token_logprobs(hidden[batch.predict_at], head, batch.targets, self.config.temperature)
+        head = self.head if model is None else head_of(model)
+        hidden = self.hidden(batch, model)[batch.predict_at]
+        with self.autocast():
+            return token_logprobs(hidden, head, batch.targets, self.config.temperature, entropy_grad=entropy_grad)
 
     def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """PEFT's adapter config as a dict, and its tensors by PEFT's names."""
         assert isinstance(self.model, PeftModel), "without an adapter only merged weights can be served"
-        return self.model.peft_config["default"].to_dict(), get_peft_model_state_dict(self.model)
+        return self.model.peft_config[POLICY].to_dict(), get_peft_model_state_dict(self.model)
 
     @torch.no_grad()
     def merged(self) -> Iterator[tuple[str, Tensor]]:
@@ -138,7 +169,7 @@ class Policy:
             adapted = deltas.get(id(parameter))
             weight = parameter.detach()
             if adapted is not None:
-                weight = weight + adapted.get_delta_weight("default").to(weight.dtype)  # type: ignore[operator]
+                weight = weight + adapted.get_delta_weight(POLICY).to(weight.dtype)  # type: ignore[operator]
             yield name.replace(".base_layer.", "."), weight
 
     def serving_copy(self, sync: WeightSync) -> nn.Module:
@@ -154,17 +185,29 @@ class Policy:
         base.save_pretrained(str(folder))
 
     def save(self, folder: Path) -> None:
-        """The adapter in PEFT's format (or the whole model), ready for PEFT, transformers and vLLM."""
-        kept = {"selected_adapters": ["default"]} if isinstance(self.model, PeftModel) else {}
-        self.model.save_pretrained(str(folder), **kept)
+        """The adapter in PEFT's format (or the whole model), ready for PEFT, transformers and vLLM; a kept reference beside it."""
+        if isinstance(self.model, PeftModel):
+            kept = [name for name in (POLICY, REFERENCE) if name in self.model.peft_config]
+            self.model.save_pretrained(str(folder), selected_adapters=kept)
+            return
+        self.model.save_pretrained(str(folder))
+        if self.frozen is not None:
+            self.frozen.save_pretrained(str(folder / REFERENCE))
 
     def restore(self, folder: Path) -> None:
         """Takes back what `save` wrote."""
+        beside = folder / REFERENCE
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
-        else:
-            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.base.dtype)
-            self.model.load_state_dict(saved.state_dict())
+            if beside.is_dir():
+                self.add_adapter(REFERENCE)
+                set_peft_model_state_dict(self.model, load_file(beside / "adapter_model.safetensors"), REFERENCE)
+            return
+        self.model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder, dtype=self.base.dtype).state_dict())
+        if self.frozen is not None:
+            self.frozen.load_state_dict(
+                AutoModelForCausalLM.from_pretrained(beside, dtype=self.base.dtype).state_dict()
+            )
 
 
 def pick_device(name: str) -> torch.device:
@@ -215,7 +258,7 @@ def refuse_unsupported(model: nn.Module) -> None:
     """Adapters that neither the chunked head nor the engine could serve are refused with the reason."""
     if not isinstance(model, PeftModel):
         return
-    lora = model.peft_config["default"]
+    lora = model.peft_config[POLICY]
     if not isinstance(lora, LoraConfig):
         raise UsageError(f"{lora.peft_type} adapters are not served by the engine; use LoRA")
     if lora.modules_to_save:

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from nanorlhf.config import TrainConfig
 from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
 
 
 def prepare(config: TrainConfig, algorithm: str) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanorlhf.config import TrainConfig
+from nanorlhf.options import TrainConfig
 from nanorlhf.types import Sample
 
 SHOWN_SAMPLES = 8  # rows of the table that trackers get

@@ -15,16 +15,19 @@ import datasets
 import transformers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import attention, checkpoint, data, rundir
-from nanorlhf.algorithm import Algorithm
-from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf import checkpoint, data, rundir
+from nanorlhf.algorithm import OnPolicy
+from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
+from nanorlhf.critic import Critic
 from nanorlhf.engines.build import build_engine, check_engine
 from nanorlhf.engines.base import Sampling
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
+from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.policy import Policy
+from nanorlhf.rollout import Sampler
 from nanorlhf.scoring import find_rewards
 from nanorlhf.tracking import Tracker
 
@@ -32,14 +35,14 @@ from nanorlhf.tracking import Tracker
 class Trainer:
     """One run of one algorithm; every argument may come from `args` by name instead."""
 
-    algorithm_class: ClassVar[type[Algorithm]]
-    config_class: ClassVar[type[TrainConfig]]
+    algorithm_class: ClassVar[type[OnPolicy]]
+    config_class: ClassVar[type[OnPolicyConfig]]
 
     def __init__(
         self,
         model: Any = None,
         reward_funcs: Any = None,
-        args: TrainConfig | None = None,
+        args: OnPolicyConfig | None = None,
         train_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -63,13 +66,15 @@ class Trainer:
             [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
         )
         self.policy = Policy(args, model, peft_config)
-        attention.verify(self.policy.model)
+        self.policy.verify()
         self.algorithm = self.algorithm_class(args)
         if "ref_logprobs" in self.algorithm.needs:
             self.policy.keep_reference()
         self.sampling = how_to_sample(args, self.policy, self.tokenizer)
         self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
-        self.loop = Loop(args, self.algorithm, self.policy, self.engine, self.tokenizer, self.prompts, self.rewards)
+        critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
+        source = Sampler(args, self.algorithm.plan(), self.engine, self.tokenizer, self.prompts, self.rewards)
+        self.loop = Loop(args, self.algorithm, self.policy, source, self.rewards, self.engine, critic)
         self.done = 0
         self.interrupted = False
         if args.resume:

@@ -51,6 +51,7 @@ class Rollout:
     samples: list[Sample]
     group: Tensor  # (S,) which prompt of this step
     rewards: Tensor  # (S,) float32, NaN where nothing could score the sample
+    written: int = 0  # tokens that were written for it, those of baselines and discarded groups included
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
     baselines: Tensor | None = None  # (S,) rewards of each prompt's greedy sample, where the algorithm asked for one
 
@@ -63,6 +64,34 @@ class Rollout:
     def sample(self) -> Tensor:
         """(N,) which sample each token belongs to."""
         return torch.repeat_interleave(torch.arange(len(self.samples)), self.lengths)
+
+    def followed_by(self, other: Rollout) -> Rollout:
+        """Both, with the other's groups numbered on."""
+        baselines = None
+        if self.baselines is not None and other.baselines is not None:
+            baselines = torch.cat([self.baselines, other.baselines])
+        return Rollout(
+            samples=self.samples + other.samples,
+            group=torch.cat([self.group, other.group + self.group.max() + 1]),
+            rewards=torch.cat([self.rewards, other.rewards]),
+            written=self.written + other.written,
+            columns={name: torch.cat([column, other.columns[name]]) for name, column in self.columns.items()},
+            baselines=baselines,
+        )
+
+    def groups(self, chosen: list[int]) -> Rollout:
+        """These groups, numbered anew in the order given."""
+        index = torch.cat([(self.group == g).nonzero().flatten() for g in chosen])
+        tokens = torch.cat([(self.sample == i).nonzero().flatten() for i in index.tolist()])
+        sizes = torch.tensor([int((self.group == g).sum()) for g in chosen])
+        return Rollout(
+            samples=[self.samples[i] for i in index.tolist()],
+            group=torch.arange(len(chosen)).repeat_interleave(sizes),
+            rewards=self.rewards[index],
+            written=self.written,
+            columns={name: column[tokens] for name, column in self.columns.items()},
+            baselines=None if self.baselines is None else self.baselines[index],
+        )
 
 
 @dataclass(slots=True)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanorlhf.advantages import group_standardise, has_spread
+from nanorlhf.advantages import (
+    best_of_group,
+    gae,
+    gpg,
+    group_standardise,
+    has_spread,
+    leave_one_out,
+    maxrl,
+    opo,
+    reward_to_go,
+    token_rewards,
+    whiten,
+)
 
 NAN = math.nan
 ONE_GROUP = torch.zeros(4, dtype=torch.long)
 
 
-def close(got: torch.Tensor, want: list[float], tolerance: float = 1e-6) -> None:
-    torch.testing.assert_close(got, torch.tensor(want), atol=tolerance, rtol=0)
+def close(got: torch.Tensor, want: Sequence[float], tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float32), atol=tolerance, rtol=0)
 
 
 def test_group_mean_without_std() -> None:
@@ -69,3 +82,55 @@ def test_order_of_samples_does_not_matter(rewards: list[float], order: list[int]
     values, group, index = torch.tensor(rewards), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), torch.tensor(order)
     straight = group_standardise(values, group)[index]
     torch.testing.assert_close(group_standardise(values[index], group[index]), straight, atol=1e-6, rtol=0)
+
+
+def test_leave_one_out() -> None:
+    group = torch.tensor([0, 0, 1, 1])
+    close(leave_one_out(torch.tensor([6.0, 3.0, 9.0, 12.0]), group), [3, -3, -3, 3])
+    rewards = torch.tensor([1.0, NAN, 4.0, 7.0])
+    close(leave_one_out(rewards, ONE_GROUP), [1 - 5.5, 0, 4 - 4, 7 - 2.5])  # the mean of the scored others
+
+
+def test_opo_maxrl_gpg() -> None:
+    close(opo(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.tensor([1, 3])), [0.75, -0.25])
+    close(maxrl(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [3, -1, -1, -1])
+    assert maxrl(torch.zeros(4), ONE_GROUP).eq(0).all()
+    rewards, group = torch.tensor([1.0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+    close(gpg(rewards, group), [1.0, -1.0, 0, 0])  # alpha = 4 / 2
+
+
+def test_best_of_group() -> None:
+    rewards, group = torch.tensor([1.0, 3, 3, 2, 2, 2]), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert best_of_group(rewards, group).tolist() == [False, True, False, False, False, False]
+    assert best_of_group(torch.tensor([NAN, 0.0, 1.0]), torch.zeros(3, dtype=torch.long)).tolist() == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_whiten() -> None:
+    close(whiten(torch.tensor([1.0, 2.0, 3.0])), [-1, 0, 1])
+    assert whiten(torch.tensor([4.0])).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lam", "returns", "advantages"),
+    [
+        (1.0, 1.0, [6, 5, 3], [5.5, 4, 1.5]),
+        (0.5, 1.0, [2.75, 3.5, 3], [2.25, 2.5, 1.5]),
+        (1.0, 0.5, [3.625, 4.25, 3], [3.125, 3.25, 1.5]),
+    ],
+)
+def test_gae(gamma: float, lam: float, returns: list[float], advantages: list[float]) -> None:
+    rewards, values = torch.tensor([1.0, 2, 3] * 2), torch.tensor([0.5, 1, 1.5] * 2)
+    got_advantages, got_returns = gae(rewards, values, torch.tensor([3, 3]), gamma, lam)  # two episodes: nothing leaks
+    close(got_advantages, advantages * 2)
+    close(got_returns, returns * 2)
+
+
+def test_reward_to_go_and_token_rewards() -> None:
+    lengths = torch.tensor([2, 0, 3])
+    rewards = token_rewards(torch.tensor([1.0, 9.0, 2.0]), torch.tensor([-0.1, -0.2, -0.3, -0.4, -0.5]), lengths)
+    close(rewards, [-0.1, 0.8, -0.3, -0.4, 1.5])
+    close(reward_to_go(rewards, lengths), [0.7, 0.8, 0.8, 1.1, 1.5])

@@ -10,10 +10,10 @@ import yaml
 
 from nanorlhf.aliases import ALIASES, Became
 from nanorlhf.cli import parse
-from nanorlhf.config import TrainConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.options import CriticConfig
 from nanorlhf.policy import Policy
 
 RECIPES = Path(__file__).parents[1] / "grpo" / "recipes"
@@ -50,7 +50,7 @@ def test_other_trainers_names(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_alias_leads_to_an_option() -> None:
-    names = TrainConfig().to_dict()
+    names = CriticConfig().to_dict()
     assert not [a for a, b in ALIASES.items() if isinstance(b, Became) and b.name not in names]
     assert not set(ALIASES) & set(names)
 

@@ -9,9 +9,10 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.config import shipped_model
 from nanorlhf.data import Prompts, load
 from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
 
 ROWS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(10, 17)]
 

@@ -26,7 +26,7 @@ def made_up(**options: Any) -> tuple[Loop, Rollout]:
     policy = Policy(config)
     for p in policy.trainable.values():
         p.data += 0.02 * torch.randn(p.shape)
-    loop = Loop(config, GRPO(config), policy, engine=None, tokenizer=None, prompts=None, rewards=[])  # type: ignore[arg-type]
+    loop = Loop(config, GRPO(config), policy, source=None)  # type: ignore[arg-type]
     step = rollout([sample(3 + i % 4, 4 + 3 * i, seed=i) for i in range(16)], group_size=4)
     return loop, step
 

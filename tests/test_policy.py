@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.config import shipped_model
 from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack
 from nanorlhf.policy import Policy
 from nanorlhf.types import MicroBatch

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Engine, Sampling, WeightSync
 from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nanorlhf.config import TrainConfig, shipped_model
+from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Request, Sampling
 from nanorlhf.engines.hf import HFEngine, pick
+from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 
 TOKENIZER = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))

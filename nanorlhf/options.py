@@ -1,0 +1,303 @@
+"""Every option of a run, in three layers: what all trainers share, what sampling adds, what policy gradients add."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from nanorlhf.config import config, option, split_names
+from nanorlhf.errors import UsageError, nearest
+
+Norm = Literal["token", "sequence", "constant"]
+TRACKERS = ("wandb", "tensorboard", "trackio")
+
+
+@config
+class TrainConfig:
+    """Options that every trainer shares."""
+
+    # model
+    model_name_or_path: str = option("", "Model: a Hugging Face name, a folder, or nanorlhf:adder (shipped).", "model")
+    lora: str = option(
+        "all-linear", "What LoRA adapts: all-linear, module names with commas, or none (train all weights).", "model"
+    )
+    lora_r: int = option(32, "Rank of the adapter.", "model")
+    lora_alpha: int = option(32, "Its scale: alpha / r (alpha / sqrt(r) with use_rslora).", "model")
+    lora_dropout: float = option(0.0, "Dropout before the adapter, in updates only.", "model")
+    use_rslora: bool = option(False, "Rank-stabilised scaling of the adapter.", "model")
+    adapter_name_or_path: str | None = option(
+        None, "An adapter to go on from, such as an earlier stage's checkpoint.", "model"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Of the base weights: auto is bfloat16 on CUDA, else float32.", "model"
+    )
+    device: str = option("auto", "cuda, mps or cpu; auto takes the first there is.", "model")
+    trust_remote_code: bool = option(False, "Run code that comes with a model.", "model")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in backward: less memory, a third more time.", "model"
+    )
+
+    # data
+    dataset_name: str = option(
+        "", "Dataset: arithmetic (built in), a json/jsonl/csv/parquet file, a folder, or a hub name.", "data"
+    )
+    dataset_config: str | None = option(None, "The dataset's configuration on the hub.", "data")
+    dataset_train_split: str = option("train", "Split to train on.", "data")
+    dataset_test_split: str | None = option(None, "Split to evaluate on; none: no evaluation.", "data")
+    prompt_column: str = option("prompt", "Column with the prompt: text, or chat messages.", "data")
+    system_prompt: str | None = option(None, "Put before every conversational prompt.", "data")
+    max_prompt_length: int = option(512, "Longer prompts are dropped, and counted.", "data")
+
+    # rollout
+    engine: Literal["auto", "vllm", "hf"] = option(
+        "auto", "Who writes completions; auto: vLLM where it is installed.", "rollout"
+    )
+    weight_sync: Literal["auto", "lora", "merged"] = option(
+        "auto", "How weights reach the engine; auto: lora for 16-bit, merged for float32.", "rollout"
+    )
+    stop: str | list[str] = option([], "Strings that end a completion, beside the model's end tokens.", "rollout")
+    gpu_memory_utilization: float = option(0.4, "Share of the GPU that vLLM may take.", "rollout")
+    engine_sleep: bool = option(False, "On CUDA, the engine leaves the GPU while the policy trains.", "rollout")
+    engine_logs: bool = option(False, "Show the engine's own log.", "rollout")
+    prompts_per_step: int = option(64, "Prompts in a step.", "rollout")
+    max_completion_length: int = option(512, "Tokens a completion may have.", "rollout")
+    temperature: float = option(
+        1.0, "Sampling temperature; log-probabilities are those of this distribution.", "rollout"
+    )
+
+    # reward
+    reward_funcs: str | list[str] = option(
+        [], "Rewards: names, or path/to/file.py:function; several with commas.", "reward"
+    )
+    reward_weights: list[float] | None = option(None, "A weight for each reward; 1 each where not given.", "reward")
+
+    # training
+    max_steps: int = option(100, "Steps to train.", "training")
+    learning_rate: float = option(1e-5, "Peak learning rate.", "training")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option(
+        "cosine", "Course of the learning rate.", "training"
+    )
+    lr_min_ratio: float = option(0.1, "Where cosine ends, as a share of the peak.", "training")
+    warmup_steps: int = option(0, "Optimizer steps of linear warm-up.", "training")
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", "training")
+    weight_decay: float = option(0.0, "AdamW's weight decay.", "training")
+    adam_beta1: float = option(0.9, "AdamW's first beta.", "training")
+    adam_beta2: float = option(0.999, "AdamW's second beta.", "training")
+    token_budget: int | Literal["auto"] = option(
+        "auto", "Tokens in a micro-batch; auto: 4,096 on a CPU, 16,384 on a GPU.", "training"
+    )
+    seed: int = option(0, "Of data order, adapter and sampling.", "training")
+
+    # run
+    output_dir: str | None = option(None, "Run directory; none: runs/<algorithm>-<time>.", "run")
+    overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.", "run")
+    resume: str | None = option(None, "A run directory to continue; its own config.yaml is the base.", "run")
+    save_steps: int = option(50, "A checkpoint every so many steps, and at the end; 0: only at the end.", "run")
+    save_total_limit: int = option(2, "Checkpoints to keep.", "run")
+    eval_steps: int = option(
+        10, "Evaluate every so many steps, at the start and at the end; 0: start and end only.", "run"
+    )
+    eval_prompts: int = option(256, "Held-out prompts to evaluate on.", "run")
+    report_to: str | list[str] = option([], "Trackers: wandb, tensorboard, trackio.", "run")
+    project: str = option("nanorlhf", "Project name for trackers.", "run")
+    run_name: str | None = option(None, "Run name for trackers; none: the run directory's.", "run")
+    tags: list[str] = option([], "Tags for trackers.", "run")
+
+    def validate(self) -> None:
+        """Refuses values that cannot work, with what is allowed."""
+        self.above_zero("lora_r", "lora_alpha", "max_prompt_length", "prompts_per_step", "max_completion_length")
+        self.above_zero(
+            "max_steps", "temperature", "learning_rate", "max_grad_norm", "save_total_limit", "eval_prompts"
+        )
+        self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
+        self.require(self.lora_dropout < 1, "lora_dropout", "it must be below 1")
+        self.require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "it must be above 0 and at most 1")
+        self.require(
+            self.token_budget == "auto" or self.token_budget > 0, "token_budget", "it must be above 0, or auto"
+        )
+        adapter = not (self.full_finetuning and self.weight_sync == "lora")
+        self.require(adapter, "weight_sync", "lora: none has no adapter; use merged")
+        weights = self.reward_weights is None or not self.rewards or len(self.reward_weights) == len(self.rewards)
+        self.require(weights, "reward_weights", f"one weight for each of {', '.join(self.rewards)}")
+        for name in self.trackers:
+            self.require(name in TRACKERS, "report_to", nearest(name, TRACKERS))
+
+    def require(self, holds: bool, name: str, why: str) -> None:
+        """Raises a UsageError about option `name` unless `holds`."""
+        if not holds:
+            raise UsageError(f"{name}={getattr(self, name)!r} cannot work: {why}")
+
+    def above_zero(self, *names: str) -> None:
+        for name in names:
+            self.require(getattr(self, name) > 0, name, "it must be above 0")
+
+    def not_negative(self, *names: str) -> None:
+        for name in names:
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or more")
+
+    @property
+    def full_finetuning(self) -> bool:
+        return self.lora == "none"
+
+    @property
+    def rewards(self) -> list[str]:
+        return split_names(self.reward_funcs)
+
+    @property
+    def trackers(self) -> list[str]:
+        return [name for name in split_names(self.report_to) if name != "none"]
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def updates(self) -> int:
+        """Disjoint parts of a step's samples, each with an optimizer step."""
+        return 1
+
+    @property
+    def epochs(self) -> int:
+        """Passes over a step's samples."""
+        return 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option as plain values, as `config.yaml` holds them."""
+        return dataclasses.asdict(self)
+
+
+@config
+class OnPolicyConfig(TrainConfig):
+    """Options of trainers that learn from their own samples."""
+
+    num_generations: int = option(8, "Completions for each prompt.", "rollout")
+    top_p: float = option(
+        1.0, "Only 1 in training: what is cut from the sample would be missing from the gradient.", "rollout"
+    )
+    top_k: int = option(0, "Only 0 in training, for the same reason.", "rollout")
+    dynamic_sampling: int = option(
+        0,
+        "Rounds in which groups without spread are replaced by groups of new prompts (DAPO); 0: they stay.",
+        "rollout",
+    )
+    overlong_buffer: int = option(
+        0, "Completions lose up to 1 reward, linearly, over the last so many tokens before the limit (DAPO).", "reward"
+    )
+    mask_truncated_completions: bool = option(
+        False, "Completions cut off at the limit stay out of the loss.", "training"
+    )
+    updates_per_step: int = option(1, "Optimizer steps a rollout gives, on disjoint sets of whole groups.", "training")
+    epochs_per_step: int = option(1, "Passes over each rollout.", "training")
+    norm: Norm = option(
+        "token", "What a token weighs: token 1/N, sequence 1/(S len), constant 1/(S max_completion_length).", "training"
+    )
+    kl_coef: float = option(0.0, "Weight of the KL divergence from the starting policy.", "training")
+    kl_in: Literal["reward", "loss"] = option("reward", "Where the KL enters.", "training")
+    kl_estimator: Literal["k1", "k2", "k3"] = option("k1", "How it is estimated from each token.", "training")
+    kl_target: float | None = option(None, "Steer kl_coef so that the KL of a token comes to this.", "training")
+    ref_refresh_steps: int = option(0, "The reference becomes the policy every so many steps; 0: never.", "training")
+
+    def validate(self) -> None:
+        super().validate()
+        self.above_zero("num_generations", "updates_per_step", "epochs_per_step")
+        self.not_negative("kl_coef", "dynamic_sampling", "overlong_buffer", "ref_refresh_steps")
+        whole = "training samples from the whole distribution, so only"
+        self.require(self.top_p == 1, "top_p", f"{whole} 1; use temperature")
+        self.require(self.top_k in (0, -1), "top_k", f"{whole} 0; use temperature")
+        groups = f"each update takes whole groups, so at most prompts_per_step={self.prompts_per_step}"
+        self.require(self.updates_per_step <= self.prompts_per_step, "updates_per_step", groups)
+        self.require(
+            self.overlong_buffer < self.max_completion_length,
+            "overlong_buffer",
+            "it must be below max_completion_length",
+        )
+        biased = self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_coef > 0
+        self.require(
+            not biased, "kl_estimator", "as a loss, k1 has no expected gradient; use k2 or k3, or kl_in reward"
+        )
+        self.require(self.kl_target is None or self.kl_target > 0, "kl_target", "it must be above 0")
+        self.require(
+            self.kl_target is None or self.kl_coef > 0, "kl_target", "it steers kl_coef, which must start above 0"
+        )
+        refers = self.ref_refresh_steps == 0 or self.kl_coef > 0
+        self.require(refers, "ref_refresh_steps", "with kl_coef 0 there is no reference to refresh")
+
+    @property
+    def updates(self) -> int:
+        return self.updates_per_step
+
+    @property
+    def epochs(self) -> int:
+        return self.epochs_per_step
+
+
+@config
+class PolicyGradientConfig(OnPolicyConfig):
+    """Options of algorithms that weigh log-probabilities by advantages."""
+
+    policy_loss: Literal["clipped", "sequence", "gspo", "cispo", "sapo"] = option(
+        "clipped",
+        "clipped: a ratio for each token; sequence: one, their product; gspo: one, their geometric mean; "
+        "cispo: clipped weights on log-probabilities; sapo: a soft gate.",
+        "training",
+    )
+    clip_low: float = option(0.2, "Ratios below 1 - clip_low earn nothing more.", "training")
+    clip_high: float | None = option(
+        None, "Ratios above 1 + clip_high earn nothing more; none: as clip_low.", "training"
+    )
+    dual_clip: float | None = option(None, "With a negative advantage the loss is at most -A times this.", "training")
+    sapo_tau_pos: float = option(1.0, "SAPO's temperature where the advantage is positive.", "training")
+    sapo_tau_neg: float = option(1.05, "SAPO's temperature where it is negative.", "training")
+    whiten_advantages: Literal["auto", "on", "off"] = option(
+        "auto", "Advantages of an update to mean 0 and std 1; auto: where the algorithm has no baseline.", "training"
+    )
+    entropy_coef: float = option(0.0, "Weight of an entropy bonus.", "training")
+    top_entropy_fraction: float = option(
+        1.0, "Only this share of tokens, the least certain ones, gets an advantage.", "training"
+    )
+    importance_correction: Literal["none", "token", "sequence", "geometric"] = option(
+        "none",
+        "Weigh the loss by trainer over engine probability: of a token, a sequence, or its geometric mean.",
+        "training",
+    )
+    importance_cap: float = option(2.0, "Such weights are cut off here.", "training")
+
+    def validate(self) -> None:
+        super().validate()
+        self.above_zero("clip_low", "sapo_tau_pos", "sapo_tau_neg", "importance_cap")
+        self.require(self.clip_low < 1, "clip_low", "it must be below 1")
+        self.require(self.clip_high is None or self.clip_high > 0, "clip_high", "it must be above 0")
+        dual = self.dual_clip is None or self.dual_clip > 1
+        self.require(dual, "dual_clip", "it must be above 1, for a ratio of 1 must not be cut")
+        clips = self.dual_clip is None or self.policy_loss in ("clipped", "sequence", "gspo")
+        self.require(clips, "dual_clip", f"policy_loss {self.policy_loss} has no such clip")
+        self.require(0 < self.top_entropy_fraction <= 1, "top_entropy_fraction", "it must be above 0 and at most 1")
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_low if self.clip_high is None else self.clip_high
+
+
+@config
+class CriticConfig(PolicyGradientConfig):
+    """Options of algorithms with a critic."""
+
+    gamma: float = option(1.0, "Discount of rewards to come.", "training")
+    lam: float = option(0.95, "GAE's lambda: 1 trusts the returns, 0 the critic.", "training")
+    critic_learning_rate: float = option(1e-5, "Peak learning rate of the critic.", "training")
+    critic_model_name_or_path: str | None = option(
+        None, "A model of its own for the critic; none: a second adapter.", "training"
+    )
+    value_clip: float = option(
+        0.2, "How far a value may move from its old one before it earns nothing more.", "training"
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        self.above_zero("critic_learning_rate", "value_clip")
+        for name in ("gamma", "lam"):
+            self.require(0 <= getattr(self, name) <= 1, name, "it must be between 0 and 1")
+        apart = not self.full_finetuning or bool(self.critic_model_name_or_path)
+        self.require(
+            apart, "lora", "without an adapter the critic cannot share the base; give critic_model_name_or_path"
+        )

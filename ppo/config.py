@@ -1,0 +1,14 @@
+"""PPO's options."""
+
+from __future__ import annotations
+
+from nanorlhf.config import config, option
+from nanorlhf.options import CriticConfig
+
+
+@config
+class PPOConfig(CriticConfig):
+    """Proximal policy optimisation: a critic says what to expect at every token, and surprise is the advantage."""
+
+    num_generations: int = option(1, "Completions for each prompt.", "rollout")
+    kl_coef: float = option(0.05, "Weight of the KL divergence from the starting policy.", "training")

@@ -1,0 +1,65 @@
+"""REINFORCE (Williams 1992), REINFORCE++ (arXiv:2501.03262): the reward to come, less a baseline, or whitened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanorlhf.advantages import group_stats
+from nanorlhf.algorithm import Plan, PolicyGradient
+from nanorlhf.reinforce.config import REINFORCEConfig
+from nanorlhf.trainer import Trainer
+from nanorlhf.types import Credit, Rollout
+
+
+class REINFORCE(PolicyGradient):
+    """The plain policy gradient."""
+
+    name = "reinforce"
+    config: REINFORCEConfig
+
+    def __init__(self, config: REINFORCEConfig) -> None:
+        super().__init__(config)
+        self.average = 0.0
+
+    @property
+    def has_baseline(self) -> bool:
+        return self.config.baseline not in ("none", "group")  # REINFORCE++ whitens after the group's mean, too
+
+    def plan(self) -> Plan:
+        return Plan(self.config.num_generations, greedy=self.config.baseline == "greedy")
+
+    def credit(self, rollout: Rollout) -> Credit:
+        baselines = self.baselines(rollout)
+        keep = self.counted(rollout) & ~baselines.isnan()
+        return Credit(self.returns(rollout) - baselines.nan_to_num(0.0)[rollout.sample], keep)
+
+    def baselines(self, rollout: Rollout) -> Tensor:
+        """(S,) what to expect of each sample; the moving average is read before it takes this batch in."""
+        kind, rewards = self.config.baseline, rollout.rewards
+        mean = rewards.nanmean().nan_to_num(self.average)
+        expected = {"none": 0.0, "mean": mean, "ema": self.average}
+        if kind == "ema":
+            self.average = self.config.ema_beta * self.average + (1 - self.config.ema_beta) * float(mean)
+        if kind in expected:
+            return torch.full_like(rewards, float(expected[kind]))
+        if kind == "group":
+            return group_stats(rewards, rollout.group)[1].float()
+        assert rollout.baselines is not None, "the plan asks for greedy samples"
+        return rollout.baselines
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.average = state["average"]
+
+
+class REINFORCETrainer(Trainer):
+    """Trains by REINFORCE; the arguments are those that TRL's users know."""
+
+    algorithm_class = REINFORCE
+    config_class = REINFORCEConfig

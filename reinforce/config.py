@@ -1,0 +1,30 @@
+"""REINFORCE's options."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nanorlhf.config import config, option
+from nanorlhf.options import PolicyGradientConfig
+
+
+@config
+class REINFORCEConfig(PolicyGradientConfig):
+    """REINFORCE: every token is weighed by the reward still to come, less a baseline."""
+
+    num_generations: int = option(1, "Completions for each prompt.", "rollout")
+    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training")
+    baseline: Literal["none", "mean", "ema", "greedy", "group"] = option(
+        "none",
+        "none (advantages are whitened), mean of the batch, ema of those means, greedy answer (scst), or group mean.",
+        "training",
+    )
+    ema_beta: float = option(0.9, "How much of the moving average stays at each step.", "training")
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(0 <= self.ema_beta < 1, "ema_beta", "it must be at least 0 and below 1")
+        several = self.baseline != "group" or self.num_generations >= 2
+        self.require(several, "num_generations", "the group's mean is a baseline for 2 answers or more")
+        warm = self.baseline != "greedy" or self.temperature >= 0.1
+        self.require(warm, "temperature", "near 0 sampling is greedy, and nothing is left to compare; at least 0.1")

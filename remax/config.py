@@ -1,0 +1,22 @@
+"""ReMax's options."""
+
+from __future__ import annotations
+
+from nanorlhf.config import config, option
+from nanorlhf.options import PolicyGradientConfig
+
+
+@config
+class ReMaxConfig(PolicyGradientConfig):
+    """ReMax: one sampled answer to each prompt, judged against the greedy one."""
+
+    num_generations: int = option(1, "Completions for each prompt, beside the greedy one.", "rollout")
+    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training")
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(
+            self.temperature >= 0.1,
+            "temperature",
+            "near 0 sampling is greedy, and nothing is left to compare; at least 0.1",
+        )
