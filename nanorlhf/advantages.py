@@ -32,7 +32,10 @@ def has_spread(rewards: Tensor, group: Tensor) -> Tensor:
 
 
 def group_standardise(rewards: Tensor, group: Tensor, scale: Scale = "group", eps: float = 1e-4) -> Tensor:
-    """(S,) GRPO, arXiv:2402.03300: (r - mean) / (std + eps); scale by batch std (Lite PPO, arXiv:2508.08221) or none (Dr. GRPO, arXiv:2503.20783)."""
+    """(S,) GRPO, arXiv:2402.03300: (r - mean) / (std + eps).
+
+    The std is the group's, the batch's (Lite PPO, arXiv:2508.08221), or none (Dr. GRPO, arXiv:2503.20783).
+    """
     _, mean, std = group_stats(rewards, group)
     centred = rewards.double() - mean
     if scale == "group":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from nanorlhf.advantages import reward_to_go, sum_by_sample, token_rewards, whit
 from nanorlhf.kl import ESTIMATORS, adapted
 from nanorlhf.options import Norm, OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.types import Credit, MicroBatch, Rollout
-
-Measure = Literal["logprobs", "ref_logprobs", "values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,9 @@ class Algorithm(ABC):
         self.config = config
 
     @property
-    def needs(self) -> set[Measure]:
-        """What to measure before credit."""
-        return set()
+    def needs(self) -> frozenset[str]:
+        """What to measure before credit: `logprobs`, `ref_logprobs`, `values`."""
+        return frozenset()
 
     def drop(self, rollout: Rollout) -> Tensor:
         """(S,) samples that cannot teach and need no forward pass; they still count in the loss's denominator."""
@@ -72,14 +70,14 @@ class Algorithm(ABC):
         """Whether the reference catches up with the policy after this step."""
         return False
 
-    def observe(self, metrics: Mapping[str, Any]) -> None:
+    def observe(self, metrics: Mapping[str, Any]) -> None:  # noqa: B027  most algorithms change nothing
         """What a step's metrics change for the next one."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  and most have no state
         """Takes back what `state_dict` gave."""
 
 
@@ -93,10 +91,10 @@ class OnPolicy(Algorithm):
         self.norm, self.kl_coef = config.norm, config.kl_coef
 
     @property
-    def needs(self) -> set[Measure]:
+    def needs(self) -> frozenset[str]:
         if not self.config.kl_coef:
-            return set()
-        return {"logprobs", "ref_logprobs"} if self.config.kl_in == "reward" else {"ref_logprobs"}
+            return frozenset()
+        return frozenset({"logprobs", "ref_logprobs"} if self.config.kl_in == "reward" else {"ref_logprobs"})
 
     def plan(self) -> Plan:
         """How many samples for each prompt, and whether a greedy one too."""
@@ -155,8 +153,8 @@ class PolicyGradient(OnPolicy):
         return True
 
     @property
-    def needs(self) -> set[Measure]:
-        return super().needs | ({"logprobs"} if self.config.top_entropy_fraction < 1 else set())
+    def needs(self) -> frozenset[str]:
+        return super().needs | ({"logprobs"} if self.config.top_entropy_fraction < 1 else frozenset())
 
     def shape(self, advantages: Tensor, rollout: Rollout, chosen: Tensor) -> Tensor:
         """Whitens, and leaves the most certain tokens without an advantage (arXiv:2506.01939), where asked for."""

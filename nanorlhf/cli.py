@@ -15,8 +15,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
-from nanorlhf.options import TrainConfig
 from nanorlhf.errors import RewardError, UsageError, nearest
+from nanorlhf.options import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 

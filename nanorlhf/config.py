@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, dataclass_transform, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 import typeguard
 
@@ -17,15 +17,15 @@ from nanorlhf.errors import UsageError, nearest
 C = TypeVar("C")
 
 
-def option(default: Any, help: str, group: str) -> Any:
+def option(default: Any, about: str, group: str) -> Any:
     """A dataclass field with its line of help."""
-    metadata = {"help": help, "group": group}
+    metadata = {"help": about, "group": group}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[C]) -> type[C]:
     """A frozen dataclass that understands other trainers' names and refuses unknown ones and wrong types."""
     cls = dataclass(frozen=True, kw_only=True)(cls)

@@ -39,19 +39,17 @@ def load(name: str, config: str | None, split: str) -> datasets.Dataset:
     except UsageError:
         raise
     except Exception as error:  # datasets raises dozens of types, all of them "cannot load this"
-        raise UsageError(
-            f"dataset_name={name!r}, split {split!r}, cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise UsageError(f"dataset_name={name!r}, split {split!r}, cannot be loaded: {why}") from error
     return cast(datasets.Dataset, loaded)
 
 
 def require_column(dataset: datasets.Dataset, column: str, option: str) -> None:
     """Refuses a dataset that lacks a column something needs."""
     if column not in dataset.column_names:
-        hint = nearest(column, dataset.column_names)
-        raise UsageError(
-            f"{option} needs the column {column!r}, which the dataset does not have ({', '.join(dataset.column_names)}); {hint}"
-        )
+        names = dataset.column_names
+        there = f"the dataset has {', '.join(names)}; {nearest(column, names)}"
+        raise UsageError(f"{option} needs the column {column!r}, and {there}")
 
 
 class Prompts:
@@ -74,9 +72,9 @@ class Prompts:
         """The prompts of step `step`, counted from 0: consecutive places in an endless row of shuffled epochs."""
         return [self.at(place) for place in range(step * size, (step + 1) * size)]
 
-    def extra(self, size: int, *occasion: int) -> list[Prompt]:
+    def beside(self, size: int, *occasion: int) -> list[Prompt]:
         """A random sample for an occasion beside the order, the same each time."""
-        draw = random.Random(derive(self.seed, "extra", *occasion))
+        draw = random.Random(derive(self.seed, "beside", *occasion))
         return [draw.choice(self.all) for _ in range(size)]
 
     def held_out(self, size: int) -> list[Prompt]:

@@ -22,7 +22,7 @@ def evaluate(
     seed: int,
     sampling: Sampling | None = None,
 ) -> tuple[dict[str, float], list[Sample]]:
-    """Mean rewards of one completion for each prompt, sampled with the same seed each time so that only the weights differ."""
+    """Mean rewards of one completion for each prompt; the seed is the same each time, so only the weights differ."""
     samples, _ = write(engine, tokenizer, prompts, Plan(1), derive(seed, "evaluation"), sampling)
     score(rewards, samples)
     metrics = {"eval/reward": mean_scored([s.reward for s in samples])}

@@ -16,5 +16,5 @@ ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def adapted(coef: float, kl: float, target: float, gain: float = 0.1) -> float:
-    """The next coefficient, arXiv:1909.08593: it follows the KL's relative distance from its target, 2% a step at most."""
+    """The next coefficient (arXiv:1909.08593): it follows the KL's distance from its target, 2% a step at most."""
     return coef * (1 + gain * min(max(kl / target - 1, -0.2), 0.2))

@@ -79,13 +79,13 @@ class Loop:
                 self.engine.wake()
                 self.engine.update(self.policy)
         metrics = {"step": step} | rollout_metrics(rollout, self.rewards) | updated
-        metrics |= clock.metrics(metrics["tokens/rollout"] or metrics["tokens/trained"], len(rollout.samples))
+        metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics["memory/peak_gib"] = peak_gib(self.policy.device)
         return Step(rollout, credit, metrics, warnings + self.disagreement(metrics))
 
     @torch.no_grad()
     def measure(self, rollout: Rollout, chosen: Tensor) -> None:
-        """Adds the columns that the algorithm needs, and old log-probabilities where a rollout gives several updates."""
+        """Adds the columns that the algorithm needs, and old log-probabilities for rollouts of several updates."""
         needs = self.algorithm.needs | ({"logprobs"} if self.reuses_rollout else set())
         for name in sorted(needs):
             columns = {"logprobs": ("logprobs", "entropy")}.get(name, (name,))
@@ -185,9 +185,8 @@ class Loop:
         gap, limit = metrics["mismatch/mean_abs"], MISMATCH_LIMIT[self.policy.compute_dtype]
         if gap is None or gap <= limit:
             return []
-        return [
-            f"engine and trainer disagree by {gap:.3g} nats a token (more than {limit:g}): the engine is stale or computes otherwise"
-        ]
+        words = f"engine and trainer disagree by {gap:.3g} nats a token (more than {limit:g})"
+        return [f"{words}: the engine is stale, or computes otherwise"]
 
 
 def parts(rollout: Rollout, updates: int) -> Iterator[Tensor]:

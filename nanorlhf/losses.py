@@ -9,7 +9,7 @@ Clip = tuple[float, float]
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip: Clip, dual: float | None = None) -> Tensor:
-    """PPO, arXiv:1707.06347: max(-A rho, -A clip(rho, 1 - low, 1 + high)); for A < 0 at most -A dual (arXiv:1912.09729)."""
+    """PPO, arXiv:1707.06347: max(-A rho, -A clip(rho, 1 - low, 1 + high)); where A < 0 at most -A dual."""
     ratio = log_ratio.exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip[0], 1 + clip[1]))
     if dual is None:
@@ -43,7 +43,7 @@ def sapo(log_ratio: Tensor, advantages: Tensor, tau_pos: float, tau_neg: float) 
 
 
 def importance(gap: Tensor, sample: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor]:
-    """Truncated importance weights min(p_trainer / p_engine, cap) and where they were cut; gap = logp_trainer - logp_engine."""
+    """Weights min(p_trainer / p_engine, cap) and where they were cut; gap = logp_trainer - logp_engine."""
     if form != "token":
         gap = by_sequence(gap, sample, mean=form == "geometric")
     weight = gap.exp()

@@ -23,11 +23,11 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        return self.scheduler.get_last_lr()[0]
+        return float(self.scheduler.get_last_lr()[0])
 
     def step(self) -> float:
         """The gradient's norm before clipping; without a gradient the parameters stay as they are."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm).item()
+        norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
         self.adam.step()
         self.scheduler.step()
         self.adam.zero_grad(set_to_none=True)

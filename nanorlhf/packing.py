@@ -13,7 +13,7 @@ from nanorlhf.types import MicroBatch, Rollout
 def pack(
     rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False, together: int = 1
 ) -> Iterator[MicroBatch]:
-    """Micro-batches that hold every kept sample once; `keep (S,)`, `weights (N,)`; `together` adjacent samples share a row."""
+    """Micro-batches that hold every sample of `keep (S,)` once; `together` adjacent ones share a row."""
     ends = torch.cumsum(rollout.lengths, 0).tolist()
     chosen = keep.nonzero().flatten().tolist()
     units = [chosen[i : i + together] for i in range(0, len(chosen), together)]

@@ -43,7 +43,7 @@ class Policy:
         self.came_as_object = model is not None
         if model is None:
             model = load(config, self.device)
-        self.model = with_adapter(config, model, peft_config).to(self.device)
+        self.model = with_adapter(config, model, peft_config).to(self.device)  # type: ignore[arg-type]
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         refuse_unsupported(self.model)
         self.base.set_attn_implementation(attention.NAME)
@@ -66,7 +66,7 @@ class Policy:
             return 0
         lora = self.model.peft_config[POLICY]
         assert isinstance(lora, LoraConfig)
-        return max([lora.r, *lora.rank_pattern.values()])
+        return max([lora.r, *(lora.rank_pattern or {}).values()])
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -88,7 +88,8 @@ class Policy:
         trained = sum(p.numel() for p in self.trainable.values())
         total -= sum(p.numel() for n, p in self.base.named_parameters() if "lora_" in n)
         covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
-        return f"LoRA adapts {len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights; {trained:,} are trained"
+        share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
+        return f"LoRA adapts {share}; {trained:,} are trained"
 
     def add_adapter(self, name: str) -> None:
         """A second adapter of the same shape on the same base; the policy's own stays the active one."""
@@ -161,7 +162,7 @@ class Policy:
 
     @torch.no_grad()
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of the plain model by its Hugging Face name; merged out of place, so the base never drifts."""
+        """Every parameter of the plain model by its Hugging Face name, merged out of place: the base never drifts."""
         deltas = {id(m.get_base_layer().weight): m for m in self.base.modules() if isinstance(m, LoraLayer)}  # type: ignore[union-attr]
         for name, parameter in self.base.named_parameters():
             if "lora_" in name:
@@ -185,7 +186,7 @@ class Policy:
         base.save_pretrained(str(folder))
 
     def save(self, folder: Path) -> None:
-        """The adapter in PEFT's format (or the whole model), ready for PEFT, transformers and vLLM; a kept reference beside it."""
+        """The adapter in PEFT's format (or the whole model), as PEFT and vLLM load it; a kept reference beside it."""
         if isinstance(self.model, PeftModel):
             kept = [name for name in (POLICY, REFERENCE) if name in self.model.peft_config]
             self.model.save_pretrained(str(folder), selected_adapters=kept)

@@ -54,14 +54,14 @@ class Sampler:
             wanting = size - len(rollout.group[teaching].unique())
             if not wanting:
                 break
-            fresh = self.sample(self.prompts.extra(wanting, step, attempt), ("refill", step, attempt), clock, progress)
+            fresh = self.sample(self.prompts.beside(wanting, step, attempt), ("refill", step, attempt), clock, progress)
             rollout = refilled(rollout, fresh)
         return rollout
 
     def sample(
         self, prompts: Sequence[Prompt], what: tuple[str | int, ...], clock: Clock, progress: Progress
     ) -> Rollout:
-        """Samples for these prompts, with a seed for the occasion, and the engine's log-probabilities as first column."""
+        """Samples for these prompts, with the occasion's seed; the engine's log-probabilities are the first column."""
         seed, each = derive(self.config.seed, *what), self.plan.samples
         with clock("rollout"):
             samples, greedy = write(self.engine, self.tokenizer, prompts, self.plan, seed, progress=progress)

@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive(seed: int, *what: int | str) -> int:
-    """A 31-bit seed for an occasion, such as a step: it differs from one to the next, and repeats when a run is resumed."""
+    """A 31-bit seed for an occasion, such as a step: another one each time, the same one when a run is resumed."""
     text = "/".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 2**31

@@ -17,7 +17,7 @@ SHOWN_SAMPLES = 8  # rows of the table that trackers get
 
 
 class Tracker:
-    """Appends to the run directory and hands the same numbers to trackers; a resumed run forgets what came after its checkpoint."""
+    """Appends to the run directory and tells trackers; a resumed run forgets what came after its checkpoint."""
 
     def __init__(self, run: Path, config: TrainConfig, algorithm: str, step: int) -> None:
         self.run = run

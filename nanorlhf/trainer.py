@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +20,8 @@ from nanorlhf.algorithm import OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
 from nanorlhf.critic import Critic
-from nanorlhf.engines.build import build_engine, check_engine
 from nanorlhf.engines.base import Sampling
+from nanorlhf.engines.build import build_engine, check_engine
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
@@ -113,7 +113,7 @@ class Trainer:
             print(f"stopped after step {self.done}; go on with --resume {self.run}")
         return self.history
 
-    def steps(self) -> Iterator[dict[str, Any]]:
+    def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
         tracker = Tracker(self.run, self.config, self.algorithm.name, self.done)
         self.introduce()
@@ -168,19 +168,19 @@ class Trainer:
         samples = config.prompts_per_step * self.algorithm.plan().samples
         print(f"run directory {self.run}; device {self.policy.device}, engine {type(self.engine).__name__}")
         print(self.policy.coverage)
-        print(
-            f"{len(self.prompts.all):,} prompts ({self.prompts.dropped} dropped as longer than {config.max_prompt_length} tokens), "
-            f"{len(self.held_out)} held out; {samples} completions a step from {config.prompts_per_step} prompts"
-        )
+        long = f"{self.prompts.dropped} dropped as longer than {config.max_prompt_length} tokens"
+        print(f"{len(self.prompts.all):,} prompts ({long}), {len(self.held_out)} held out")
+        print(f"{samples} completions a step from {config.prompts_per_step} prompts")
         print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)
 
     def advice(self, metrics: dict[str, Any]) -> list[str]:
         """What a user should know about a step that cannot go well."""
         lines = []
-        if metrics["completion/truncated_fraction"] > 0.9:
+        truncated, limit = metrics["completion/truncated_fraction"], self.config.max_completion_length
+        if truncated > 0.9:
+            ends = self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids))
             lines.append(
-                f"{metrics['completion/truncated_fraction']:.0%} of completions hit max_completion_length={self.config.max_completion_length} "
-                f"without an end token ({self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids))})"
+                f"{truncated:.0%} of completions hit max_completion_length={limit} without an end token ({ends})"
             )
         if metrics["groups/no_spread_fraction"] == 1:
             lines.append("no group has two different rewards, so nothing can be learned from this step")
@@ -251,7 +251,7 @@ def check_model(config: TrainConfig, model: Any) -> None:
 
 def load_tokenizer(config: TrainConfig, model: Any) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model."""
-    name = shipped_model(config.model_name_or_path) if model is None else model.config._name_or_path
+    name = shipped_model(config.model_name_or_path) if model is None else model.config.name_or_path
     return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanorlhf.advantages import gae
-from nanorlhf.algorithm import Measure, PolicyGradient
+from nanorlhf.algorithm import PolicyGradient
 from nanorlhf.ppo.config import PPOConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout
@@ -16,7 +16,7 @@ class PPO(PolicyGradient):
     config: PPOConfig
 
     @property
-    def needs(self) -> set[Measure]:
+    def needs(self) -> frozenset[str]:
         return super().needs | {"values"}
 
     def credit(self, rollout: Rollout) -> Credit:

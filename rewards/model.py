@@ -10,12 +10,12 @@ TOKENS = 16384  # that the classifier reads at once
 
 def model(name: str) -> Callable[..., list[float]]:
     """A reward function around the classifier `name`, loaded at its first call."""
-    loaded: list[Any] = []
+    loaded: list[tuple[Any, Any]] = []
 
     def model(prompts: list[Any], completions: list[Any]) -> list[float]:
         if not loaded:
-            loaded.extend(load(name))
-        return classify(*loaded, prompts, completions)
+            loaded.append(load(name))
+        return classify(*loaded[0], prompts, completions)
 
     return model
 

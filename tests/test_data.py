@@ -44,7 +44,7 @@ def test_local_sources(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_hub_dataset_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match="nobody/nothing"):
         load("nobody/nothing", None, "train")
 
@@ -78,7 +78,7 @@ def test_long_prompts_are_dropped_and_counted(tokenizer: PreTrainedTokenizerBase
 def test_text_is_taken_as_it_is_and_chats_go_through_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"prompt": [{"role": "user", "content": "1+2="}], "answer": "3"}]
     chat = Prompts(datasets.Dataset.from_list(rows), tokenizer, TrainConfig(system_prompt="add")).all[0]
-    text = tokenizer.decode(chat.ids)
+    text = str(tokenizer.decode(chat.ids))
     assert text.startswith("<|im_start|>system\nadd<|im_end|>")
     assert text.endswith("<|im_start|>assistant\n")
     assert chat.columns == {"answer": "3"}

@@ -35,7 +35,7 @@ def test_exact_answer() -> None:
 
 
 def test_functions_get_columns_and_only_what_they_ask_for() -> None:
-    def picky(completions: list[str], level: list[int]) -> list[float]:
+    def picky(level: list[int]) -> list[float]:
         return [float(n) for n in level]
 
     def greedy(prompts: list[str], completions: list[Any], **columns: Any) -> list[float]:
@@ -53,11 +53,11 @@ def test_functions_get_columns_and_only_what_they_ask_for() -> None:
 
 
 def test_none_leaves_the_term_out_and_is_never_zero() -> None:
-    def half(completions: list[str]) -> list[float | None]:
-        return [1.0, None]
+    def half(answer: list[str]) -> list[float | None]:
+        return [1.0, None][: len(answer)]
 
-    def never(completions: list[str]) -> list[None]:
-        return [None, None]
+    def never(answer: list[str]) -> list[None]:
+        return [None for _ in answer]
 
     batch = samples("a", "b")
     score(find_rewards([half, never]), batch)
@@ -66,8 +66,8 @@ def test_none_leaves_the_term_out_and_is_never_zero() -> None:
 
 @pytest.mark.parametrize("value", ["a word", float("nan"), float("inf"), [1.0]])
 def test_what_is_no_number_stops_with_name_and_example(value: Any) -> None:
-    def bad(completions: list[str]) -> list[Any]:
-        return [0.5, value]
+    def bad(answer: list[str]) -> list[Any]:
+        return [0.5, value][: len(answer)]
 
     with pytest.raises(RewardError, match=r"(?s)reward 'bad' returned.*prompt: '1\+1='.*completion: 'second'"):
         score(find_rewards(bad), samples("first", "second"))

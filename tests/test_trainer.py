@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,18 +22,42 @@ from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.grpo.__main__ import main
 
-PROMISED = """step reward/mean reward/std reward/exact_answer loss kl entropy clip_fraction grad_norm learning_rate
-completion/length_mean completion/length_max completion/truncated_fraction groups/no_spread_fraction mismatch/mean_abs
-mismatch/max_abs time/rollout time/reward time/measure time/update time/sync time/step tokens/rollout tokens/trained
-throughput/tokens_per_s throughput/episodes_per_s memory/peak_gib""".split()
+PROMISED = [
+    "step",
+    "reward/mean",
+    "reward/std",
+    "reward/exact_answer",
+    "loss",
+    "kl",
+    "entropy",
+    "clip_fraction",
+    "grad_norm",
+    "learning_rate",
+    "completion/length_mean",
+    "completion/length_max",
+    "completion/truncated_fraction",
+    "groups/no_spread_fraction",
+    "mismatch/mean_abs",
+    "mismatch/max_abs",
+    "time/rollout",
+    "time/reward",
+    "time/measure",
+    "time/update",
+    "time/sync",
+    "time/step",
+    "tokens/rollout",
+    "tokens/trained",
+    "throughput/tokens_per_s",
+    "throughput/episodes_per_s",
+    "memory/peak_gib",
+]
 
 
 def config(run: Path, **options: Any) -> GRPOConfig:
-    small: dict[str, Any] = {
-        "model_name_or_path": "nanorlhf:adder", "dataset_name": "arithmetic", "dataset_test_split": "test", "reward_funcs": "exact_answer",
-        "engine": "hf", "device": "cpu", "output_dir": str(run), "prompts_per_step": 4, "num_generations": 4, "eval_prompts": 8,
-        "max_prompt_length": 32, "max_completion_length": 16, "max_steps": 4, "learning_rate": 1e-3, "eval_steps": 2,
-    }  # fmt: skip
+    small: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "reward_funcs": "exact_answer", "engine": "hf"}
+    small |= {"dataset_name": "arithmetic", "dataset_test_split": "test", "max_prompt_length": 32, "device": "cpu"}
+    small |= {"prompts_per_step": 4, "num_generations": 4, "eval_prompts": 8, "max_completion_length": 16}
+    small |= {"max_steps": 4, "learning_rate": 1e-3, "eval_steps": 2, "output_dir": str(run)}
     return GRPOConfig(**small | options)
 
 
@@ -62,10 +87,9 @@ def assert_same_outcome(a: Path, b: Path) -> None:
 
 def take(trainer: GRPOTrainer, count: int) -> None:
     """Trains some steps and leaves."""
-    steps = trainer.steps()
-    for _ in range(count):
-        next(steps)
-    steps.close()
+    with contextlib.closing(trainer.steps()) as steps:
+        for _ in range(count):
+            next(steps)
 
 
 def test_what_a_run_leaves_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,11 +134,10 @@ def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(tmp_path:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     take(GRPOTrainer(args=config(whole)), 4)
     trainer = GRPOTrainer(args=config(parts, save_steps=2))
-    steps = trainer.steps()
-    for _ in range(3):
-        next(steps)
-    trainer.version_done = -1  # as if killed in the middle of the fourth step: nothing more is saved
-    steps.close()
+    with contextlib.closing(trainer.steps()) as steps:
+        for _ in range(3):
+            next(steps)
+        trainer.version_done = -1  # as if killed in the middle of the fourth step: nothing more is saved
     assert [row["step"] for row in lines(parts / "metrics.jsonl")] == [0, 1, 2, 3]
     assert main(["--resume", str(parts)]) == 0
     assert_same_outcome(whole, parts)
@@ -137,7 +160,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, capsys: pytest.Captu
 def test_a_reward_that_raises_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
     calls = []
 
-    def third_time(completions: list[Any], answer: list[str]) -> list[float]:
+    def third_time(answer: list[str]) -> list[float]:
         calls.append(1)
         if len(calls) >= 3:
             raise OSError("grader is away")

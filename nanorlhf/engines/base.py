@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine wrote: ids up to and including the end token, and the log-probability of each as it was sampled."""
+    """What an engine wrote: ids with the end token, and the log-probability of each as it was sampled."""
 
     id: int
     token_ids: list[int]

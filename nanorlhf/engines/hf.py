@@ -33,7 +33,7 @@ class HFEngine:
         self.tokenizer, self.sampling, self.sync = tokenizer, sampling, sync
         self.model: Any = weights.serving_copy(sync)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+        base.set_attn_implementation("sdpa")
         self.device: torch.device = base.device
         self.version = -1
 

@@ -45,8 +45,8 @@ def policy() -> Policy:
 @pytest.mark.parametrize("sync", ["lora", "merged"])
 def test_logprobs_are_those_of_the_distribution_sampled(policy: Policy, sync: str) -> None:
     engine = HFEngine(policy, TOKENIZER, HOT, sync)  # type: ignore[arg-type]
-    for round in range(3):
-        perturb(policy, round)
+    for seed in range(3):
+        perturb(policy, seed)
         before = [c.logprobs for c in engine.generate(requests(), seed=5)]
         engine.update(policy)
         done = list(engine.generate(requests(), seed=5))
