@@ -170,6 +170,7 @@ class TrainConfig:
 class OnPolicyConfig(TrainConfig):
     """Options of trainers that learn from their own samples."""
 
+    algorithm: str | None = option(None, "Your own algorithm instead: path/to/file.py:Class.", "run")
     num_generations: int = option(8, "Completions for each prompt.", "rollout")
     top_p: float = option(
         1.0, "Only 1 in training: what is cut from the sample would be missing from the gradient.", "rollout"

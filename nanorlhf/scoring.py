@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.util
 import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from nanorlhf.errors import RewardError, UsageError, nearest
+from nanorlhf.plugins import from_file, is_file_spec
 from nanorlhf.types import Sample
 
 RewardFunction = Callable[..., Any]
@@ -60,20 +58,15 @@ def name_of(spec: str | RewardFunction) -> str:
     """What the metrics call a reward."""
     if callable(spec):
         return getattr(spec, "__name__", type(spec).__name__)
-    where, _, name = spec.rpartition(":")
-    return name if where.endswith(".py") else spec.partition(":")[0]
+    return spec.rpartition(":")[2] if is_file_spec(spec) else spec.partition(":")[0]
 
 
 def find(spec: str | RewardFunction) -> RewardFunction:
     """A reward function by its name, or by the file that defines it."""
     if callable(spec):
         return spec
-    where, _, name = spec.rpartition(":")
-    if where.endswith(".py"):
-        module = load_file(Path(where))
-        if not hasattr(module, name):
-            raise UsageError(f"reward {spec!r}: {where} defines no {name!r}; {nearest(name, vars(module))}")
-        return getattr(module, name)
+    if is_file_spec(spec):
+        return from_file(spec)
     maker, _, argument = spec.partition(":")
     if maker not in known_rewards():
         raise UsageError(f"unknown reward {spec!r}: {nearest(maker, known_rewards())}")
@@ -85,20 +78,6 @@ def known_rewards() -> list[str]:
     """The rewards that come with the package: one file each, named after its function."""
     folder = importlib.import_module("nanorlhf.rewards").__path__
     return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
-
-
-def load_file(path: Path) -> ModuleType:
-    """A Python file as a module, whatever its folder."""
-    if not path.is_file():
-        raise UsageError(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
 
 
 def score(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:

@@ -26,6 +26,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
+from nanorlhf.plugins import from_file
 from nanorlhf.policy import Policy
 from nanorlhf.rollout import Sampler
 from nanorlhf.scoring import find_rewards
@@ -57,7 +58,8 @@ class Trainer:
         check_engine(args)
         check_model(args, model)
         train, held_out = self.load_data(train_dataset, eval_dataset)
-        self.run = rundir.prepare(args, self.algorithm_class.name)
+        algorithm_class = own_algorithm(args.algorithm) if args.algorithm else self.algorithm_class
+        self.run = rundir.prepare(args, algorithm_class.name)
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.tokenizer = processing_class or load_tokenizer(args, model)
@@ -67,7 +69,7 @@ class Trainer:
         )
         self.policy = Policy(args, model, peft_config)
         self.policy.verify()
-        self.algorithm = self.algorithm_class(args)
+        self.algorithm = algorithm_class(args)
         if "ref_logprobs" in self.algorithm.needs:
             self.policy.keep_reference()
         self.sampling = how_to_sample(args, self.policy, self.tokenizer)
@@ -224,6 +226,16 @@ class Trainer:
         state = checkpoint.load_state(folder)
         self.loop.load_state_dict(state)
         self.done = state["step"]
+
+
+def own_algorithm(spec: str) -> type[OnPolicy]:
+    """A user's algorithm from `path/to/file.py:Class`."""
+    found = from_file(spec)
+    if not (isinstance(found, type) and issubclass(found, OnPolicy)):
+        raise UsageError(
+            f"algorithm={spec!r} must be a class derived from nanorlhf.algorithm's OnPolicy or PolicyGradient"
+        )
+    return found
 
 
 def check_model(config: TrainConfig, model: Any) -> None:

@@ -94,7 +94,7 @@ def test_a_function_from_a_file(tmp_path: Path) -> None:
     assert batch[0].rewards == {"short": -3, "exact_answer": 0}
     with pytest.raises(UsageError, match="did you mean 'short'"):
         find_rewards(f"{mine}:shrt")
-    with pytest.raises(UsageError, match="no file"):
+    with pytest.raises(UsageError, match="there is no file"):
         find_rewards("nowhere.py:f")
 
 

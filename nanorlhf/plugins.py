@@ -1,0 +1,32 @@
+"""What users bring in files of their own: `path/to/file.py:name`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from nanorlhf.errors import UsageError, nearest
+
+
+def is_file_spec(spec: str) -> bool:
+    """Whether this names something in a Python file."""
+    return spec.rpartition(":")[0].endswith(".py")
+
+
+def from_file(spec: str) -> Any:
+    """What `path/to/file.py:name` names, whatever the file's folder."""
+    where, _, name = spec.rpartition(":")
+    path = Path(where)
+    if not path.is_file():
+        raise UsageError(f"{spec!r}: there is no file {path}")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        raise UsageError(f"{spec!r}: {path} defines no {name!r}; {nearest(name, vars(module))}")
+    return getattr(module, name)
