@@ -1,0 +1,85 @@
+"""Good manners for a library that thinks the process is its own: what it changes is changed back."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def kept_random_state(devices: list[int]) -> Iterator[None]:
+    """Lets vLLM draw and seed as it likes: the process's random numbers go on as if it had not."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 the global state is what vLLM seeds
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def undisturbed(verbose: bool) -> Iterator[None]:
+    """Takes back what starting vLLM does to the process: variables, threads, warnings, precision, hooks, collection."""
+    ours = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    ours |= {} if verbose else {"VLLM_CONFIGURE_LOGGING": "0"}
+    environment, hook, frozen = dict(os.environ), sys.excepthook, gc.get_freeze_count()
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
+    os.environ.update(ours)
+    # What goes wrong is raised, too, and without the whole state of the scheduler.
+    logging.getLogger("vllm").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(action=None if verbose else "ignore"),
+            contextlib.nullcontext() if verbose else silence(),
+        ):
+            yield
+    finally:
+        torch.set_num_threads = set_threads  # on a CPU vLLM puts one in its place that does nothing
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        sys.excepthook = hook
+        if not frozen:
+            gc.unfreeze()
+        restore(environment, ours)
+
+
+def restore(environment: dict[str, str], ours: dict[str, str]) -> None:
+    """Every variable as it was, but for vLLM's notes to itself, some of which it reads later."""
+    for name in os.environ.keys() | environment.keys():
+        if name.startswith("VLLM_") and name not in ours:
+            continue
+        if name in environment:
+            os.environ[name] = environment[name]
+        else:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing reaches the terminal, not even from C++."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in kept:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)

