@@ -16,8 +16,10 @@ from nanorlhf.arithmetic import arithmetic
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.options import TrainConfig
 from nanorlhf.seeds import derive
+from nanorlhf.stories import stories
 from nanorlhf.types import Prompt, Text
 
+BUILT_IN = {"arithmetic": arithmetic, "stories": stories}
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -25,8 +27,8 @@ def load(name: str, config: str | None, split: str) -> datasets.Dataset:
     """A built-in dataset, a local file or folder, or one from the hub."""
     path = Path(name)
     try:
-        if name == "arithmetic":
-            return arithmetic(split)
+        if name in BUILT_IN:
+            return BUILT_IN[name](split)
         if path.suffix in READERS:
             if not path.is_file():
                 raise UsageError(f"dataset_name={name!r}: there is no such file")

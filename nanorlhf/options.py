@@ -17,7 +17,9 @@ class TrainConfig:
     """Options that every trainer shares."""
 
     # model
-    model_name_or_path: str = option("", "Model: a Hugging Face name, a folder, or nanorlhf:adder (shipped).", "model")
+    model_name_or_path: str = option(
+        "", "Model: a Hugging Face name, a folder, or nanorlhf:adder or nanorlhf:storyteller (shipped).", "model"
+    )
     lora: str = option(
         "all-linear", "What LoRA adapts: all-linear, module names with commas, or none (train all weights).", "model"
     )
@@ -39,7 +41,7 @@ class TrainConfig:
 
     # data
     dataset_name: str = option(
-        "", "Dataset: arithmetic (built in), a json/jsonl/csv/parquet file, a folder, or a hub name.", "data"
+        "", "Dataset: arithmetic or stories (built in), a json/jsonl/csv/parquet file, a folder, or a hub name.", "data"
     )
     dataset_config: str | None = option(None, "The dataset's configuration on the hub.", "data")
     dataset_train_split: str = option("train", "Split to train on.", "data")
@@ -70,6 +72,9 @@ class TrainConfig:
         [], "Rewards: names, or path/to/file.py:function; several with commas.", "reward"
     )
     reward_weights: list[float] | None = option(None, "A weight for each reward; 1 each where not given.", "reward")
+    reward_options: dict[str, dict[str, Any]] = option(
+        {}, "Options of rewards, by name: '{lexical_richness: {brevity_penalty_scale: 0.5}}'.", "reward"
+    )
 
     # training
     max_steps: int = option(100, "Steps to train.", "training")

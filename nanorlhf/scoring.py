@@ -7,8 +7,9 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nanorlhf.errors import RewardError, UsageError, nearest
@@ -37,8 +38,10 @@ class Reward:
         return [name for name in required if name not in ALWAYS and name not in columns]
 
 
-def find_rewards(specs: Any, weights: Sequence[float] | None = None) -> list[Reward]:
-    """Rewards from functions, names, `path/to/file.py:function`, or a list of these."""
+def find_rewards(
+    specs: Any, weights: Sequence[float] | None = None, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Reward]:
+    """Rewards from functions, names, `path/to/file.py:function`, or a list of these, with options by reward name."""
     specs = list(specs) if isinstance(specs, list | tuple) else [specs]
     if not specs:
         raise UsageError(
@@ -47,11 +50,28 @@ def find_rewards(specs: Any, weights: Sequence[float] | None = None) -> list[Rew
     if weights is not None and len(weights) != len(specs):
         raise UsageError(f"reward_weights={list(weights)}: there are {len(specs)} rewards, and each takes one weight")
     weights = [1.0] * len(specs) if weights is None else weights
-    rewards = [Reward(name_of(spec), find(spec), weight) for spec, weight in zip(specs, weights, strict=True)]
-    names = [r.name for r in rewards]
+    names, options = [name_of(spec) for spec in specs], options or {}
     if len(set(names)) < len(names):
         raise UsageError(f"reward_funcs={names}: each needs a name of its own, for the metrics")
-    return rewards
+    for name in options:
+        if name not in names:
+            raise UsageError(f"reward_options: {name!r} is none of this run's rewards; {nearest(name, names)}")
+    return [
+        Reward(name, with_options(name, find(spec), options.get(name, {})), weight)
+        for name, spec, weight in zip(names, specs, weights, strict=True)
+    ]
+
+
+def with_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> RewardFunction:
+    """The function with its options set: keyword-only parameters that have a default."""
+    if not options:
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"reward_options: {name!r} has no option {option!r}; {nearest(option, known)}")
+    return partial(function, **options)
 
 
 def name_of(spec: str | RewardFunction) -> str:
@@ -126,7 +146,9 @@ def run(reward: Reward, samples: Sequence[Sample]) -> Any:
     parameters = inspect.signature(reward.function).parameters.values()
     takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
     wanted = {p.name for p in parameters}
-    scores = reward.function(**{k: v for k, v in reward_arguments(samples).items() if takes_all or k in wanted})
+    bound = reward.function.keywords if isinstance(reward.function, partial) else {}  # no column replaces an option
+    arguments = {k: v for k, v in reward_arguments(samples).items() if k not in bound and (takes_all or k in wanted)}
+    scores = reward.function(**arguments)
     return asyncio.run(awaited(scores)) if inspect.isawaitable(scores) else scores
 
 

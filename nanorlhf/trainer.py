@@ -54,7 +54,7 @@ class Trainer:
             args = dataclasses.replace(args, model_name_or_path=model)
             model = None
         self.config = args
-        self.rewards = find_rewards(args.rewards if reward_funcs is None else reward_funcs, args.reward_weights)
+        self.rewards = find_rewards(args.rewards if reward_funcs is None else reward_funcs, args.reward_weights, args.reward_options)
         check_engine(args)
         check_model(args, model)
         train, held_out = self.load_data(train_dataset, eval_dataset)
@@ -92,7 +92,7 @@ class Trainer:
         config = self.config
         if train is None:
             if not config.dataset_name:
-                raise UsageError("no dataset: say dataset_name (arithmetic, a file, a folder or a hub name)")
+                raise UsageError("no dataset: say dataset_name (arithmetic, stories, a file, a folder or a hub name)")
             train = data.load(config.dataset_name, config.dataset_config, config.dataset_train_split)
             if held_out is None and config.dataset_test_split:
                 held_out = data.load(config.dataset_name, config.dataset_config, config.dataset_test_split)

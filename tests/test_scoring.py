@@ -98,6 +98,21 @@ def test_a_function_from_a_file(tmp_path: Path) -> None:
         find_rewards("nowhere.py:f")
 
 
+def test_options_reach_their_reward_and_no_column_replaces_them() -> None:
+    def steep(completions: list[str], level: list[int], *, slope: float = 1.0, answer: str = "") -> list[float]:
+        return [slope * n + len(answer) for n in level]
+
+    batch = samples("a", "b")
+    score(find_rewards([steep, "exact_answer"], None, {"steep": {"slope": 3, "answer": "four"}}), batch)
+    assert [s.rewards["steep"] for s in batch] == [4, 7]
+    with pytest.raises(UsageError, match="'steep' has no option 'slop'; did you mean 'slope'"):
+        find_rewards(steep, None, {"steep": {"slop": 3}})
+    with pytest.raises(UsageError, match="no option 'level'"):
+        find_rewards(steep, None, {"steep": {"level": 3}})
+    with pytest.raises(UsageError, match="did you mean 'steep'"):
+        find_rewards(steep, None, {"step": {"slope": 3}})
+
+
 def test_at_the_door() -> None:
     with pytest.raises(UsageError, match="did you mean 'exact_answer'"):
         find_rewards("exact_answers")
