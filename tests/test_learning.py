@@ -1,0 +1,96 @@
+"""Each algorithm, each setting of the GRPO family and each engine teaches the small model, in a dozen steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nanorlhf.cli import parse
+from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.options import OnPolicyConfig
+from nanorlhf.ppo import PPOConfig, PPOTrainer
+from nanorlhf.raft import RAFTConfig, RAFTTrainer
+from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
+from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
+from nanorlhf.rloo import RLOOConfig, RLOOTrainer
+from nanorlhf.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+CASES: dict[str, tuple[type[Trainer], type[OnPolicyConfig], list[str]]] = {
+    "grpo": (GRPOTrainer, GRPOConfig, []),
+    "ppo": (PPOTrainer, PPOConfig, []),
+    "rloo": (RLOOTrainer, RLOOConfig, []),
+    "remax": (ReMaxTrainer, ReMaxConfig, []),
+    "raft": (RAFTTrainer, RAFTConfig, []),
+    "reinforce": (REINFORCETrainer, REINFORCEConfig, []),
+    "dapo": (GRPOTrainer, GRPOConfig, ["--recipe", "dapo", "--overlong_buffer", "8"]),
+    "dr_grpo": (GRPOTrainer, GRPOConfig, ["--recipe", "dr_grpo"]),
+    "gspo": (GRPOTrainer, GRPOConfig, ["--recipe", "gspo"]),
+    "cispo": (GRPOTrainer, GRPOConfig, ["--recipe", "cispo"]),
+    "sapo": (GRPOTrainer, GRPOConfig, ["--recipe", "sapo"]),
+    "opo": (GRPOTrainer, GRPOConfig, ["--advantage", "opo", "--importance_correction", "sequence"]),
+    "maxrl": (GRPOTrainer, GRPOConfig, ["--advantage", "maxrl", "--entropy_coef", "0.001"]),
+    "gpg": (GRPOTrainer, GRPOConfig, ["--advantage", "gpg", "--top_entropy_fraction", "0.5"]),
+    "kl": (GRPOTrainer, GRPOConfig, ["--kl_coef", "0.01", "--kl_target", "0.2", "--ref_refresh_steps", "4"]),
+    "updates": (GRPOTrainer, GRPOConfig, ["--updates_per_step", "2", "--dual_clip", "3"]),
+    "full": (GRPOTrainer, GRPOConfig, ["--lora", "none", "--learning_rate", "1e-4"]),
+}
+
+
+def climb(case: str, run: Path, *extra: str) -> list[float]:
+    """Held-out rewards at the start and after twelve steps."""
+    trainer, config, argv = CASES[case]
+    name = trainer.algorithm_class.name
+    chosen = argv[1] if "--recipe" in argv else ""
+    argv = ["--recipe", f"tiny,{chosen}".strip(","), *argv[2 if chosen else 0 :], *extra]
+    argv += ["--max_steps", "12", "--eval_steps", "0", "--save_steps", "0", "--output_dir", str(run), "--device", "cpu"]
+    history = trainer(args=parse(config, name, ROOT / name / "recipes", argv)[1]).train()
+    return [row["eval/reward"] for row in history if "eval/reward" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_learns(case: str, tmp_path: Path) -> None:
+    before, after = climb(case, tmp_path / "run", "--engine", "hf")
+    assert before <= 0.45
+    assert after >= 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.parametrize("sync", ["merged", "lora"])
+def test_learns_through_vllm(sync: str, tmp_path: Path) -> None:
+    before, after = climb("grpo", tmp_path / "run", "--engine", "vllm", "--weight_sync", sync)
+    assert before <= 0.45
+    assert after >= 0.6
+    rows = [yaml.safe_load(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["mismatch/mean_abs"] for row in rows[1:]) < 1e-4
+
+
+OWN = '''
+from nanorlhf.advantages import group_stats
+from nanorlhf.algorithm import PolicyGradient
+from nanorlhf.types import Credit
+
+
+class Median(PolicyGradient):
+    """Better than the middle of the group, or worse: nothing else counts."""
+
+    name = "median"
+
+    def credit(self, rollout):
+        groups = rollout.rewards.view(-1, self.config.num_generations)
+        middle = (groups.max(1, keepdim=True).values + groups.min(1, keepdim=True).values) / 2
+        advantages = (groups > middle).float() - (groups < middle).float()
+        return Credit(advantages.flatten()[rollout.sample], keep=self.counted(rollout))
+'''
+
+
+@pytest.mark.slow
+def test_ones_own_algorithm_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    before, after = climb("grpo", tmp_path / "run", "--engine", "hf", "--algorithm", f"{tmp_path}/mine.py:Median")
+    assert before <= 0.45
+    assert after >= 0.6
