@@ -1,0 +1,67 @@
+"""Whole runs through a real vLLM engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanorlhf.grpo import GRPOTrainer
+from tests.test_trainer import config, lines
+
+pytestmark = pytest.mark.vllm
+
+
+def run(folder: Path, steps: int, **options: Any) -> None:
+    """Trains some steps and leaves, engine and all, as a stopped process would."""
+    options = {"engine": "vllm", "report_to": []} | options
+    trainer = GRPOTrainer(args=config(folder, **options))
+    with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
+        for _ in range(steps):
+            next(ticks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"weight_sync": "lora", "updates_per_step": 2}])
+def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, 4, **options)
+    run(parts, 2, **options)
+    run(parts, 2, **options, resume=str(parts))
+    first, second = (lines(folder / "samples.jsonl") for folder in (whole, parts))
+    assert [row["completion"] for row in first] == [row["completion"] for row in second]
+    losses = [[row.get("loss") for row in lines(folder / "metrics.jsonl")] for folder in (whole, parts)]
+    assert losses[0][1:] == pytest.approx(losses[1][1:], abs=1e-6)
+    gaps = [row["mismatch/mean_abs"] for row in lines(parts / "metrics.jsonl")[1:]]
+    assert max(gap for gap in gaps if gap is not None) < 1e-4
+
+
+def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = GRPOTrainer(
+        reward_funcs=lambda completions: [float(len(json.dumps(c))) for c in completions],
+        args=config(tmp_path / "run", engine="vllm", learning_rate=3e-2, dataset_test_split=None),
+    )
+    fresh = trainer.engine.update
+
+    def pretends(weights: Any) -> None:
+        trainer.engine.version = weights.version
+
+    with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
+        trainer.engine.update = lambda weights: None  # type: ignore[method-assign]
+        next(ticks)
+        next(ticks)
+        assert (
+            "step 2: the engine is stale: it serves version 0 of the weights, the policy is at 1"
+            in capsys.readouterr().out
+        )
+        trainer.engine.update = pretends  # type: ignore[method-assign]
+        next(ticks)
+        assert "engine and trainer disagree" in capsys.readouterr().out
+        trainer.engine.update = fresh  # type: ignore[method-assign]
+        trainer.engine.update(trainer.policy)
+        capsys.readouterr()
+        next(ticks)
+        assert "stale" not in capsys.readouterr().out
