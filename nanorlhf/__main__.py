@@ -6,7 +6,17 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
-ALGORITHMS = ("grpo", "ppo", "rloo", "remax", "raft", "reinforce")  # nanorlhf.<name>.__main__
+ALGORITHMS = (
+    "grpo",
+    "ppo",
+    "rloo",
+    "remax",
+    "raft",
+    "reinforce",
+    "sft",
+    "dpo",
+    "online_dpo",
+)  # nanorlhf.<name>.__main__
 SCRIPTS = ()  # nanorlhf.scripts.<name>
 USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]
 

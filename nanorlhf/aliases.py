@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,14 @@ ALIASES: dict[str, Became | Gone] = {
 }
 
 
-def rename(options: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Options under the names they have here, each translation said; `below` holds those they are laid over."""
-    ours = {name: value for name, value in options.items() if name not in ALIASES}
-    for name, value in options.items():
-        match ALIASES.get(name):
+def rename(
+    options: Mapping[str, Any], known: Collection[str] = (), below: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Options under the names they have here, each translation said; `known` names stay, `below` lies under them."""
+    foreign = {name: value for name, value in options.items() if name in ALIASES and name not in known}
+    ours = {name: value for name, value in options.items() if name not in foreign}
+    for name, value in foreign.items():
+        match ALIASES[name]:
             case Gone(instead):
                 raise UsageError(f"{name} has no counterpart here: {instead}")
             case Became(target, translate):

@@ -18,9 +18,24 @@ def problems(split: str) -> list[tuple[int, int]]:
 
 
 def arithmetic(split: str) -> Dataset:
-    """Columns `prompt` (chat messages) and `answer` (text)."""
+    """Columns `prompt` (chat messages) and `answer`, a `completion` to copy, and a pair: `chosen` and `rejected`."""
     from datasets import Dataset  # takes a second to import, and most commands never need it
 
     pairs = problems(split)
     prompts = [[{"role": "user", "content": f"{a}+{b}="}] for a, b in pairs]
-    return Dataset.from_dict({"prompt": prompts, "answer": [str(a + b) for a, b in pairs]})
+    right = [says(f"<answer>{a + b}</answer>") for a, b in pairs]
+    wrong = [says(slip(a, b)) for a, b in pairs]
+    answers = [str(a + b) for a, b in pairs]
+    columns = {"prompt": prompts, "answer": answers, "completion": right, "chosen": right, "rejected": wrong}
+    return Dataset.from_dict(columns)
+
+
+def says(text: str) -> list[dict[str, str]]:
+    """The assistant's turn."""
+    return [{"role": "assistant", "content": text}]
+
+
+def slip(a: int, b: int) -> str:
+    """What not to say: a sum beside the right one, or the right one without tags, each for half of the problems."""
+    kind = crc32(f"slip {a}+{b}".encode()) % 8
+    return str(a + b) if kind < 4 else f"<answer>{a + b + (-10, -1, 1, 10)[kind - 4]}</answer>"

@@ -69,8 +69,9 @@ def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> t
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
     options: dict[str, Any] = {}
+    known = [f.name for f in dataclasses.fields(config_class)]
     for layer in [*layers, given]:
-        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, options)
+        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, known, options)
     return print_only, config_class(**options)
 
 
@@ -113,7 +114,7 @@ def build_parser(config_class: type[TrainConfig], name: str, recipes: Path) -> A
         switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
         text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
         groups[section].add_argument(f"--{f.name}", type=hints[f.name], default=argparse.SUPPRESS, help=text, **switch)
-    for alias in ALIASES:
+    for alias in ALIASES.keys() - hints.keys():
         parser.add_argument(f"--{alias}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 

@@ -35,7 +35,7 @@ def config(cls: type[C]) -> type[C]:
 
     @functools.wraps(plain_init)
     def checked_init(self: C, **options: Any) -> None:
-        options = rename(options)
+        options = rename(options, known)
         for name, value in options.items():
             if name not in known:
                 raise UsageError(f"unknown option {name!r}: {nearest(name, known)}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+
+TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
+HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
 
 
 class Progress:
@@ -30,9 +34,9 @@ class Progress:
         """Shows a finished step."""
         self.done += 1
         self.tokens = 0
-        shown = {"reward": number(metrics["reward/mean"]), "tok/s": f"{metrics['throughput/tokens_per_s']:,.0f}"}
-        if metrics.get("eval/reward") is not None:
-            shown["eval"] = number(metrics["eval/reward"])
+        name, held_out = headline([metrics], TRAINING), headline([metrics], HELD_OUT)
+        shown = {name: number(metrics[name]), "tok/s": f"{metrics['throughput/tokens_per_s']:,.0f}"}
+        shown |= {held_out: number(metrics[held_out])} if held_out in metrics else {}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(1)
         if not self.live:
@@ -54,6 +58,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def headline(history: list[dict[str, Any]], names: Sequence[str]) -> str:
+    """The first of `names` that was measured, or else the last."""
+    return next((name for name in names if any(row.get(name) is not None for row in history)), names[-1])
+
+
 def curve(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric, where it was measured."""
     points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
@@ -61,17 +70,18 @@ def curve(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[flo
 
 
 def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
-    """The learning curve as a picture: reward while training, and on held-out prompts."""
+    """The learning curve as a picture: reward (or what comes next to it) while training, and held out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(*curve(history, "reward/mean"), color="#9db4d6", label="training reward")
-    if any("eval/reward" in row for row in history):
-        axes.plot(*curve(history, "eval/reward"), color="#1b4f9c", marker="o", label="held-out reward")
-    axes.set(xlabel="step", ylabel="reward", title=title)
+    training, held_out = headline(history, TRAINING), headline(history, HELD_OUT)
+    axes.plot(*curve(history, training), color="#9db4d6", label=training)
+    if any(held_out in row for row in history):
+        axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=held_out)
+    axes.set(xlabel="step", title=title)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -82,22 +92,23 @@ def summary(history: list[dict[str, Any]], run: Path) -> str:
     """A few lines on what the run did, with a small plot."""
     import plotext
 
-    steps = [row for row in history if "reward/mean" in row]
-    evaluations = curve(history, "eval/reward")[1]
+    steps = [row for row in history if "time/step" in row]
+    training, held_out = headline(history, TRAINING), headline(history, HELD_OUT)
+    evaluations = curve(history, held_out)[1]
     seconds = sum(row["time/step"] for row in steps)
     lines = []
     if len(steps) > 1:
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.plot_size(min(76, plotext.terminal_width() or 76), 12)
-        plotext.plot(*curve(history, "reward/mean"), label="reward")
+        plotext.plot(*curve(history, training), label=training)
         if len(evaluations) > 1:
-            plotext.plot(*curve(history, "eval/reward"), label="held-out")
+            plotext.plot(*curve(history, held_out), label=held_out)
         lines.append(plotext.build() if sys.stdout.isatty() else plotext.uncolorize(plotext.build()))
     if len(evaluations) > 1:
-        lines.append(f"held-out reward {number(evaluations[0])} -> {number(evaluations[-1])}")
+        lines.append(f"held-out {held_out.removeprefix('eval/')} {number(evaluations[0])} -> {number(evaluations[-1])}")
     if steps:
-        tokens = sum(row["tokens/rollout"] for row in steps)
+        tokens = sum(row["tokens/rollout"] or row["tokens/trained"] for row in steps)
         peak = steps[-1]["memory/peak_gib"]
         lines.append(f"{len(steps)} steps in {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s, peak {peak:.1f} GiB")
     lines.append(f"everything is in {run} (adapter: {run}/checkpoints, curve: {run}/learning_curve.png)")

@@ -59,3 +59,17 @@ def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, clip: flo
 def dpo(margin: Tensor, beta: float) -> Tensor:
     """DPO, arXiv:2305.18290: -log sigmoid(beta margin), margin = (logp_w - ref_w) - (logp_l - ref_l)."""
     return -torch.nn.functional.logsigmoid(beta * margin)
+
+
+def preference(gap: Tensor, sign: Tensor, sample: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """(N,) each pair's DPO loss at every token of both its samples, and figures of the pairs, (P,).
+
+    gap = logp - ref_logp; sign is 1 on the chosen sample and -1 on the rejected one; a pair's samples are neighbours.
+    """
+    pair = sample.unique(return_inverse=True)[1] // 2
+    zeros = torch.zeros(int(pair.max()) + 1, dtype=gap.dtype, device=gap.device)
+    chosen = zeros.index_add(0, pair, gap * (sign > 0))
+    rejected = zeros.index_add(0, pair, gap * (sign < 0))
+    tokens = dpo(chosen - rejected, beta)[pair]
+    stats = {"rewards/chosen": beta * chosen, "rewards/rejected": beta * rejected, "margin": beta * (chosen - rejected)}
+    return tokens, {"accuracy": (chosen > rejected).float(), **{name: x.detach() for name, x in stats.items()}}

@@ -65,23 +65,25 @@ class Averages:
 
 
 def rollout_metrics(rollout: Rollout, rewards: Sequence[Reward]) -> dict[str, float | None]:
-    """Rewards, lengths and groups of a rollout."""
+    """Lengths of a rollout, and where rewards scored it, what they say of samples and groups."""
     lengths = rollout.lengths.float()
-    scored = rollout.rewards[~rollout.rewards.isnan()]
     metrics: dict[str, float | None] = {
-        "reward/mean": scored.mean().item() if len(scored) else None,
-        "reward/std": scored.std().item() if len(scored) > 1 else None,
+        "completion/length_mean": lengths.mean().item(),
+        "completion/length_max": lengths.max().item(),
+        "completion/truncated_fraction": sum(not s.stopped for s in rollout.samples) / len(rollout.samples),
+        "tokens/rollout": rollout.written,
     }
+    if not rewards:
+        return metrics
+    scored = rollout.rewards[~rollout.rewards.isnan()]
     for reward in rewards:
         values = [v for s in rollout.samples if (v := s.rewards[reward.name]) is not None]
         metrics[f"reward/{reward.name}"] = sum(values) / len(values) if values else None
     return metrics | {
+        "reward/mean": scored.mean().item() if len(scored) else None,
+        "reward/std": scored.std().item() if len(scored) > 1 else None,
         "reward/unscored": float(rollout.rewards.isnan().sum()),
-        "completion/length_mean": lengths.mean().item(),
-        "completion/length_max": lengths.max().item(),
-        "completion/truncated_fraction": sum(not s.stopped for s in rollout.samples) / len(rollout.samples),
         "groups/no_spread_fraction": 1 - has_spread(rollout.rewards, rollout.group).float().mean().item(),
-        "tokens/rollout": rollout.written,
     }
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from nanorlhf import attention
+from nanorlhf import attention, checkpoint
 from nanorlhf.config import shipped_model, split_names
 from nanorlhf.engines.base import WeightSync
 from nanorlhf.errors import UsageError
@@ -239,7 +239,8 @@ def with_adapter(
     if isinstance(model, PeftModel) or (config.full_finetuning and peft_config is None):
         return model
     if config.adapter_name_or_path:
-        return PeftModel.from_pretrained(model, config.adapter_name_or_path, is_trainable=True)
+        run = checkpoint.latest(Path(config.adapter_name_or_path))  # a run's directory means its newest checkpoint
+        return PeftModel.from_pretrained(model, str(run or config.adapter_name_or_path), is_trainable=True)
     targets = config.lora if config.lora == "all-linear" else split_names(config.lora)
     return get_peft_model(
         model,

@@ -15,11 +15,12 @@ import datasets
 import transformers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, data, rundir
-from nanorlhf.algorithm import OnPolicy
+from nanorlhf import checkpoint, data, rundir, value_init
+from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
-from nanorlhf.critic import Critic
+from nanorlhf.critic import Critic, check_critic
+from nanorlhf.demonstrations import Demonstrations, Reader, judged, read
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, check_engine
 from nanorlhf.errors import UsageError
@@ -36,14 +37,15 @@ from nanorlhf.tracking import Tracker
 class Trainer:
     """One run of one algorithm; every argument may come from `args` by name instead."""
 
-    algorithm_class: ClassVar[type[OnPolicy]]
-    config_class: ClassVar[type[OnPolicyConfig]]
+    algorithm_class: ClassVar[type[Algorithm]]
+    config_class: ClassVar[type[TrainConfig]]
+    reader: ClassVar[Reader | None] = None  # of a dataset row's answers, for who learns from them instead of their own
 
     def __init__(
         self,
         model: Any = None,
         reward_funcs: Any = None,
-        args: OnPolicyConfig | None = None,
+        args: TrainConfig | None = None,
         train_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -54,15 +56,23 @@ class Trainer:
             args = dataclasses.replace(args, model_name_or_path=model)
             model = None
         self.config = args
-        self.rewards = find_rewards(args.rewards if reward_funcs is None else reward_funcs, args.reward_weights, args.reward_options)
-        check_engine(args)
+        judges = args.rewards if reward_funcs is None else reward_funcs
+        self.rewards = (
+            find_rewards(judges, args.reward_weights, args.reward_options) if judges or not self.reader else []
+        )
+        self.generates = bool(self.rewards) or not self.reader  # else no engine is needed
+        if self.generates:
+            check_engine(args)
         check_model(args, model)
         train, held_out = self.load_data(train_dataset, eval_dataset)
-        algorithm_class = own_algorithm(args.algorithm) if args.algorithm else self.algorithm_class
+        own = isinstance(args, OnPolicyConfig) and args.algorithm
+        algorithm_class = own_algorithm(own) if own else self.algorithm_class
         self.run = rundir.prepare(args, algorithm_class.name)
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.tokenizer = processing_class or load_tokenizer(args, model)
+        if isinstance(args, CriticConfig):
+            check_critic(args, self.tokenizer)
         self.prompts = data.Prompts(train, self.tokenizer, args)
         self.held_out = (
             [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
@@ -70,20 +80,34 @@ class Trainer:
         self.policy = Policy(args, model, peft_config)
         self.policy.verify()
         self.algorithm = algorithm_class(args)
+        if self.policy.one_per_row and self.algorithm.together > 1:
+            raise UsageError(f"{self.algorithm.name} packs pairs into rows, and this model's layers would mix the two")
         if "ref_logprobs" in self.algorithm.needs:
             self.policy.keep_reference()
         self.sampling = how_to_sample(args, self.policy, self.tokenizer)
-        self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
-        critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
-        source = Sampler(args, self.algorithm.plan(), self.engine, self.tokenizer, self.prompts, self.rewards)
-        self.loop = Loop(args, self.algorithm, self.policy, source, self.rewards, self.engine, critic)
+        if self.generates:
+            self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
+        self.loop = self.make_loop()
         self.done = 0
         self.interrupted = False
         if args.resume:
             self.restore()
         self.version_done = self.policy.version
         self.history = rundir.read_metrics(self.run, self.done)
-        self.engine.update(self.policy)
+        if self.generates:
+            self.engine.update(self.policy)
+
+    def make_loop(self) -> Loop:
+        """The loop over the engine's samples, or over the dataset's own answers."""
+        args, algorithm = self.config, self.algorithm
+        if self.reader:
+            ends = self.sampling.stop_token_ids
+            source = Demonstrations(args, self.tokenizer, self.prompts, self.held_out, ends)
+            return Loop(args, algorithm, self.policy, source)
+        assert isinstance(args, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
+        critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
+        source = Sampler(args, algorithm.plan(), self.engine, self.tokenizer, self.prompts, self.rewards)
+        return Loop(args, algorithm, self.policy, source, self.rewards, self.engine, critic)
 
     def load_data(
         self, train: datasets.Dataset | None, held_out: datasets.Dataset | None
@@ -96,7 +120,14 @@ class Trainer:
             train = data.load(config.dataset_name, config.dataset_config, config.dataset_train_split)
             if held_out is None and config.dataset_test_split:
                 held_out = data.load(config.dataset_name, config.dataset_config, config.dataset_test_split)
-        for dataset in [train] if held_out is None else [train, held_out]:
+        rewarded = [train, held_out]
+        if self.reader:
+            if self.rewards and held_out is None:
+                raise UsageError("reward_funcs judge held-out prompts here, and there are none: say dataset_test_split")
+            train = read(train, self.reader, config.prompt_column)
+            held_out = None if held_out is None else read(held_out, self.reader, config.prompt_column)
+            rewarded = [held_out]
+        for dataset in (d for d in rewarded if d is not None):
             data.require_column(dataset, config.prompt_column, "prompt_column")
             for reward in self.rewards:
                 for column in reward.missing(dataset.column_names):
@@ -109,7 +140,8 @@ class Trainer:
             for _ in self.steps():
                 pass
         finally:
-            self.engine.close()
+            if self.generates:
+                self.engine.close()
         print(summary(self.history, self.run))
         if self.interrupted:
             print(f"stopped after step {self.done}; go on with --resume {self.run}")
@@ -123,7 +155,7 @@ class Trainer:
         try:
             with self.finishing_on_ctrl_c(progress):
                 if self.done == 0:
-                    self.record(tracker, {"step": 0} | self.evaluated())
+                    self.record(tracker, {"step": 0} | self.initialised(progress) | self.evaluated())
                 while self.done < self.config.max_steps and not self.interrupted:
                     yield self.one_step(tracker, progress)
         finally:
@@ -156,23 +188,38 @@ class Trainer:
         self.history.append(metrics)
         tracker.log(metrics["step"], metrics)
 
-    def evaluated(self) -> dict[str, float]:
-        """Held-out rewards, where there is a held-out set."""
+    def initialised(self, progress: Progress) -> dict[str, Any]:
+        """What a critic learned before the first update, where there is one."""
+        if not (isinstance(self.config, CriticConfig) and self.config.value_init_prompts):
+            return {}
+        return value_init.initialise(self.loop, self.run, progress.writing, progress.say)
+
+    def evaluated(self) -> dict[str, Any]:
+        """Held-out rewards, and how held-out answers fare, where there is a held-out set."""
         if not self.held_out:
             return {}
-        start = time.perf_counter()
-        metrics, _ = evaluate(self.engine, self.tokenizer, self.held_out, self.rewards, self.config.seed)
+        start, source, metrics = time.perf_counter(), self.loop.source, {}
+        if isinstance(source, Demonstrations) and source.held_out:
+            metrics |= judged(self.loop, source.held_out)
+        if self.generates:
+            if self.reader:  # the loop has no engine to keep fresh
+                self.engine.wake()
+                self.engine.update(self.policy)
+            metrics |= evaluate(self.engine, self.tokenizer, self.held_out, self.rewards, self.config.seed)[0]
+            if self.reader and self.config.engine_sleep:
+                self.engine.sleep()
         return metrics | {"time/eval": time.perf_counter() - start}
 
     def introduce(self) -> None:
         """What is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
-        samples = config.prompts_per_step * self.algorithm.plan().samples
-        print(f"run directory {self.run}; device {self.policy.device}, engine {type(self.engine).__name__}")
+        engine = type(self.engine).__name__ if self.generates else "none needed"
+        print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         print(self.policy.coverage)
         long = f"{self.prompts.dropped} dropped as longer than {config.max_prompt_length} tokens"
         print(f"{len(self.prompts.all):,} prompts ({long}), {len(self.held_out)} held out")
-        print(f"{samples} completions a step from {config.prompts_per_step} prompts")
+        samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
+        print(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
         print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)
 
     def advice(self, metrics: dict[str, Any]) -> list[str]:
@@ -184,7 +231,7 @@ class Trainer:
             lines.append(
                 f"{truncated:.0%} of completions hit max_completion_length={limit} without an end token ({ends})"
             )
-        if metrics["groups/no_spread_fraction"] == 1:
+        if metrics.get("groups/no_spread_fraction") == 1:
             lines.append("no group has two different rewards, so nothing can be learned from this step")
         return lines
 
@@ -228,7 +275,7 @@ class Trainer:
         self.done = state["step"]
 
 
-def own_algorithm(spec: str) -> type[OnPolicy]:
+def own_algorithm(spec: str) -> type[Algorithm]:
     """A user's algorithm from `path/to/file.py:Class`."""
     found = from_file(spec)
     if not (isinstance(found, type) and issubclass(found, OnPolicy)):

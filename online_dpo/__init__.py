@@ -1,0 +1,14 @@
+"""Online DPO: pairs of the policy's own answers, judged as they are written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nanorlhf.cli import lazily
+from nanorlhf.online_dpo.config import OnlineDPOConfig
+
+if TYPE_CHECKING:
+    from nanorlhf.online_dpo.algorithm import OnlineDPO, OnlineDPOTrainer
+
+__all__ = ["OnlineDPO", "OnlineDPOConfig", "OnlineDPOTrainer"]
+__getattr__ = lazily("nanorlhf.online_dpo.algorithm", "OnlineDPO", "OnlineDPOTrainer")

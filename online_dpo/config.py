@@ -1,0 +1,31 @@
+"""Online DPO's options."""
+
+from __future__ import annotations
+
+from nanorlhf.config import config, option
+from nanorlhf.options import Norm, OnPolicyConfig
+
+
+@config
+class OnlineDPOConfig(OnPolicyConfig):
+    """Online direct preference optimisation: the best and the worst of the policy's own answers make a pair."""
+
+    num_generations: int = option(
+        2, "Completions for each prompt, of which the best and the worst make a pair.", "rollout"
+    )
+    beta: float = option(
+        0.1, "How dear it is to leave the reference: the weight of the KL that DPO implies.", "training"
+    )
+    norm: Norm = option(
+        "sequence", "What a pair weighs: sequence, the same; token and constant, its length.", "training"
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        self.above_zero("beta")
+        self.require(self.num_generations >= 2, "num_generations", "a pair needs two answers, so at least 2")
+        self.require(
+            self.kl_in == "reward",
+            "kl_in",
+            "beta is the KL in the loss; kl_coef counts where the pair is picked, so use reward",
+        )

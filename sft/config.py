@@ -1,0 +1,11 @@
+"""SFT's options."""
+
+from __future__ import annotations
+
+from nanorlhf.config import config
+from nanorlhf.options import TrainConfig
+
+
+@config
+class SFTConfig(TrainConfig):
+    """Supervised fine-tuning: demonstrations, learned by heart; rewards, if any, judge held-out prompts only."""
