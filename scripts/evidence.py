@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def measure(claim: str, name: str, command: Sequence[str], seed: int) -> None:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", *line], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
+        if claim == "algorithms" and seed == 0:
+            shutil.copy(run / "learning_curve.png", ROOT / name)
         rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     record = {"claim": claim, "variant": name, "seed": seed, "command": "python -m " + " ".join(line[:-2])}
     record |= {"process_seconds": seconds, **outcome(rows), **where()}
