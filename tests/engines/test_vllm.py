@@ -154,6 +154,7 @@ def test_a_cache_that_is_kept_would_serve_old_weights(
 
 def test_updates_never_touch_the_policy(serve: Serve, policy: Policy, sync: WeightSync) -> None:
     engine = serve(sync)
+    policy.perturb(5)
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     for _ in range(20):
         engine.update(policy)
@@ -273,6 +274,7 @@ assert "vllm" not in sys.modules
 for sync in ("lora", "merged"):
     engine = VLLMEngine(ADDER, Sampling(1.0, 8, ()), sync=sync, max_model_len=64, lora_rank=8)
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
+    assert gc.get_freeze_count() == before[-1]
     for _ in range(2):
         engine.update(policy)
         assert len(list(engine.generate([Request(i, [1, 2, 3], i == 0) for i in range(4)], seed=0))) == 4
