@@ -9,47 +9,58 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from nanorlhf.config import shipped_model
+from nanorlhf.errors import UsageError
 from nanorlhf.losses import clipped_value
 from nanorlhf.metrics import Averages
 from nanorlhf.optim import Optimizer
 from nanorlhf.options import CriticConfig
-from nanorlhf.policy import Policy
+from nanorlhf.policy import POLICY, Policy
 from nanorlhf.types import MicroBatch
 
 ADAPTER = "critic"
 
 
 class Critic:
-    """Values for every trained token, and their own optimizer."""
+    """Values for every trained token, and their own optimizer; it starts from the model that the policy starts from."""
 
     def __init__(self, config: CriticConfig, policy: Policy) -> None:
-        self.config, self.shares_base = config, not config.critic_model_name_or_path
+        self.config, self.shares_base = config, config.critic_model_name_or_path is None
+        self.body = policy if self.shares_base else own_body(config)
+        self.head = value_head(self.body)
         if self.shares_base:
-            self.body = policy
             policy.add_adapter(ADAPTER)
-        else:
-            own = dataclasses.replace(
-                config, model_name_or_path=config.critic_model_name_or_path, adapter_name_or_path=None
-            )
-            self.body = Policy(own)
-        self.head = nn.Linear(self.body.base.get_input_embeddings().weight.shape[1], 1)  # type: ignore[arg-type]
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.head.to(self.body.device)
         with self.active():
-            self.weights = self.body.trainable  # by name, the adapter's or the whole model's
-        self.optimizer = Optimizer(config, self.parameters, config.critic_learning_rate)
+            self.weights = {f"head.{name}": p for name, p in self.head.named_parameters()} | self.body.trainable
+        if self.shares_base:
+            self.start_from_policy()
+        self.optimizer = Optimizer(config, self.weights.values(), config.critic_learning_rate)
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [*self.weights.values(), *self.head.parameters()]
+    @torch.no_grad()
+    def start_from_policy(self) -> None:
+        """The same adapter as the policy's: with what an earlier stage taught it, where there was one."""
+        policy = self.body.trainable
+        for name, parameter in self.weights.items():
+            if not name.startswith("head."):
+                parameter.copy_(policy[name.replace(f".{ADAPTER}.", f".{POLICY}.")])
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """With the critic's adapter in place of the policy's; forward and backward both belong inside."""
         with self.body.using(ADAPTER) if self.shares_base else contextlib.nullcontext():
             yield
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """With dropout, where there is any."""
+        before = self.body.model.training
+        self.body.model.train()
+        try:
+            yield
+        finally:
+            self.body.model.train(before)
 
     def values(self, batch: MicroBatch) -> Tensor:
         """(N,) what is still to come when each token is about to be written."""
@@ -67,29 +78,71 @@ class Critic:
     def update(self, batches: Sequence[MicroBatch], averages: Averages) -> None:
         """One optimizer step on the clipped value loss, the mean over tokens."""
         total = sum(len(batch.targets) for batch in batches)
-        self.body.model.train()
-        with self.active():
+        with self.active(), self.training():
             for batch in (b.to(self.body.device) for b in batches):
-                values, old, returns = (
-                    self.evaluate(self.features(batch)),
-                    batch.columns["values"],
-                    batch.columns["returns"],
-                )
-                loss = clipped_value(values, old, returns, self.config.value_clip)
+                values, old = self.evaluate(self.features(batch)), batch.columns["values"]
+                loss = clipped_value(values, old, batch.columns["returns"], self.config.value_clip)
                 (loss.sum() / total).backward()
                 averages.add("value/loss", loss)
-                averages.add("value/error", (old - returns).abs())
+                averages.add("value/mean", old)
         self.optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Head, adapter (or model) and optimizer."""
-        weights = {name: p.detach().cpu() for name, p in self.weights.items()}
-        return {"head": self.head.state_dict(), "weights": weights, "optimizer": self.optimizer.state_dict()}
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of head and adapter (or model)."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.weights.items()}
 
     @torch.no_grad()
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Takes back what `snapshot` gave."""
+        for name, parameter in self.weights.items():
+            parameter.copy_(snapshot[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimizer."""
+        return {"weights": self.snapshot(), "optimizer": self.optimizer.state_dict()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self.head.load_state_dict(state["head"])
-        for name, parameter in self.weights.items():
-            parameter.copy_(state["weights"][name])
+        self.restore(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def own_body(config: CriticConfig) -> Policy:
+    """The critic's own model, under the same LoRA options."""
+    name = config.critic_model_name_or_path
+    assert name is not None
+    body = Policy(dataclasses.replace(config, model_name_or_path=name, adapter_name_or_path=None))
+    body.verify()
+    return body
+
+
+def value_head(body: Policy) -> nn.Linear:
+    """One number from a hidden state; at first, nothing is expected."""
+    head = nn.Linear(body.base.config.get_text_config().hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head.to(body.device)
+
+
+def check_critic(config: CriticConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a critic that cannot be found, or that would read the policy's tokens as other words."""
+    name = config.critic_model_name_or_path
+    if name is None:
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(shipped_model(name), trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"critic_model_name_or_path={name!r} cannot be loaded: {first}") from None
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UsageError(
+            f"critic_model_name_or_path={name!r} has another vocabulary than the policy, so it would misread "
+            "completions; take a model of the same family"
+        )
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float | None:
+    """How much of the returns' variance the values account for: 1 all, 0 none; None where there is none."""
+    if len(returns) < 2 or not (variance := returns.double().var()):
+        return None
+    return 1 - ((returns - values).double().var() / variance).item()

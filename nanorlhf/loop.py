@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
-from nanorlhf.critic import Critic
+from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.engines.base import Engine
 from nanorlhf.metrics import Averages, Clock, peak_gib, rollout_metrics
 from nanorlhf.optim import Optimizer
@@ -128,6 +128,9 @@ class Loop:
             gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
             averages.add("kl", gap[trained[rollout.sample]])
         means = averages.metrics(AVERAGED)
+        if self.critic is not None:
+            values, returns = (rollout.columns[name][trained[rollout.sample]] for name in ("values", "returns"))
+            means["value/explained_variance"] = explained_variance(values, returns)
         updates = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), "learning_rate": rate}
         return updates | means | {"kl_coef": self.algorithm.kl_coef, "tokens/trained": tokens}
 

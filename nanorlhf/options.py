@@ -297,10 +297,18 @@ class CriticConfig(PolicyGradientConfig):
     value_clip: float = option(
         0.2, "How far a value may move from its old one before it earns nothing more.", "training"
     )
+    value_init_prompts: int = option(
+        500, "Before the first update the critic learns from an answer to each of so many prompts; 0: none.", "training"
+    )
+    value_init_epochs: int = option(
+        10, "Its epochs at most; the best on held-out prompts stays. 0: only the head, by least squares.", "training"
+    )
+    value_init_learning_rate: float = option(1e-4, "Its learning rate, for adapter and head.", "training")
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("critic_learning_rate", "value_clip")
+        self.above_zero("critic_learning_rate", "value_clip", "value_init_learning_rate")
+        self.not_negative("value_init_prompts", "value_init_epochs")
         for name in ("gamma", "lam"):
             self.require(0 <= getattr(self, name) <= 1, name, "it must be between 0 and 1")
         apart = not self.full_finetuning or bool(self.critic_model_name_or_path)

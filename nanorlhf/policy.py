@@ -96,7 +96,7 @@ class Policy:
         assert isinstance(self.model, PeftModel), "full fine-tuning has no adapters"
         if name not in self.model.peft_config:
             self.model.add_adapter(name, self.model.peft_config[POLICY])
-            self.model.to(self.device)
+            self.model.to(self.device).train(self.model.training)  # what is new comes in training mode
         self.model.set_adapter(POLICY)
 
     @contextlib.contextmanager

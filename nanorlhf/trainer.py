@@ -15,11 +15,11 @@ import datasets
 import transformers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, data, rundir
+from nanorlhf import checkpoint, data, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
-from nanorlhf.critic import Critic
+from nanorlhf.critic import Critic, check_critic
 from nanorlhf.demonstrations import Demonstrations, Reader, judged, read
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, check_engine
@@ -71,6 +71,8 @@ class Trainer:
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.tokenizer = processing_class or load_tokenizer(args, model)
+        if isinstance(args, CriticConfig):
+            check_critic(args, self.tokenizer)
         self.prompts = data.Prompts(train, self.tokenizer, args)
         self.held_out = (
             [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
@@ -153,7 +155,7 @@ class Trainer:
         try:
             with self.finishing_on_ctrl_c(progress):
                 if self.done == 0:
-                    self.record(tracker, {"step": 0} | self.evaluated())
+                    self.record(tracker, {"step": 0} | self.initialised(progress) | self.evaluated())
                 while self.done < self.config.max_steps and not self.interrupted:
                     yield self.one_step(tracker, progress)
         finally:
@@ -185,6 +187,12 @@ class Trainer:
         """Puts metrics into the history and wherever they are tracked."""
         self.history.append(metrics)
         tracker.log(metrics["step"], metrics)
+
+    def initialised(self, progress: Progress) -> dict[str, Any]:
+        """What a critic learned before the first update, where there is one."""
+        if not (isinstance(self.config, CriticConfig) and self.config.value_init_prompts):
+            return {}
+        return value_init.initialise(self.loop, self.run, progress.writing, progress.say)
 
     def evaluated(self) -> dict[str, Any]:
         """Held-out rewards, and how held-out answers fare, where there is a held-out set."""
