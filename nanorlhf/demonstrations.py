@@ -49,7 +49,7 @@ def preference(row: Row, prompt: str) -> tuple[Text, list[str]]:
     common = min(len(chosen), len(rejected))
     common = next((i for i in range(common) if chosen[i] != rejected[i]), common)
     if isinstance(chosen, str):  # words stay whole, and a space belongs to what follows it
-        common = len(re.sub(r" ?\w*$", "", chosen[:common]))
+        common = len(re.sub(r" ?\w*\Z", "", chosen[:common]))
     else:
         common = min(common, len(chosen) - 1, len(rejected) - 1)
     if not chosen[:common]:

@@ -72,4 +72,5 @@ def preference(gap: Tensor, sign: Tensor, sample: Tensor, beta: float) -> tuple[
     rejected = zeros.index_add(0, pair, gap * (sign < 0))
     tokens = dpo(chosen - rejected, beta)[pair]
     stats = {"rewards/chosen": beta * chosen, "rewards/rejected": beta * rejected, "margin": beta * (chosen - rejected)}
-    return tokens, {"accuracy": (chosen > rejected).float(), **{name: x.detach() for name, x in stats.items()}}
+    stats["accuracy"] = 0.5 + 0.5 * (chosen - rejected).sign()  # a tie is half right
+    return tokens, {name: values.detach() for name, values in stats.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -239,8 +239,7 @@ def with_adapter(
     if isinstance(model, PeftModel) or (config.full_finetuning and peft_config is None):
         return model
     if config.adapter_name_or_path:
-        run = checkpoint.latest(Path(config.adapter_name_or_path))  # a run's directory means its newest checkpoint
-        return PeftModel.from_pretrained(model, str(run or config.adapter_name_or_path), is_trainable=True)
+        return PeftModel.from_pretrained(model, find_adapter(config.adapter_name_or_path), is_trainable=True)
     targets = config.lora if config.lora == "all-linear" else split_names(config.lora)
     return get_peft_model(
         model,
@@ -254,6 +253,16 @@ def with_adapter(
             task_type="CAUSAL_LM",
         ),
     )  # type: ignore[return-value]
+
+
+def find_adapter(name: str) -> str:
+    """The adapter's folder or name on the hub; a run's directory means its newest checkpoint."""
+    found = str(checkpoint.latest(Path(name)) or name)
+    try:
+        PeftConfig.from_pretrained(found)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {str(error).splitlines()[0]}") from None
+    return found
 
 
 def refuse_unsupported(model: nn.Module) -> None:

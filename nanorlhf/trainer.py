@@ -28,7 +28,7 @@ from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.plugins import from_file
-from nanorlhf.policy import Policy
+from nanorlhf.policy import Policy, find_adapter
 from nanorlhf.rollout import Sampler
 from nanorlhf.scoring import find_rewards
 from nanorlhf.tracking import Tracker
@@ -286,7 +286,10 @@ def own_algorithm(spec: str) -> type[Algorithm]:
 
 
 def check_model(config: TrainConfig, model: Any) -> None:
-    """Refuses a model that cannot be found, or whose context is too short, before its weights are loaded."""
+    """Refuses a model or adapter that cannot be found, or a context that is too short, before weights are loaded."""
+    if config.adapter_name_or_path:
+        config.require(not config.full_finetuning, "lora", "there is an adapter to go on from; leave lora as it is")
+        find_adapter(config.adapter_name_or_path)
     if model is None:
         if not config.model_name_or_path:
             raise UsageError("no model: say model_name_or_path (a Hugging Face name, a folder, or nanorlhf:adder)")
