@@ -18,11 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nanorlhf import attention, checkpoint
 from nanorlhf.config import shipped_model, split_names
-from nanorlhf.engines.base import WeightSync
 from nanorlhf.errors import UsageError
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
 from nanorlhf.options import TrainConfig
-from nanorlhf.types import MicroBatch
+from nanorlhf.types import MicroBatch, WeightSync
 
 POLICY = "default"  # PEFT's name for the adapter that learns
 REFERENCE = "reference"  # a second adapter, where the first one does not start from nothing

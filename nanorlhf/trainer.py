@@ -13,25 +13,25 @@ from typing import Any, ClassVar
 
 import datasets
 import transformers
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, data, rundir, value_init
+from nanorlhf import checkpoint, data, door, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
 from nanorlhf.critic import Critic, check_critic
-from nanorlhf.demonstrations import Demonstrations, Reader, judged, read
+from nanorlhf.demonstrations import Demonstrations, Reader, judged
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, check_engine
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.plugins import from_file
-from nanorlhf.policy import Policy, find_adapter
+from nanorlhf.policy import Policy
 from nanorlhf.rollout import Sampler
-from nanorlhf.scoring import find_rewards
+from nanorlhf.scoring import Reward, find_rewards
 from nanorlhf.tracking import Tracker
+from nanorlhf.types import Prompt
 
 
 class Trainer:
@@ -57,16 +57,14 @@ class Trainer:
             model = None
         self.config = args
         judges = args.rewards if reward_funcs is None else reward_funcs
-        self.rewards = (
-            find_rewards(judges, args.reward_weights, args.reward_options) if judges or not self.reader else []
-        )
-        self.generates = bool(self.rewards) or not self.reader  # else no engine is needed
+        self.generates = bool(judges) or not self.reader  # else no engine is needed
+        self.rewards: list[Reward] = []
         if self.generates:
+            self.rewards = find_rewards(judges, args.reward_weights, args.reward_options)
             check_engine(args)
-        check_model(args, model)
-        train, held_out = self.load_data(train_dataset, eval_dataset)
-        own = isinstance(args, OnPolicyConfig) and args.algorithm
-        algorithm_class = own_algorithm(own) if own else self.algorithm_class
+        door.check_model(args, model)
+        train, held_out = door.load_datasets(args, self.rewards, self.reader, train_dataset, eval_dataset)
+        algorithm_class = door.find_algorithm(args, self.algorithm_class)
         self.run = rundir.prepare(args, algorithm_class.name)
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
@@ -74,9 +72,9 @@ class Trainer:
         if isinstance(args, CriticConfig):
             check_critic(args, self.tokenizer)
         self.prompts = data.Prompts(train, self.tokenizer, args)
-        self.held_out = (
-            [] if held_out is None else data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
-        )
+        self.held_out: list[Prompt] = []
+        if held_out is not None:
+            self.held_out = data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
         self.policy = Policy(args, model, peft_config)
         self.policy.verify()
         self.algorithm = algorithm_class(args)
@@ -108,31 +106,6 @@ class Trainer:
         critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
         source = Sampler(args, algorithm.plan(), self.engine, self.tokenizer, self.prompts, self.rewards)
         return Loop(args, algorithm, self.policy, source, self.rewards, self.engine, critic)
-
-    def load_data(
-        self, train: datasets.Dataset | None, held_out: datasets.Dataset | None
-    ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-        """The datasets given or named, with every column that the rewards cannot do without."""
-        config = self.config
-        if train is None:
-            if not config.dataset_name:
-                raise UsageError("no dataset: say dataset_name (arithmetic, stories, a file, a folder or a hub name)")
-            train = data.load(config.dataset_name, config.dataset_config, config.dataset_train_split)
-            if held_out is None and config.dataset_test_split:
-                held_out = data.load(config.dataset_name, config.dataset_config, config.dataset_test_split)
-        rewarded = [train, held_out]
-        if self.reader:
-            if self.rewards and held_out is None:
-                raise UsageError("reward_funcs judge held-out prompts here, and there are none: say dataset_test_split")
-            train = read(train, self.reader, config.prompt_column)
-            held_out = None if held_out is None else read(held_out, self.reader, config.prompt_column)
-            rewarded = [held_out]
-        for dataset in (d for d in rewarded if d is not None):
-            data.require_column(dataset, config.prompt_column, "prompt_column")
-            for reward in self.rewards:
-                for column in reward.missing(dataset.column_names):
-                    data.require_column(dataset, column, f"reward {reward.name!r}")
-        return train, held_out
 
     def train(self) -> list[dict[str, Any]]:
         """Trains to the last step and returns each step's metrics; Ctrl-C ends it after the step, with a checkpoint."""
@@ -273,42 +246,6 @@ class Trainer:
         state = checkpoint.load_state(folder)
         self.loop.load_state_dict(state)
         self.done = state["step"]
-
-
-def own_algorithm(spec: str) -> type[Algorithm]:
-    """A user's algorithm from `path/to/file.py:Class`."""
-    found = from_file(spec)
-    if not (isinstance(found, type) and issubclass(found, OnPolicy)):
-        raise UsageError(
-            f"algorithm={spec!r} must be a class derived from nanorlhf.algorithm's OnPolicy or PolicyGradient"
-        )
-    return found
-
-
-def check_model(config: TrainConfig, model: Any) -> None:
-    """Refuses a model or adapter that cannot be found, or a context that is too short, before weights are loaded."""
-    if config.adapter_name_or_path:
-        config.require(not config.full_finetuning, "lora", "there is an adapter to go on from; leave lora as it is")
-        find_adapter(config.adapter_name_or_path)
-    if model is None:
-        if not config.model_name_or_path:
-            raise UsageError("no model: say model_name_or_path (a Hugging Face name, a folder, or nanorlhf:adder)")
-        try:
-            about = AutoConfig.from_pretrained(
-                shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {first}") from None
-    else:
-        about = model.config
-    context = getattr(about.get_text_config(), "max_position_embeddings", None)
-    wanted = config.max_prompt_length + config.max_completion_length
-    if context and wanted > context:
-        raise UsageError(
-            f"max_prompt_length={config.max_prompt_length} and max_completion_length={config.max_completion_length} "
-            f"make {wanted} tokens, and the model takes {context}; shorten one"
-        )
 
 
 def load_tokenizer(config: TrainConfig, model: Any) -> PreTrainedTokenizerBase:

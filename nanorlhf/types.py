@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Text = str | list[dict[str, str]]  # plain text, or chat messages
+WeightSync = Literal["lora", "merged"]  # how weights reach an engine
 
 
 @dataclass(frozen=True, slots=True)

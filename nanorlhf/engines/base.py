@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-WeightSync = Literal["lora", "merged"]
+from nanorlhf.types import WeightSync
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.config import shipped_model
-from nanorlhf.engines.base import Engine, Sampling, WeightSync
+from nanorlhf.engines.base import Engine, Sampling
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
+from nanorlhf.types import WeightSync
 
 
 def engine_name(config: TrainConfig) -> str:
@@ -33,6 +34,10 @@ def check_engine(config: TrainConfig) -> None:
     from nanorlhf.engines.vllm import check_version
 
     check_version()
+    wide = config.dtype == "float32" and torch.cuda.is_available()
+    config.require(
+        not (wide and config.weight_sync == "lora"), "weight_sync", "vLLM's adapters on CUDA are 16-bit; use merged"
+    )
 
 
 def sync_way(config: TrainConfig, policy: Policy) -> WeightSync:

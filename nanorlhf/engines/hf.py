@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nanorlhf.engines.base import Completion, Request, Sampling, Weights, WeightSync
+from nanorlhf.engines.base import Completion, Request, Sampling, Weights
+from nanorlhf.types import WeightSync
 
 BATCH = 256  # rows that decode together
 

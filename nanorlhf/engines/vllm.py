@@ -13,10 +13,11 @@ from packaging.specifiers import SpecifierSet
 from torch import Tensor
 from transformers import AutoConfig
 
-from nanorlhf.engines.base import Completion, Request, Sampling, Weights, WeightSync
+from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.engines.guest import kept_random_state, undisturbed
 from nanorlhf.errors import UsageError
 from nanorlhf.seeds import derive
+from nanorlhf.types import WeightSync
 
 SUPPORTED = ">=0.26,<0.33"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for

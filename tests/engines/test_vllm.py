@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf import engines
-from nanorlhf.engines.base import Completion, Request, Sampling, WeightSync
+from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, room_for
 from nanorlhf.errors import UsageError
+from nanorlhf.types import WeightSync
 
 pytestmark = [
     pytest.mark.vllm,
