@@ -47,6 +47,14 @@ def test_loss_by_hand() -> None:
     assert gap.grad.tolist() == pytest.approx([-two, -two, two, one, -one, -one])
 
 
+def test_what_was_chosen_is_what_gains(tmp_path: Path) -> None:
+    trainer = DPOTrainer(args=config(tmp_path / "run"))
+    rollout = trainer.loop.source.rollout(1, Clock(), lambda tokens: None)
+    signs = trainer.algorithm.credit(rollout).advantages[rollout.lengths.cumsum(0) - 1]
+    right = [s.text == f"<answer>{s.prompt.columns['answer']}</answer>" for s in rollout.samples]
+    assert signs.tolist() == [1 if r else -1 for r in right]
+
+
 def gradient(trainer: DPOTrainer, token_budget: int) -> tuple[torch.Tensor, float, int]:
     """The gradient of a step with this budget, its loss, and the number of rows."""
     loop = trainer.loop
