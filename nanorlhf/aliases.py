@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ class Gone:
 
 
 def _steps(episodes: Any, options: Mapping[str, Any]) -> int:
-    return max(1, int(episodes) // (int(options.get("prompts_per_step", 64)) * int(options.get("num_generations", 8))))
+    """Episodes are samples; what makes one of a demonstration or a pair has no `num_generations`."""
+    return max(1, int(episodes) // (options["prompts_per_step"] * options.get("num_generations", 1)))
 
 
 _NORMS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
@@ -88,11 +89,9 @@ ALIASES: dict[str, Became | Gone] = {
 }
 
 
-def rename(
-    options: Mapping[str, Any], known: Collection[str] = (), below: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Options under the names they have here, each translation said; `known` names stay, `below` lies under them."""
-    foreign = {name: value for name, value in options.items() if name in ALIASES and name not in known}
+def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names they have here, each translation said; `below` are all names here, with values so far."""
+    foreign = {name: value for name, value in options.items() if name in ALIASES and name not in below}
     ours = {name: value for name, value in options.items() if name not in foreign}
     for name, value in foreign.items():
         match ALIASES[name]:
@@ -101,6 +100,6 @@ def rename(
             case Became(target, translate):
                 if target in ours:
                     raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
-                ours[target] = translate(value, {**(below or {}), **options})
+                ours[target] = translate(value, {**below, **options})
                 print(f"{name} is {target} here: {ours[target]}")
     return ours

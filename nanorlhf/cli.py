@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
+from nanorlhf.config import defaults
 from nanorlhf.errors import RewardError, UsageError, nearest
 from nanorlhf.options import TrainConfig
 
@@ -68,10 +69,9 @@ def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> t
         layers = [parser.parse_path(str(path), defaults=False).as_dict() for path in files]
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
-    options: dict[str, Any] = {}
-    known = [f.name for f in dataclasses.fields(config_class)]
+    options = defaults(config_class)
     for layer in [*layers, given]:
-        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, known, options)
+        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, options)
     return print_only, config_class(**options)
 
 
@@ -103,14 +103,13 @@ def build_parser(config_class: type[TrainConfig], name: str, recipes: Path) -> A
     listed = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
     parser.add_argument("--recipe", type=str, help=f"Where to start: {listed}, or a YAML file; several with commas.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and stop.")
-    hints = get_type_hints(config_class)
+    hints, standard = get_type_hints(config_class), defaults(config_class)
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(config_class):
         section = f.metadata["group"]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        shown = "none" if default in (None, "", []) else default
+        shown = "none" if standard[f.name] in (None, "", [], {}) else standard[f.name]
         switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
         text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
         groups[section].add_argument(f"--{f.name}", type=hints[f.name], default=argparse.SUPPRESS, help=text, **switch)

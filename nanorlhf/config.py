@@ -31,7 +31,7 @@ def config(cls: type[C]) -> type[C]:
     cls = dataclass(frozen=True, kw_only=True)(cls)
     plain_init: Callable[..., None] = cls.__init__
     hints = get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = defaults(cls)
 
     @functools.wraps(plain_init)
     def checked_init(self: C, **options: Any) -> None:
@@ -50,6 +50,12 @@ def config(cls: type[C]) -> type[C]:
 
     cls.__init__ = checked_init
     return cls
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """Every option's name with its default."""
+    fields = dataclasses.fields(cls)
+    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
 
 
 def split_names(value: str | list[str]) -> list[str]:

@@ -63,12 +63,14 @@ class Prompts:
         self.all: list[Prompt] = []
         for index, row in enumerate(cast(Iterable[dict[str, Any]], dataset)):
             text, ids = as_prompt(row[config.prompt_column], tokenizer, config.system_prompt)
-            if len(ids) <= config.max_prompt_length:
+            if 0 < len(ids) <= config.max_prompt_length:
                 columns = {name: value for name, value in row.items() if name != config.prompt_column}
                 self.all.append(Prompt(index, ids, text, columns))
         self.dropped = len(dataset) - len(self.all)
         if not self.all:
-            raise UsageError(f"no prompt of the dataset fits max_prompt_length={config.max_prompt_length}")
+            raise UsageError(
+                f"no prompt of the dataset has a token and fits max_prompt_length={config.max_prompt_length}"
+            )
 
     def batch(self, step: int, size: int) -> list[Prompt]:
         """The prompts of step `step`, counted from 0: consecutive places in an endless row of shuffled epochs."""

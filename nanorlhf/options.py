@@ -225,8 +225,13 @@ class OnPolicyConfig(TrainConfig):
         self.require(
             self.kl_target is None or self.kl_coef > 0, "kl_target", "it steers kl_coef, which must start above 0"
         )
-        refers = self.ref_refresh_steps == 0 or self.kl_coef > 0
+        refers = self.ref_refresh_steps == 0 or self.has_reference
         self.require(refers, "ref_refresh_steps", "with kl_coef 0 there is no reference to refresh")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether anything compares the policy with a reference."""
+        return self.kl_coef > 0
 
     @property
     def updates(self) -> int:

@@ -189,7 +189,7 @@ class Trainer:
         engine = type(self.engine).__name__ if self.generates else "none needed"
         print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         print(self.policy.coverage)
-        long = f"{self.prompts.dropped} dropped as longer than {config.max_prompt_length} tokens"
+        long = f"{self.prompts.dropped} dropped as empty or longer than {config.max_prompt_length} tokens"
         print(f"{len(self.prompts.all):,} prompts ({long}), {len(self.held_out)} held out")
         samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
         print(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")

@@ -20,6 +20,10 @@ class OnlineDPOConfig(OnPolicyConfig):
         "sequence", "What a pair weighs: sequence, the same; token and constant, its length.", "training"
     )
 
+    @property
+    def has_reference(self) -> bool:
+        return True
+
     def validate(self) -> None:
         super().validate()
         self.above_zero("beta")

@@ -86,7 +86,7 @@ def test_both_adapters_get_gradients_and_move_and_nothing_else_does(monkeypatch:
 
 def test_a_whole_update_gives_the_promised_metrics_and_lowers_the_value_loss() -> None:
     loop, _, step = made_up()
-    keep, losses = torch.ones(8, dtype=torch.bool), []
+    keep, losses, metrics = torch.ones(8, dtype=torch.bool), [], {}
     for _ in range(8):
         loop.measure(step, keep)
         metrics = loop.update(step, loop.algorithm.credit(step), keep)
@@ -158,7 +158,7 @@ def test_a_model_of_its_own(lora: str) -> None:
 
 
 def test_a_critic_that_cannot_be_is_refused() -> None:
-    base = {"model_name_or_path": "nanorlhf:adder", "device": "cpu"}
+    base: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "device": "cpu"}
     tokenizer = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
     check_critic(PPOConfig(**base, critic_model_name_or_path="nanorlhf:adder"), tokenizer)
     with pytest.raises(UsageError, match="critic_model_name_or_path='/nowhere' cannot be loaded"):
