@@ -21,11 +21,8 @@ from nanorlhf.rollout import Progress, Source
 from nanorlhf.scoring import Reward
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
-TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
-MISMATCH_LIMIT = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.15,
-}  # nats a token; more means that the engine is not the policy
+TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
+MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
 AVERAGED = ("kl", "entropy", "clip_fraction", "mismatch/mean_abs", "mismatch/max_abs")
 
 

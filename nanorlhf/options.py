@@ -89,7 +89,7 @@ class TrainConfig:
     adam_beta1: float = option(0.9, "AdamW's first beta.", "training")
     adam_beta2: float = option(0.999, "AdamW's second beta.", "training")
     token_budget: int | Literal["auto"] = option(
-        "auto", "Tokens in a micro-batch; auto: 4,096 on a CPU, 16,384 on a GPU.", "training"
+        "auto", "Tokens in a micro-batch; auto: 2,048 on a CPU, 4,096 on MPS, 16,384 on CUDA.", "training"
     )
     seed: int = option(0, "Of data order, adapter and sampling.", "training")
 
