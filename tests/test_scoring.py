@@ -99,7 +99,7 @@ def test_a_function_from_a_file(tmp_path: Path) -> None:
 
 
 def test_options_reach_their_reward_and_no_column_replaces_them() -> None:
-    def steep(completions: list[str], level: list[int], *, slope: float = 1.0, answer: str = "") -> list[float]:
+    def steep(level: list[int], *, slope: float = 1.0, answer: str = "") -> list[float]:
         return [slope * n + len(answer) for n in level]
 
     batch = samples("a", "b")
