@@ -64,7 +64,7 @@ def measure(claim: str, name: str, command: Sequence[str], seed: int) -> None:
     print(f"{claim}: {name}, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        line = [*command, "--seed", str(seed), "--eval_steps", "2", "--save_steps", "0", "--output_dir", str(run)]
+        line = [*command, "--seed", str(seed), "--eval_steps", "4", "--save_steps", "0", "--output_dir", str(run)]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", *line], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
