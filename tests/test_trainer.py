@@ -21,6 +21,7 @@ from nanorlhf.config import shipped_model
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.trainer import Trainer
 
 PROMISED = [
     "step",
@@ -53,12 +54,17 @@ PROMISED = [
 ]
 
 
+def small(run: Path) -> dict[str, Any]:
+    """Options of a run of seconds."""
+    options: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "reward_funcs": "exact_answer", "engine": "hf"}
+    options |= {"dataset_name": "arithmetic", "dataset_test_split": "test", "max_prompt_length": 32, "device": "cpu"}
+    options |= {"prompts_per_step": 4, "num_generations": 4, "eval_prompts": 8, "max_completion_length": 16}
+    return options | {"max_steps": 4, "learning_rate": 1e-3, "eval_steps": 2, "output_dir": str(run)}
+
+
 def config(run: Path, **options: Any) -> GRPOConfig:
-    small: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "reward_funcs": "exact_answer", "engine": "hf"}
-    small |= {"dataset_name": "arithmetic", "dataset_test_split": "test", "max_prompt_length": 32, "device": "cpu"}
-    small |= {"prompts_per_step": 4, "num_generations": 4, "eval_prompts": 8, "max_completion_length": 16}
-    small |= {"max_steps": 4, "learning_rate": 1e-3, "eval_steps": 2, "output_dir": str(run)}
-    return GRPOConfig(**small | options)
+    """The same, with some options changed."""
+    return GRPOConfig(**small(run) | options)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -85,7 +91,7 @@ def assert_same_outcome(a: Path, b: Path) -> None:
     assert all(adapter[name].equal(adapter2[name]) for name in adapter)
 
 
-def take(trainer: GRPOTrainer, count: int) -> None:
+def take(trainer: Trainer, count: int) -> None:
     """Trains some steps and leaves."""
     with contextlib.closing(trainer.steps()) as steps:
         for _ in range(count):
