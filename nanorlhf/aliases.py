@@ -56,6 +56,7 @@ ALIASES: dict[str, Became | Gone] = {
     "reward_model_path": Became("reward_funcs", lambda v, _: f"model:{v}"),
     "reward_model": Became("reward_funcs", lambda v, _: f"model:{v}"),
     "reward_fn": Became("reward_funcs"),
+    "brevity_penalty_scale": Became("reward_options", lambda v, _: {"lexical_richness": {"brevity_penalty_scale": v}}),
     # training
     "lr": Became("learning_rate"),
     "beta": Became("kl_coef"),

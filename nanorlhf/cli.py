@@ -59,6 +59,7 @@ def lazily(module: str, *names: str) -> Callable[[str], Any]:
 def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> tuple[bool, C]:
     """Whether only to print it, and the configuration that a command line asks for: each layer over the one before."""
     parser = build_parser(config_class, name, recipes)
+    argv = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in argv]
     try:
         given = parser.parse_args(argv).as_dict()
         print_only, chosen = bool(given.pop("print_config")), given.pop("recipe") or ""

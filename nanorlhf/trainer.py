@@ -204,7 +204,8 @@ class Trainer:
             lines.append(
                 f"{truncated:.0%} of completions hit max_completion_length={limit} without an end token ({ends})"
             )
-        if metrics.get("groups/no_spread_fraction") == 1:
+        compares = isinstance(self.algorithm, OnPolicy) and self.algorithm.plan().samples > 1
+        if compares and metrics["groups/no_spread_fraction"] == 1:
             lines.append("no group has two different rewards, so nothing can be learned from this step")
         return lines
 

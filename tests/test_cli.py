@@ -38,8 +38,20 @@ def test_print_config_is_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_other_trainers_names(capsys: pytest.CaptureFixture[str]) -> None:
-    config = options("--recipe", "tiny", "--beta", "0.04", "--max_new_tokens", "9", "--total_episodes", "2560")
+    config = options(
+        "--recipe",
+        "tiny",
+        "--learning-rate",
+        "0.01",
+        "--beta",
+        "0.04",
+        "--max_new_tokens",
+        "9",
+        "--total_episodes",
+        "2560",
+    )
     assert (config.kl_coef, config.max_completion_length, config.max_steps) == (0.04, 9, 10)
+    assert config.learning_rate == 0.01
     assert "beta is kl_coef here: 0.04" in capsys.readouterr().out
     assert GRPOConfig(group_size=4, loss_type="dr_grpo", reward_model_path="x/y").rewards == ["model:x/y"]  # type: ignore[call-arg]
     assert GRPOConfig(loss_type="dr_grpo").norm == "constant"  # type: ignore[call-arg]
