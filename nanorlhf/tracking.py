@@ -22,7 +22,7 @@ class Tracker:
     def __init__(self, run: Path, config: TrainConfig, algorithm: str, step: int) -> None:
         self.run = run
         for name in ("metrics.jsonl", "samples.jsonl"):
-            cut_after(run / name, step)
+            cut_after(run / name, step or -1)  # without a checkpoint step 0 comes again too
         self.metrics = (run / "metrics.jsonl").open("a")
         self.samples = (run / "samples.jsonl").open("a")
         self.trackers = start_trackers(run, config, algorithm)
