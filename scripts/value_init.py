@@ -50,7 +50,8 @@ def compare_value_init(seeds: Iterable[int], path: Path = RESULTS) -> dict[str, 
     for name, (wrong, options) in wanted.items():
         if name not in runs:
             print(f"value_init: {name}", flush=True)
-            runs[name] = {"options": options, **measured(options, wrong), **where()}
+            said = [option.removeprefix(f"{ROOT}/") for option in options]
+            runs[name] = {"options": said, **measured(options, wrong), **where()}
             path.write_text(json.dumps(summary(runs), indent=1) + "\n")
     return summary(runs)
 
