@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
+WORDS = {"reward/mean": "training reward", "eval/reward": "held-out reward", "eval/accuracy": "held-out accuracy"}
 
 
 class Progress:
@@ -78,9 +79,9 @@ def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     training, held_out = headline(history, TRAINING), headline(history, HELD_OUT)
-    axes.plot(*curve(history, training), color="#9db4d6", label=training)
+    axes.plot(*curve(history, training), color="#9db4d6", label=WORDS.get(training, training))
     if any(held_out in row for row in history):
-        axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=held_out)
+        axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=WORDS.get(held_out, held_out))
     axes.set(xlabel="step", title=title)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

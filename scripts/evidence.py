@@ -63,12 +63,12 @@ def measure(claim: str, name: str, command: Sequence[str], seed: int) -> None:
         return
     print(f"{claim}: {name}, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+        run = Path(folder) / f"{name.replace(', ', '-')}, seed {seed}"
         line = [*command, "--seed", str(seed), "--eval_steps", "4", "--save_steps", "0", "--output_dir", str(run)]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", *line], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        if claim == "algorithms" and seed == 0:
+        if claim == "algorithms" and seed == 2:
             shutil.copy(run / "learning_curve.png", ROOT / name)
         rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     record = {"claim": claim, "variant": name, "seed": seed, "command": "python -m " + " ".join(line[:-2])}
