@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import torch
 
@@ -28,3 +30,11 @@ def rollout(samples: list[Sample], group_size: int = 1) -> Rollout:
         rewards=torch.tensor([float("nan") if s.reward is None else s.reward for s in samples]),
         columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
     )
+
+
+def snippet(name: str) -> str:
+    """The README's code that begins with the comment `# name`."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    found = re.search(rf"```python\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
+    assert found, f"the README shows no {name}"
+    return found[1]

@@ -16,6 +16,7 @@ from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
 from nanorlhf.trainer import Trainer
+from tests.samples import snippet
 
 ROOT = Path(__file__).parents[1]
 CASES: dict[str, tuple[type[Trainer], type[OnPolicyConfig], list[str]]] = {
@@ -69,28 +70,9 @@ def test_learns_through_vllm(sync: str, tmp_path: Path) -> None:
     assert max(row["mismatch/mean_abs"] for row in rows[1:]) < 1e-4
 
 
-OWN = '''
-from nanorlhf.advantages import group_stats
-from nanorlhf.algorithm import PolicyGradient
-from nanorlhf.types import Credit
-
-
-class Median(PolicyGradient):
-    """Better than the middle of the group, or worse: nothing else counts."""
-
-    name = "median"
-
-    def credit(self, rollout):
-        groups = rollout.rewards.view(-1, self.config.num_generations)
-        middle = (groups.max(1, keepdim=True).values + groups.min(1, keepdim=True).values) / 2
-        advantages = (groups > middle).float() - (groups < middle).float()
-        return Credit(advantages.flatten()[rollout.sample], keep=self.counted(rollout))
-'''
-
-
 @pytest.mark.slow
-def test_ones_own_algorithm_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(OWN)
-    before, after = climb("grpo", tmp_path / "run", "--engine", "hf", "--algorithm", f"{tmp_path}/mine.py:Median")
+def test_the_readmes_own_algorithm_learns(tmp_path: Path) -> None:
+    (tmp_path / "middle.py").write_text(snippet("middle.py"))
+    before, after = climb("grpo", tmp_path / "run", "--engine", "hf", "--algorithm", f"{tmp_path}/middle.py:Middle")
     assert before <= 0.45
     assert after >= 0.6

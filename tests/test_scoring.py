@@ -10,6 +10,7 @@ import pytest
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.scoring import find_rewards, score
 from nanorlhf.types import Prompt, Sample
+from tests.samples import snippet
 
 
 def samples(*texts: str, conversational: bool = False) -> list[Sample]:
@@ -123,3 +124,14 @@ def test_at_the_door() -> None:
     with pytest.raises(UsageError, match="no reward"):
         find_rewards([])
     assert find_rewards("exact_answer")[0].missing(["prompt"]) == ["answer"]
+
+
+def test_the_readmes_reward_scores_as_it_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(snippet("mine.py"))
+    texts = ["it is 84", "12 * 7 = 80", "no idea", "84"]
+    batch = [
+        Sample(Prompt(0, [1], "?", {"target": t}), [5], [0.0], True, x)
+        for x, t in zip(texts, [84, 84, 84, None], strict=True)
+    ]
+    score(find_rewards(f"{tmp_path}/mine.py:near"), batch)
+    assert [s.reward for s in batch] == [1, 0.2, 0, None]
