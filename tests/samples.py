@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,3 +39,8 @@ def snippet(name: str) -> str:
     found = re.search(rf"```python\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
     assert found, f"the README shows no {name}"
     return found[1]
+
+
+def expect_close(got: torch.Tensor, want: Sequence[float], tolerance: float = 1e-5) -> None:
+    """The numbers worked out by hand."""
+    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float32), atol=tolerance, rtol=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -23,30 +22,27 @@ from nanorlhf.advantages import (
     token_rewards,
     whiten,
 )
+from tests.samples import expect_close
 
 NAN = math.nan
 ONE_GROUP = torch.zeros(4, dtype=torch.long)
 
 
-def close(got: torch.Tensor, want: Sequence[float], tolerance: float = 1e-6) -> None:
-    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float32), atol=tolerance, rtol=0)
-
-
 def test_group_mean_without_std() -> None:
-    close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP, "none"), [0.75, -0.25, -0.25, -0.25])
+    expect_close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP, "none"), [0.75, -0.25, -0.25, -0.25])
 
 
 def test_unbiased_std() -> None:
     # mean 1/4, squared deviations 9/16 + 3/16 = 3/4, over ddof 1: std = sqrt(1/4) = 1/2
-    close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP, eps=0), [1.5, -0.5, -0.5, -0.5])
-    close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [0.75 / 0.5001, *[-0.25 / 0.5001] * 3])
+    expect_close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP, eps=0), [1.5, -0.5, -0.5, -0.5])
+    expect_close(group_standardise(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [0.75 / 0.5001, *[-0.25 / 0.5001] * 3])
 
 
 def test_batch_std_scales_all_groups_alike() -> None:
     rewards, group = torch.tensor([1.0, 3, 0, 4]), torch.tensor([0, 0, 1, 1])
     # mean 2, squared deviations 1 + 1 + 4 + 4 = 10, std = sqrt(10/3)
     std = math.sqrt(10 / 3)
-    close(group_standardise(rewards, group, "batch", eps=0), [-1 / std, 1 / std, -2 / std, 2 / std])
+    expect_close(group_standardise(rewards, group, "batch", eps=0), [-1 / std, 1 / std, -2 / std, 2 / std])
 
 
 def test_group_without_spread_is_exactly_zero() -> None:
@@ -57,7 +53,7 @@ def test_group_without_spread_is_exactly_zero() -> None:
 
 def test_unscored_samples_enter_no_mean() -> None:
     rewards = torch.tensor([1.0, NAN, 3.0, NAN])
-    close(group_standardise(rewards, ONE_GROUP, "none"), [-1.0, 0.0, 1.0, 0.0])
+    expect_close(group_standardise(rewards, ONE_GROUP, "none"), [-1.0, 0.0, 1.0, 0.0])
     alone = torch.tensor([1.0, NAN, NAN, NAN])
     assert group_standardise(alone, ONE_GROUP).eq(0).all()
     assert not has_spread(alone, ONE_GROUP).any()
@@ -86,17 +82,17 @@ def test_order_of_samples_does_not_matter(rewards: list[float], order: list[int]
 
 def test_leave_one_out() -> None:
     group = torch.tensor([0, 0, 1, 1])
-    close(leave_one_out(torch.tensor([6.0, 3.0, 9.0, 12.0]), group), [3, -3, -3, 3])
+    expect_close(leave_one_out(torch.tensor([6.0, 3.0, 9.0, 12.0]), group), [3, -3, -3, 3])
     rewards = torch.tensor([1.0, NAN, 4.0, 7.0])
-    close(leave_one_out(rewards, ONE_GROUP), [1 - 5.5, 0, 4 - 4, 7 - 2.5])  # the mean of the scored others
+    expect_close(leave_one_out(rewards, ONE_GROUP), [1 - 5.5, 0, 4 - 4, 7 - 2.5])  # the mean of the scored others
 
 
 def test_opo_maxrl_gpg() -> None:
-    close(opo(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.tensor([1, 3])), [0.75, -0.25])
-    close(maxrl(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [3, -1, -1, -1])
+    expect_close(opo(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.tensor([1, 3])), [0.75, -0.25])
+    expect_close(maxrl(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [3, -1, -1, -1])
     assert maxrl(torch.zeros(4), ONE_GROUP).eq(0).all()
     rewards, group = torch.tensor([1.0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
-    close(gpg(rewards, group), [1.0, -1.0, 0, 0])  # alpha = 4 / 2
+    expect_close(gpg(rewards, group), [1.0, -1.0, 0, 0])  # alpha = 4 / 2
 
 
 def test_best_of_group() -> None:
@@ -110,7 +106,7 @@ def test_best_of_group() -> None:
 
 
 def test_whiten() -> None:
-    close(whiten(torch.tensor([1.0, 2.0, 3.0])), [-1, 0, 1])
+    expect_close(whiten(torch.tensor([1.0, 2.0, 3.0])), [-1, 0, 1])
     assert whiten(torch.tensor([4.0])).tolist() == [0]
 
 
@@ -125,12 +121,12 @@ def test_whiten() -> None:
 def test_gae(gamma: float, lam: float, returns: list[float], advantages: list[float]) -> None:
     rewards, values = torch.tensor([1.0, 2, 3] * 2), torch.tensor([0.5, 1, 1.5] * 2)
     got_advantages, got_returns = gae(rewards, values, torch.tensor([3, 3]), gamma, lam)  # two episodes: nothing leaks
-    close(got_advantages, advantages * 2)
-    close(got_returns, returns * 2)
+    expect_close(got_advantages, advantages * 2)
+    expect_close(got_returns, returns * 2)
 
 
 def test_reward_to_go_and_token_rewards() -> None:
     lengths = torch.tensor([2, 0, 3])
     rewards = token_rewards(torch.tensor([1.0, 9.0, 2.0]), torch.tensor([-0.1, -0.2, -0.3, -0.4, -0.5]), lengths)
-    close(rewards, [-0.1, 0.8, -0.3, -0.4, 1.5])
-    close(reward_to_go(rewards, lengths), [0.7, 0.8, 0.8, 1.1, 1.5])
+    expect_close(rewards, [-0.1, 0.8, -0.3, -0.4, 1.5])
+    expect_close(reward_to_go(rewards, lengths), [0.7, 0.8, 0.8, 1.1, 1.5])

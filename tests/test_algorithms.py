@@ -19,7 +19,7 @@ from nanorlhf.reinforce import REINFORCE, REINFORCEConfig
 from nanorlhf.remax import ReMax, ReMaxConfig
 from nanorlhf.rloo import RLOO, RLOOConfig
 from nanorlhf.types import MicroBatch, Rollout
-from tests.samples import rollout, sample
+from tests.samples import expect_close, rollout, sample
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ["grpo", "ppo", "rloo", "remax", "raft", "reinforce"]
@@ -32,14 +32,10 @@ def made_up(rewards: list[float], lengths: list[int], group_size: int, **columns
     return step
 
 
-def close(got: torch.Tensor, want: list[float]) -> None:
-    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float32), atol=1e-5, rtol=0)
-
-
 def test_rloo_takes_the_kl_off_the_reward() -> None:
     step = made_up([6.0, 3.0], [2, 1], 2, logprobs=[-1.0, -1.0, -2.0], ref_logprobs=[-2.0, -1.5, -2.0])
     credit = RLOO(RLOOConfig(kl_coef=0.1)).credit(step)  # the first costs .1 (1 + .5)
-    close(credit.advantages, [2.85, 2.85, -2.85])
+    expect_close(credit.advantages, [2.85, 2.85, -2.85])
 
 
 def test_remax_uses_the_greedy_reward_and_kl_to_go() -> None:
@@ -48,7 +44,7 @@ def test_remax_uses_the_greedy_reward_and_kl_to_go() -> None:
     algorithm = ReMax(ReMaxConfig(kl_coef=0.1))
     credit = algorithm.credit(step)
     assert algorithm.plan() == Plan(1, greedy=True)
-    close(credit.advantages[:2], [1 - 0.25 - 0.15, 1 - 0.25 - 0.05])
+    expect_close(credit.advantages[:2], [1 - 0.25 - 0.15, 1 - 0.25 - 0.05])
     assert credit.keep.tolist() == [True, False]  # without its baseline a sample says nothing
 
 
@@ -58,24 +54,24 @@ def test_remax_uses_the_greedy_reward_and_kl_to_go() -> None:
 def test_reinforce_baselines(baseline: str, want: list[float]) -> None:
     step = made_up([1.0, 0.0], [2, 1], 1)
     step.baselines = torch.tensor([0.3, 1.0])
-    close(REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline=baseline)).credit(step).advantages, want)  # type: ignore[arg-type]
+    expect_close(REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline=baseline)).credit(step).advantages, want)  # type: ignore[arg-type]
 
 
 def test_the_moving_average_is_read_before_it_takes_the_batch_in() -> None:
     algorithm = REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline="ema"))
     step = made_up([1.0, 0.0], [1, 1], 1)
-    close(algorithm.credit(step).advantages, [1.0, 0.0])
-    close(algorithm.credit(step).advantages, [0.95, -0.05])  # .9 * 0 + .1 * .5
+    expect_close(algorithm.credit(step).advantages, [1.0, 0.0])
+    expect_close(algorithm.credit(step).advantages, [0.95, -0.05])  # .9 * 0 + .1 * .5
     again = REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline="ema"))
     again.load_state_dict(algorithm.state_dict())
-    close(again.credit(step).advantages, [1 - 0.095, -0.095])
+    expect_close(again.credit(step).advantages, [1 - 0.095, -0.095])
 
 
 def test_raft_keeps_the_best_and_learns_it() -> None:
     step = made_up([0.0, 1.0, 1.0, 0.0, 0.0, 0.0], [1, 2, 1, 1, 1, 1], 3)
     algorithm = RAFT(RAFTConfig(num_generations=3))
     assert algorithm.credit(step).keep.tolist() == [False, True, False, False, False, False]
-    close(algorithm.loss(torch.tensor([-0.5]), torch.zeros(1), None).tokens, [0.5])  # type: ignore[arg-type]
+    expect_close(algorithm.loss(torch.tensor([-0.5]), torch.zeros(1), None).tokens, [0.5])  # type: ignore[arg-type]
     with_kl = RAFT(RAFTConfig(num_generations=3, kl_coef=0.1))
     step.columns |= {"logprobs": torch.tensor([0.0, 9, 9, 0, 0, 0, 0]), "ref_logprobs": torch.zeros(7)}
     assert with_kl.credit(step).keep.tolist()[:3] == [False, False, True]  # the other paid .1 * 18
@@ -84,9 +80,9 @@ def test_raft_keeps_the_best_and_learns_it() -> None:
 def test_ppo_credit_is_gae() -> None:
     step = made_up([3.0], [3], 1, values=[0.5, 1.0, 1.5])
     credit = PPO(PPOConfig(kl_coef=0.0, lam=0.5)).credit(step)
-    close(credit.advantages, [0.5 + 0.5 * (0.5 + 0.75), 0.5 + 0.75, 1.5])
+    expect_close(credit.advantages, [0.5 + 0.5 * (0.5 + 0.75), 0.5 + 0.75, 1.5])
     assert credit.returns is not None
-    close(credit.returns - credit.advantages, [0.5, 1.0, 1.5])
+    expect_close(credit.returns - credit.advantages, [0.5, 1.0, 1.5])
 
 
 def test_whitening_is_selective_and_one_option_turns_it() -> None:
@@ -103,7 +99,9 @@ def test_whitening_is_selective_and_one_option_turns_it() -> None:
     assert GRPO(GRPOConfig(whiten_advantages="on")).shape(raw, step, chosen).mean().abs() < 1e-6
     assert REINFORCE(REINFORCEConfig(whiten_advantages="off")).shape(raw, step, chosen).equal(raw)
     some = torch.tensor([True, False, True])
-    close(REINFORCE(REINFORCEConfig()).shape(raw, step, some), [0.70711, 1.0, -0.70711])  # others stay as they are
+    expect_close(
+        REINFORCE(REINFORCEConfig()).shape(raw, step, some), [0.70711, 1.0, -0.70711]
+    )  # others stay as they are
 
 
 def test_only_uncertain_tokens_earn() -> None:
@@ -134,8 +132,8 @@ def test_loss_options_add_up() -> None:
     logprobs, entropy = torch.tensor([-1.0, -2.0]), torch.tensor([0.5, 0.25])
     loss = GRPO(GRPOConfig(kl_coef=2.0, entropy_coef=0.1, importance_correction="token")).loss(logprobs, entropy, made)
     first = -1.0 * torch.tensor(0.2).exp().item() - 0.05 + 2 * 0.0048374
-    close(loss.tokens, [first, 1.0 - 0.025])
-    close(loss.stats["importance/weight_mean"], [1.22140, 1.0])
+    expect_close(loss.tokens, [first, 1.0 - 0.025])
+    expect_close(loss.stats["importance/weight_mean"], [1.22140, 1.0])
     assert loss.stats["importance/cut_fraction"].tolist() == [0, 0]
 
 
