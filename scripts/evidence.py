@@ -129,7 +129,7 @@ def spread(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
     if any(value is None for value in values):
         return f"- ({sum(value is None for value in values)} of {len(values)} never)"
     low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})" if len(values) > 1 else f"{middle:{form}}"
 
 
 def write_tables(readme: Path, tables: dict[str, str]) -> None:
