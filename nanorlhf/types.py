@@ -83,14 +83,15 @@ class Rollout:
     def groups(self, chosen: list[int]) -> Rollout:
         """These groups, numbered anew in the order given."""
         index = torch.cat([(self.group == g).nonzero().flatten() for g in chosen])
-        tokens = torch.cat([(self.sample == i).nonzero().flatten() for i in index.tolist()])
+        tokens = torch.arange(int(self.lengths.sum())).split(self.lengths.tolist())  # of each sample
+        at = torch.cat([tokens[i] for i in index.tolist()])
         sizes = torch.tensor([int((self.group == g).sum()) for g in chosen])
         return Rollout(
             samples=[self.samples[i] for i in index.tolist()],
             group=torch.arange(len(chosen)).repeat_interleave(sizes),
             rewards=self.rewards[index],
             written=self.written,
-            columns={name: column[tokens] for name, column in self.columns.items()},
+            columns={name: column[at] for name, column in self.columns.items()},
             baselines=None if self.baselines is None else self.baselines[index],
         )
 
