@@ -105,7 +105,7 @@ def write(
 def as_sample(prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Sample:
     """A completion with its text, end tokens left out."""
     text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-    return Sample(prompt, completion.token_ids, completion.logprobs, completion.stopped, str(text))
+    return Sample(prompt, completion.token_ids, completion.logprobs, completion.stopped, prompt.prefill + str(text))
 
 
 def as_tensor(samples: Sequence[Sample]) -> Tensor:

@@ -63,15 +63,16 @@ def find_rewards(
 
 
 def with_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> RewardFunction:
-    """The function with its options set: keyword-only parameters that have a default."""
-    if not options:
-        return function
+    """The function with its options set, keyword-only parameters that have a default; its module's `check` sees all."""
     parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
     for option in options:
         if option not in known:
             raise UsageError(f"reward_options: {name!r} has no option {option!r}; {nearest(option, known)}")
-    return partial(function, **options)
+    check = getattr(inspect.getmodule(function), "check", None)
+    if check is not None:
+        check(**known | options)
+    return partial(function, **options) if options else function
 
 
 def name_of(spec: str | RewardFunction) -> str:

@@ -20,6 +20,7 @@ class Prompt:
     ids: list[int]
     text: Text
     columns: dict[str, Any]
+    prefill: str = ""  # what the chat template has opened the answer with, such as "<think>"; rewards see it restored
 
 
 @dataclass(slots=True)
