@@ -41,13 +41,52 @@ class TrainConfig:
 
     # data
     dataset_name: str = option(
-        "", "Dataset: arithmetic or stories (built in), a json/jsonl/csv/parquet file, a folder, or a hub name.", "data"
+        "",
+        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic or stories (built in), "
+        "reasoning_gym:TASK, or mine.py:function or package.module:function, which is given the split.",
+        "data",
     )
     dataset_config: str | None = option(None, "The dataset's configuration on the hub.", "data")
-    dataset_train_split: str = option("train", "Split to train on.", "data")
-    dataset_test_split: str | None = option(None, "Split to evaluate on; none: no evaluation.", "data")
+    dataset_train_split: str = option("train", "Split to train on; 'train[:500]' is a part of it.", "data")
+    dataset_test_name: str | None = option(None, "Dataset to evaluate on, where it is another one.", "data")
+    dataset_test_config: str | None = option(None, "Its configuration on the hub.", "data")
+    dataset_test_split: str | None = option(
+        None, "Split to evaluate on; none: no evaluation, or 'test' where dataset_test_name is given.", "data"
+    )
+    streaming: bool = option(
+        False, "Read rows as they are needed, for what is too big for the disk; shuffled within 10,000 rows.", "data"
+    )
     prompt_column: str = option("prompt", "Column with the prompt: text, or chat messages.", "data")
-    system_prompt: str | None = option(None, "Put before every conversational prompt.", "data")
+    columns: dict[str, str] = option(
+        {}, "More names for columns, as rewards or templates want them: '{answer: final_answer}'.", "data"
+    )
+    answer_pattern: str | None = option(
+        None,
+        "Where the answer is in the column `answer`: a regular expression with one group, whose last match counts, "
+        "or gsm8k, boxed or last_number.",
+        "data",
+    )
+    prompt_template: str | None = option(
+        None,
+        "Makes prompts of columns: 'Question: {question}'; {prompt} is the prompt as it was. "
+        "Braces around anything but a name stand for themselves, as {{ and }} do.",
+        "data",
+    )
+    prompt_format: Literal["auto", "chat", "text"] = option(
+        "auto",
+        "What a prompt of plain text is to the model: chat, the user's message; text, the text alone; auto: chat where "
+        "the model has a chat template and the text is a recognised dataset's question, is made by prompt_template, "
+        "or has a system_prompt; else text.",
+        "data",
+    )
+    system_prompt: str | None = option(None, "Put before every prompt, in place of one of its own.", "data")
+    few_shot: int = option(0, "Solved examples before every prompt, drawn from the training rows.", "data")
+    chat_template: str | None = option(
+        None, "In place of the tokenizer's: plain (User:, Assistant:), r1_zero (opens <think>), or a .jinja file.", "data"
+    )
+    chat_template_kwargs: dict[str, Any] = option(
+        {}, "What else the chat template is told: '{enable_thinking: false}'.", "data"
+    )
     max_prompt_length: int = option(512, "Longer prompts are dropped, and counted.", "data")
 
     # rollout
@@ -115,6 +154,7 @@ class TrainConfig:
             "max_steps", "temperature", "learning_rate", "max_grad_norm", "save_total_limit", "eval_prompts"
         )
         self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
+        self.not_negative("few_shot")
         self.require(self.lora_dropout < 1, "lora_dropout", "it must be below 1")
         self.require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "it must be above 0 and at most 1")
         self.require(
