@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-TAGS = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+from nanorlhf.rewards._text import last_tagged, text_of
 
 
-def exact_answer(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """Exact match of the tagged answer."""
+def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
+    """Exact match of the tagged answer, white space around it aside; None where the column is empty."""
     return [
-        float(extract(text_of(completion)) == str(right).strip())
+        None if right is None else float(last_tagged(text_of(completion)) == str(right).strip())
         for completion, right in zip(completions, answer, strict=True)
     ]
-
-
-def extract(text: str) -> str | None:
-    """What the last pair of answer tags holds."""
-    found = TAGS.findall(text)
-    return found[-1] if found else None
-
-
-def text_of(completion: str | list[dict[str, str]]) -> str:
-    """The text of a completion, plain or conversational."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]

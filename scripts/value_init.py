@@ -32,9 +32,9 @@ SETTINGS: dict[str, tuple[float, list[str]]] = {  # the reward of a wrong answer
 Runs = dict[str, dict[str, Any]]
 
 
-def one_more(completions: list[Any], answer: list[str], **columns: Any) -> list[float]:
+def one_more(completions: list[Any], answer: list[str], **columns: Any) -> list[float | None]:
     """The usual reward, and 1 for nothing."""
-    return [1 + reward for reward in exact_answer(completions, answer, **columns)]
+    return [reward if reward is None else 1 + reward for reward in exact_answer(completions, answer, **columns)]
 
 
 def compare_value_init(seeds: Iterable[int], path: Path = RESULTS) -> dict[str, Any]:

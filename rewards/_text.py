@@ -1,0 +1,79 @@
+"""Where answers stand in a completion: tags, boxes, numbers. Every search is linear in the text's length."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+LONGEST_NUMBER = 100  # characters; a longer run of digits answers no question, and costs time to convert
+MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
+LATEX_SPACES = re.compile(r"\\[!,;: ]|(?<=\d)\{,\}(?=\d)")  # 10,\!000 and 10\,000 and 10{,}000
+BRACES = re.compile(r"\\+(?P<box>boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # \\boxed is what twice escaped text holds
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?"
+NUMBER = re.compile(
+    r"(?P<minus>(?<![\w)\]}])-)?(?:\\?[$€£](?P<inner>-)?)?"  # of -$5 and $-5, but not of 10-5
+    rf"(?:\\[dt]?frac\s*(?:\{{\s*(?P<over>-?{DIGITS})\s*\}}\s*\{{\s*(?P<under>-?{DIGITS})\s*\}}|(?P<short>\d\d)(?!\d))"
+    rf"|(?<![\w.])(?P<whole>{DIGITS})(?:\s*/\s*(?P<part>{DIGITS}))?)"
+)
+
+
+class Box(NamedTuple):
+    r"""A \boxed{...}, from its backslash to its closing brace."""
+
+    start: int
+    end: int
+    content: str
+
+
+def text_of(completion: str | list[dict[str, Any]]) -> str:
+    """The text of a completion, plain or conversational."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def last_tagged(text: str, tag: str = "answer") -> str | None:
+    """What the last pair of <answer> tags holds, without the white space around it."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    start = text.rfind(opening, 0, max(text.rfind(closing), 0))
+    return text[start + len(opening) : text.index(closing, start)].strip() if start >= 0 else None
+
+
+def boxes(text: str) -> list[Box]:
+    r"""Every \boxed{...} and \fbox{...} whose braces balance and that lies in no other, in order."""
+    found: list[Box] = []
+    opened: list[tuple[int, int] | None] = []
+    for brace in BRACES.finditer(text):
+        if brace["box"]:
+            opened.append((brace.start(), brace.end()))
+        elif brace[0] == "{":
+            opened.append(None)
+        elif brace[0] == "}" and opened and (box := opened.pop()):
+            while found and found[-1].start > box[0]:
+                found.pop()
+            found.append(Box(box[0], brace.end(), text[box[1] : brace.start()].strip()))
+    return found
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last \boxed{...} holds."""
+    found = boxes(text)
+    return found[-1].content if found else None
+
+
+def last_number(text: str) -> Fraction | None:
+    r"""The last number of a text, exactly: 1,234.5 or -$3 or 3/4 or \frac{3}{4} or 1e-3; percent signs are not read."""
+    plain = LATEX_SPACES.sub(lambda space: "," if space[0] == "{,}" else "", text.translate(MINUS))
+    found = list(NUMBER.finditer(plain))
+    return value_of(found[-1]) if found else None
+
+
+def value_of(number: re.Match[str]) -> Fraction | None:
+    """What a match of NUMBER comes to; nothing where it is overlong or divided by zero."""
+    if len(number[0]) > LONGEST_NUMBER:
+        return None
+    over, under = number["whole"] or number["over"], number["part"] or number["under"] or "1"
+    if number["short"]:
+        over, under = number["short"]
+    divisor = Fraction(under.replace(",", ""))
+    value = Fraction(over.replace(",", "")) / divisor if divisor else None
+    return -value if value is not None and (number["minus"] or number["inner"]) else value
