@@ -61,10 +61,14 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    r"""The last number of a text, exactly: 1,234.5 or -$3 or 3/4 or \frac{3}{4} or 1e-3; percent signs are not read."""
+    """The last number of a text; nothing where it cannot be taken for one."""
+    return (numbers(text) or [None])[-1]
+
+
+def numbers(text: str) -> list[Fraction | None]:
+    r"""All numbers of a text, exactly: 1,234.5 and -$3 and 3/4 and \frac{3}{4} and 1e-3; percent signs are not read."""
     plain = LATEX_SPACES.sub(lambda space: "," if space[0] == "{,}" else "", text.translate(MINUS))
-    found = list(NUMBER.finditer(plain))
-    return value_of(found[-1]) if found else None
+    return [value_of(number) for number in NUMBER.finditer(plain)]
 
 
 def value_of(number: re.Match[str]) -> Fraction | None:
