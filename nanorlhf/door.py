@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -12,11 +14,57 @@ from nanorlhf import data
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config import shipped_model
 from nanorlhf.demonstrations import Reader, read
+from nanorlhf.engines.build import check_engine
+from nanorlhf.environments import Environment, environment, find_environment, own_questions
 from nanorlhf.errors import UsageError
-from nanorlhf.options import OnPolicyConfig, TrainConfig
+from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
 from nanorlhf.policy import find_adapter
-from nanorlhf.scoring import Reward
+from nanorlhf.reward import Reward, find_rewards
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What passed the door: everything a run is made of, before anything is loaded."""
+
+    config: TrainConfig
+    rewards: list[Reward]
+    train: datasets.Dataset
+    held_out: datasets.Dataset | None
+    algorithm: type[Algorithm]
+    environment: type[Environment] | None
+    replays: str | None  # another run, whose rollouts are trained on
+    samples: bool  # whether the policy writes what it trains on
+    generates: bool  # or at least what it is evaluated on
+
+
+def enter(
+    config: TrainConfig,
+    model: Any,
+    reward_funcs: Any,
+    train: datasets.Dataset | None,
+    held_out: datasets.Dataset | None,
+    reader: Reader | None,
+    algorithm: type[Algorithm],
+) -> Entry:
+    """Looks at everything that was asked for; a mistake is a UsageError."""
+    if isinstance(config, PolicyGradientConfig) and config.rollouts_from and config.importance_correction == "none":
+        config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them
+    replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
+    environment_class = find_world(config)
+    rewards = find_judges(config, reward_funcs, environment_class)
+    samples = not (reader or replays)
+    if samples and not rewards:
+        find_rewards([])
+    check_model(config, model)
+    if environment_class and train is None and not config.dataset_name:
+        train, held_out = own_questions(environment_class, config)
+    train, held_out = load_datasets(config, rewards, reader, train, held_out)
+    generates = bool(rewards) and (samples or held_out is not None)
+    if generates:
+        check_engine(config)
+    chosen = find_algorithm(config, algorithm)
+    return Entry(config, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
 
 
 def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algorithm]:
@@ -30,6 +78,19 @@ def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algori
             f"algorithm={spec!r} must be a class derived from OnPolicy or PolicyGradient in nanorlhf.algorithm"
         )
     return found
+
+
+def find_world(config: TrainConfig) -> type[Environment] | None:
+    """The environment that episodes are played in, where one is asked for."""
+    spec = config.environment if isinstance(config, OnPolicyConfig) else None
+    return None if spec is None else find_environment(spec)
+
+
+def find_judges(config: TrainConfig, given: Any, environment_class: type[Environment] | None) -> list[Reward]:
+    """The rewards given or named, behind what the environment itself gives."""
+    specs = config.rewards if given is None else given
+    found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
+    return [Reward("environment", environment), *found] if environment_class else found
 
 
 def check_model(config: TrainConfig, model: Any) -> None:

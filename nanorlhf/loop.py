@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from nanorlhf.optim import Optimizer
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack, token_weights
 from nanorlhf.policy import Policy
+from nanorlhf.reward import TrainerState
 from nanorlhf.rollout import Progress, Source
-from nanorlhf.scoring import Reward
+from nanorlhf.scoring import Scorer
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
 TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
@@ -45,12 +46,12 @@ class Loop:
         algorithm: Algorithm,
         policy: Policy,
         source: Source,
-        rewards: Sequence[Reward] = (),
+        scorer: Scorer | None = None,
         engine: Engine | None = None,
         critic: Critic | None = None,
     ) -> None:
         self.config, self.algorithm, self.policy, self.source = config, algorithm, policy, source
-        self.rewards, self.engine, self.critic = rewards, engine, critic
+        self.scorer, self.engine, self.critic = scorer, engine, critic
         self.token_budget = TOKENS[policy.device.type] if config.token_budget == "auto" else config.token_budget
         self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate)
         self.reuses_rollout = config.updates * config.epochs > 1
@@ -59,6 +60,8 @@ class Loop:
         """Samples, rewards, credit, updates, new weights for the engine."""
         clock = Clock()
         warnings = self.stale()
+        if self.scorer:
+            self.scorer.state = TrainerState(step - 1, self.config.max_steps)
         rollout = self.source.rollout(step, clock, progress)
         if self.engine and self.config.engine_sleep:
             self.engine.sleep()
@@ -75,7 +78,11 @@ class Loop:
             with clock("sync"):
                 self.engine.wake()
                 self.engine.update(self.policy)
-        metrics = {"step": step} | rollout_metrics(rollout, self.rewards) | updated
+        metrics = {"step": step} | rollout_metrics(rollout) | updated
+        if self.scorer:
+            noted, failures = self.scorer.report()
+            metrics |= noted
+            warnings += failures
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics["memory/peak_gib"] = peak_gib(self.policy.device)
         return Step(rollout, credit, metrics, warnings + self.disagreement(metrics))
@@ -183,7 +190,7 @@ class Loop:
     def disagreement(self, metrics: dict[str, Any]) -> list[str]:
         """Says so where engine and trainer give the same tokens different probabilities."""
         gap, limit = metrics["mismatch/mean_abs"], MISMATCH_LIMIT[self.policy.compute_dtype]
-        if gap is None or gap <= limit:
+        if self.engine is None or gap is None or gap <= limit:
             return []
         words = f"engine and trainer disagree by {gap:.3g} nats a token (more than {limit:g})"
         return [f"{words}: the engine is stale, or computes otherwise"]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from nanorlhf.advantages import has_spread
-from nanorlhf.scoring import Reward
 from nanorlhf.types import Rollout
 
 PHASES = ("rollout", "reward", "measure", "update", "sync")
@@ -64,7 +63,7 @@ class Averages:
         return dict.fromkeys(names) | means | self.maxima
 
 
-def rollout_metrics(rollout: Rollout, rewards: Sequence[Reward]) -> dict[str, float | None]:
+def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
     """Lengths of a rollout, and where rewards scored it, what they say of samples and groups."""
     lengths = rollout.lengths.float()
     metrics: dict[str, float | None] = {
@@ -73,18 +72,22 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[Reward]) -> dict[str, fl
         "completion/truncated_fraction": sum(not s.stopped for s in rollout.samples) / len(rollout.samples),
         "tokens/rollout": rollout.written,
     }
-    if not rewards:
+    names = rollout.samples[0].rewards.keys()
+    if not names:
         return metrics
-    scored = rollout.rewards[~rollout.rewards.isnan()]
-    for reward in rewards:
-        values = [v for s in rollout.samples if (v := s.rewards[reward.name]) is not None]
-        metrics[f"reward/{reward.name}"] = sum(values) / len(values) if values else None
+    for name in names:
+        scores = torch.tensor([v for s in rollout.samples if (v := s.rewards[name]) is not None])
+        metrics[f"reward/{name}"], metrics[f"reward/{name}/std"] = mean_and_spread(scores)
+    metrics["reward/mean"], metrics["reward/std"] = mean_and_spread(rollout.rewards[~rollout.rewards.isnan()])
     return metrics | {
-        "reward/mean": scored.mean().item() if len(scored) else None,
-        "reward/std": scored.std().item() if len(scored) > 1 else None,
         "reward/unscored": float(rollout.rewards.isnan().sum()),
         "groups/no_spread_fraction": 1 - has_spread(rollout.rewards, rollout.group).float().mean().item(),
     }
+
+
+def mean_and_spread(values: Tensor) -> tuple[float | None, float | None]:
+    """Of as many as there are."""
+    return values.mean().item() if len(values) else None, values.std().item() if len(values) > 1 else None
 
 
 def peak_gib(device: torch.device) -> float:

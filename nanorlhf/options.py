@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 from nanorlhf.config import config, option, split_names
@@ -82,7 +83,9 @@ class TrainConfig:
     system_prompt: str | None = option(None, "Put before every prompt, in place of one of its own.", "data")
     few_shot: int = option(0, "Solved examples before every prompt, drawn from the training rows.", "data")
     chat_template: str | None = option(
-        None, "In place of the tokenizer's: plain (User:, Assistant:), r1_zero (opens <think>), or a .jinja file.", "data"
+        None,
+        "In place of the tokenizer's: plain (User:, Assistant:), r1_zero (opens <think>), or a .jinja file.",
+        "data",
     )
     chat_template_kwargs: dict[str, Any] = option(
         {}, "What else the chat template is told: '{enable_thinking: false}'.", "data"
@@ -113,6 +116,25 @@ class TrainConfig:
     reward_weights: list[float] | None = option(None, "A weight for each reward; 1 each where not given.", "reward")
     reward_options: dict[str, dict[str, Any]] = option(
         {}, "Options of rewards, by name: '{lexical_richness: {brevity_penalty_scale: 0.5}}'.", "reward"
+    )
+
+    reward_workers: int | Literal["auto"] = option(
+        "auto",
+        "Processes that rewards run in, where one that hangs or dies costs one completion; auto: a core less than "
+        "there are, at most 8; 0: the trainer's own process, a whole step in one call, and nothing can stop it.",
+        "reward",
+    )
+    reward_together: str | list[str] = option(
+        [], "Rewards that compare completions: they judge a whole step in one call, not each completion.", "reward"
+    )
+    reward_timeout: float = option(10.0, "Seconds that a reward may take for a completion.", "reward")
+    reward_step_timeout: float = option(600.0, "Seconds that one may take that judges a whole step.", "reward")
+    reward_memory_gib: float = option(4.0, "Memory that a worker may take.", "reward")
+    reward_failure_limit: float = option(
+        0.25, "The run stops where a reward fails on more than this share of a step's completions.", "reward"
+    )
+    unsafe_code: bool = option(
+        False, "Let the reward `code` run programs that nothing contains, where no sandbox is to be had.", "reward"
     )
 
     # training
@@ -153,6 +175,9 @@ class TrainConfig:
         self.above_zero(
             "max_steps", "temperature", "learning_rate", "max_grad_norm", "save_total_limit", "eval_prompts"
         )
+        self.above_zero("reward_timeout", "reward_step_timeout", "reward_memory_gib")
+        self.require(self.reward_workers == "auto" or self.reward_workers >= 0, "reward_workers", "0 or more, or auto")
+        self.require(0 <= self.reward_failure_limit <= 1, "reward_failure_limit", "it must be between 0 and 1")
         self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
         self.not_negative("few_shot")
         self.require(self.lora_dropout < 1, "lora_dropout", "it must be below 1")
@@ -189,6 +214,11 @@ class TrainConfig:
         return split_names(self.reward_funcs)
 
     @property
+    def workers(self) -> int:
+        """Processes for rewards."""
+        return max(1, min(8, (os.cpu_count() or 1) - 1)) if self.reward_workers == "auto" else self.reward_workers
+
+    @property
     def trackers(self) -> list[str]:
         return [name for name in split_names(self.report_to) if name != "none"]
 
@@ -221,6 +251,19 @@ class OnPolicyConfig(TrainConfig):
         1.0, "Only 1 in training: what is cut from the sample would be missing from the gradient.", "rollout"
     )
     top_k: int = option(0, "Only 0 in training, for the same reason.", "rollout")
+    keep_rollouts: bool = option(
+        True, "Keep every rollout, tokens and log-probabilities too, in rollouts/step_*.parquet.", "run"
+    )
+    environment: str | None = option(
+        None, "Episodes of many turns: calculator, guessing, or path/to/file.py:Class.", "rollout"
+    )
+    rollouts_from: str | None = option(
+        None,
+        "Train on the rollouts that another run kept (its directory) instead of new ones, with the off-policy "
+        "correction; rewards that are named score them anew.",
+        "rollout",
+    )
+    max_turns: int = option(10, "Turns that an episode may have; max_completion_length limits all of it.", "rollout")
     dynamic_sampling: int = option(
         0,
         "Rounds in which groups without spread are replaced by groups of new prompts (DAPO); 0: they stay.",
@@ -245,7 +288,7 @@ class OnPolicyConfig(TrainConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("num_generations", "updates_per_step", "epochs_per_step")
+        self.above_zero("num_generations", "max_turns", "updates_per_step", "epochs_per_step")
         self.not_negative("kl_coef", "dynamic_sampling", "overlong_buffer", "ref_refresh_steps")
         whole = "training samples from the whole distribution, so only"
         self.require(self.top_p == 1, "top_p", f"{whole} 1; use temperature")

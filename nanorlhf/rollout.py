@@ -13,9 +13,10 @@ from nanorlhf.advantages import has_spread
 from nanorlhf.algorithm import Plan
 from nanorlhf.data import Prompts
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling
+from nanorlhf.environments import Stage
 from nanorlhf.metrics import Clock
 from nanorlhf.options import OnPolicyConfig
-from nanorlhf.scoring import Reward, score
+from nanorlhf.scoring import Scorer
 from nanorlhf.seeds import derive
 from nanorlhf.types import Prompt, Rollout, Sample
 
@@ -30,20 +31,80 @@ class Source(Protocol):
         ...
 
 
-class Sampler:
-    """The policy's own samples: written by the engine, scored by the rewards."""
+class Author:
+    """Prompts to samples: completions by the engine, episodes where there is an environment, rewards as they finish."""
 
     def __init__(
         self,
-        config: OnPolicyConfig,
-        plan: Plan,
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        rewards: Sequence[Reward],
+        scorer: Scorer,
+        limit: int,
+        stage: Stage | None = None,
+        turns: int = 1,
     ) -> None:
-        self.config, self.plan, self.engine = config, plan, engine
-        self.tokenizer, self.prompts, self.rewards = tokenizer, prompts, rewards
+        self.engine, self.tokenizer, self.scorer, self.limit = engine, tokenizer, scorer, limit
+        self.stage, self.turns = stage, turns if stage else 1
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        seed: int,
+        sampling: Sampling | None = None,
+        progress: Progress = lambda tokens: None,
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Samples in the order of the prompts, and each prompt's greedy one where planned; not scored to the end."""
+        each = plan.samples
+        samples = [Sample(prompt, [], [], False, "") for prompt in prompts for _ in range(each)]
+        greedy = [Sample(prompt, [], [], False, "") for prompt in prompts if plan.greedy]
+        everyone, limit = [*samples, *greedy], sampling.max_new_tokens if sampling else self.limit
+        if self.stage:
+            for sample in everyone:
+                self.stage.open(sample)
+        playing = list(range(len(everyone)))
+        for turn in range(self.turns):
+            asked = [self.request(i, everyone[i], i >= len(samples), limit) for i in playing]
+            playing = []
+            for completion in self.engine.generate(asked, derive(seed, "turn", turn) if turn else seed, sampling):
+                sample = everyone[completion.id]
+                if self.extend(sample, completion, turn == self.turns - 1):
+                    playing.append(completion.id)
+                else:
+                    self.scorer.begin(sample)
+                progress(len(completion.token_ids))
+            playing.sort()
+        assert not playing and all(s.completion_ids for s in everyone), "the engine must finish every request"
+        return samples, greedy
+
+    def request(self, number: int, sample: Sample, greedy: bool, limit: int) -> Request:
+        """The sample's next turn."""
+        context, room = [*sample.prompt.ids, *sample.completion_ids], limit - len(sample.completion_ids)
+        return Request(number, context, greedy, room)
+
+    def extend(self, sample: Sample, completion: Completion, last: bool) -> bool:
+        """Takes what the engine wrote into the sample; True where the episode goes on."""
+        ids = completion.token_ids
+        sample.completion_ids = sample.completion_ids + ids
+        sample.engine_logprobs = sample.engine_logprobs + completion.logprobs
+        sample.stopped = completion.stopped
+        written = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if self.stage is None:
+            sample.text = sample.prompt.prefill + written
+            return False
+        assert sample.own is not None
+        sample.own += [True] * len(ids)
+        goes_on = self.stage.goes_on(sample, completion, sample.prompt.prefill + written, last)
+        whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
+        sample.text = sample.prompt.prefill + whole
+        return goes_on
+
+
+class Sampler:
+    """The policy's own samples of a step."""
+
+    def __init__(self, config: OnPolicyConfig, plan: Plan, author: Author, prompts: Prompts) -> None:
+        self.config, self.plan, self.author, self.prompts = config, plan, author, prompts
 
     def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
         """A step's samples; groups without spread are replaced for some rounds, where that is asked for."""
@@ -64,48 +125,19 @@ class Sampler:
         """Samples for these prompts, with the occasion's seed; the engine's log-probabilities are the first column."""
         seed, each = derive(self.config.seed, *what), self.plan.samples
         with clock("rollout"):
-            samples, greedy = write(self.engine, self.tokenizer, prompts, self.plan, seed, progress=progress)
+            samples, greedy = self.author.write(prompts, self.plan, seed, progress=progress)
         with clock("reward"):
-            score(self.rewards, [*samples, *greedy])
+            self.author.scorer.finish([*samples, *greedy])
             if self.config.overlong_buffer:
                 punish_overlong(samples, self.config.max_completion_length, self.config.overlong_buffer)
         return Rollout(
             samples=samples,
             group=torch.arange(len(prompts)).repeat_interleave(each),
             rewards=as_tensor(samples),
-            written=sum(len(s.completion_ids) for s in [*samples, *greedy]),
+            written=sum(s.trained for s in [*samples, *greedy]),
             baselines=as_tensor(greedy).repeat_interleave(each) if greedy else None,
             columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
         )
-
-
-def write(
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    plan: Plan,
-    seed: int,
-    sampling: Sampling | None = None,
-    progress: Progress = lambda tokens: None,
-) -> tuple[list[Sample], list[Sample]]:
-    """The engine's completions in the order of the prompts, and each prompt's greedy one where planned."""
-    each = plan.samples
-    asked = [Request(p * each + g, prompt.ids) for p, prompt in enumerate(prompts) for g in range(each)]
-    greedy = [Request(len(asked) + p, prompt.ids, greedy=True) for p, prompt in enumerate(prompts) if plan.greedy]
-    owners = [prompt for prompt in prompts for _ in range(each)] + (list(prompts) if plan.greedy else [])
-    done: list[Sample | None] = [None] * len(owners)
-    for completion in engine.generate([*asked, *greedy], seed, sampling):
-        done[completion.id] = as_sample(owners[completion.id], completion, tokenizer)
-        progress(len(completion.token_ids))
-    samples = [s for s in done if s is not None]
-    assert len(samples) == len(owners), "the engine must finish every request"
-    return samples[: len(asked)], samples[len(asked) :]
-
-
-def as_sample(prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Sample:
-    """A completion with its text, end tokens left out."""
-    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-    return Sample(prompt, completion.token_ids, completion.logprobs, completion.stopped, prompt.prefill + str(text))
 
 
 def as_tensor(samples: Sequence[Sample]) -> Tensor:

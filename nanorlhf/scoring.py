@@ -1,128 +1,184 @@
-"""Completions to rewards: functions found by name, called with the dataset's columns, checked."""
+"""Samples to rewards: each completion goes to the workers once it is written, and all are waited for at the end."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import inspect
-import math
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
-from nanorlhf.errors import RewardError, UsageError, nearest
-from nanorlhf.plugins import from_file, is_file_spec
+from nanorlhf.errors import RewardError, UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.reward import Reward, TrainerState, Verdict, judge
 from nanorlhf.types import Sample
+from nanorlhf.workers import Pool, packable
 
-RewardFunction = Callable[..., Any]
-ALWAYS = {"prompts", "completions", "completion_ids"}  # what every reward function may ask for, beside the columns
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """A reward function with its name and its weight in the sum."""
-
-    name: str
-    function: RewardFunction
-    weight: float = 1.0
-
-    def missing(self, columns: Iterable[str]) -> list[str]:
-        """Arguments it cannot do without that neither the trainer nor the dataset has."""
-        required = [
-            p.name
-            for p in inspect.signature(self.function).parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
-        return [name for name in required if name not in ALWAYS and name not in columns]
+COMPARED = 8  # completions in the one call that shows whether a reward judges each for itself
 
 
-def find_rewards(
-    specs: Any, weights: Sequence[float] | None = None, options: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Reward]:
-    """Rewards from functions, names, `path/to/file.py:function`, or a list of these, with options by reward name."""
-    specs = list(specs) if isinstance(specs, list | tuple) else [specs]
-    if not specs:
-        raise UsageError(
-            f"no reward: name one in reward_funcs ({', '.join(known_rewards())}), or path/to/file.py:function"
-        )
-    if weights is not None and len(weights) != len(specs):
-        raise UsageError(f"reward_weights={list(weights)}: there are {len(specs)} rewards, and each takes one weight")
-    weights = [1.0] * len(specs) if weights is None else weights
-    names, options = [name_of(spec) for spec in specs], options or {}
-    if len(set(names)) < len(names):
-        raise UsageError(f"reward_funcs={names}: each needs a name of its own, for the metrics")
-    for name in options:
-        if name not in names:
-            raise UsageError(f"reward_options: {name!r} is none of this run's rewards; {nearest(name, names)}")
-    return [
-        Reward(name, with_options(name, find(spec), options.get(name, {})), weight)
-        for name, spec, weight in zip(names, specs, weights, strict=True)
-    ]
+@dataclass(slots=True)
+class Tally:
+    """What one reward did since it was last asked."""
+
+    count: int = 0
+    unscored: int = 0
+    faults: list[tuple[str, Sample]] = field(default_factory=list)
+    seconds: float = 0.0
+    logged: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Time, how many scores there are not, and what the function logged."""
+        return {
+            f"time/reward/{name}": self.seconds,
+            f"reward/{name}/unscored": self.unscored,
+            f"reward/{name}/failed": len(self.faults),
+            **{f"reward/{name}/{metric}": sum(values) / len(values) for metric, values in self.logged.items()},
+        }
 
 
-def with_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> RewardFunction:
-    """The function with its options set, keyword-only parameters that have a default; its module's `check` sees all."""
-    parameters = inspect.signature(function).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-    for option in options:
-        if option not in known:
-            raise UsageError(f"reward_options: {name!r} has no option {option!r}; {nearest(option, known)}")
-    check = getattr(inspect.getmodule(function), "check", None)
-    if check is not None:
-        check(**known | options)
-    return partial(function, **options) if options else function
+class Scorer:
+    """The rewards of a run, at work in their own processes or, without any, in the trainer's."""
 
+    def __init__(self, rewards: Sequence[Reward], config: TrainConfig) -> None:
+        self.rewards, self.config = rewards, config
+        self.state = TrainerState(0, config.max_steps)
+        self.remarks: list[str] = []
+        self.away: set[str] = set()  # rewards that the workers have
+        for reward in rewards if config.workers else []:
+            why = "" if reward.in_trainer or "environments" in reward.names else packable(reward)
+            if why is None:
+                self.away.add(reward.name)
+            elif why:
+                self.remarks.append(f"reward {reward.name!r} runs in the trainer, for no worker can have it: {why}")
+        chosen = [reward for reward in rewards if reward.name in self.away]
+        self.pool = Pool(chosen, config.workers, int(config.reward_memory_gib * 2**30)) if chosen else None
+        self.alone = {r.name for r in chosen if not r.is_async and r.name not in config.reward_together}
+        self.unproven = set(self.alone)  # to judge one completion like several
+        self.begun: dict[int, dict[str, Future[Verdict]]] = {}
+        self.forget()
 
-def name_of(spec: str | RewardFunction) -> str:
-    """What the metrics call a reward."""
-    if callable(spec):
-        return getattr(spec, "__name__", type(spec).__name__)
-    return spec.rpartition(":")[2] if is_file_spec(spec) else spec.partition(":")[0]
+    def forget(self) -> None:
+        self.tallies = {reward.name: Tally() for reward in self.rewards}
 
+    def begin(self, sample: Sample) -> None:
+        """Hands a completion to those workers that judge each for itself."""
+        arguments = self.arguments([sample]) if self.alone else {}
+        self.begun[id(sample)] = {
+            reward.name: self.submit(reward, arguments, 1) for reward in self.rewards if reward.name in self.alone
+        }
 
-def find(spec: str | RewardFunction) -> RewardFunction:
-    """A reward function by its name, or by the file that defines it."""
-    if callable(spec):
-        return spec
-    if is_file_spec(spec):
-        return from_file(spec)
-    maker, _, argument = spec.partition(":")
-    if maker not in known_rewards():
-        raise UsageError(f"unknown reward {spec!r}: {nearest(maker, known_rewards())}")
-    found = getattr(importlib.import_module(f"nanorlhf.rewards.{maker}"), maker)
-    return found(argument) if argument else found
+    def submit(self, reward: Reward, arguments: Mapping[str, Any], count: int) -> Future[Verdict]:
+        assert self.pool is not None
+        limit = self.config.reward_timeout if count == 1 else self.config.reward_step_timeout
+        return self.pool.submit(reward.name, reward.wanted(arguments), count, limit)
 
+    def finish(self, samples: Sequence[Sample]) -> None:
+        """Fills each sample's rewards, and its total: None where no function could score it."""
+        if not samples:
+            return
+        begun = [self.begun.pop(id(sample)) for sample in samples]
+        everything = self.arguments(samples)
+        asked = {
+            reward.name: self.submit(reward, everything, len(samples))
+            for reward in self.rewards
+            if reward.name in self.away - self.alone
+        }
+        for reward in self.rewards:
+            if reward.name in self.alone:
+                for sample, futures in zip(samples, begun, strict=True):
+                    self.take(reward, futures[reward.name].result(), [sample])
+                self.prove(reward, samples)
+            elif reward.name in asked:
+                self.take(reward, asked[reward.name].result(), samples)
+            else:
+                self.take(reward, judge(reward, everything | self.at_home(samples), len(samples)), samples)
+        self.refuse_the_broken()
+        for sample in samples:
+            terms = [(r.weight, sample.rewards[r.name]) for r in self.rewards]
+            scored = [weight * value for weight, value in terms if value is not None]
+            sample.reward = sum(scored) if scored and not sample.fault else None
 
-def known_rewards() -> list[str]:
-    """The rewards that come with the package: one file each, named after its function."""
-    folder = importlib.import_module("nanorlhf.rewards").__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+    def score(self, samples: Sequence[Sample]) -> None:
+        """Both at once, for samples that are all there."""
+        for sample in samples:
+            self.begin(sample)
+        self.finish(samples)
 
+    def take(self, reward: Reward, verdict: Verdict, samples: Sequence[Sample]) -> None:
+        """Notes a call's scores with the samples, and what else there is to say."""
+        tally = self.tallies[reward.name]
+        tally.seconds += verdict.seconds
+        tally.count += len(samples)
+        for sample, score, fault in zip(samples, verdict.scores, verdict.faults, strict=True):
+            sample.rewards[reward.name] = score
+            if fault:
+                sample.fault = f"{reward.name}: {fault}"
+                tally.faults.append((fault, sample))
+            elif score is None:
+                tally.unscored += 1
+        for name, value in verdict.metrics:
+            tally.logged[name].append(value)
+        for column, values in verdict.extras.items():
+            for sample, value in zip(samples, values, strict=False):
+                sample.extras[column] = value
 
-def score(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
-    """Fills each sample's rewards, and its total: None where no function could score it."""
-    if not samples:
-        return
-    for reward in rewards:
-        for sample, value in zip(samples, call(reward, samples), strict=True):
-            sample.rewards[reward.name] = value
-    for sample in samples:
-        terms = [(r.weight, sample.rewards[r.name]) for r in rewards]
-        scored = [weight * value for weight, value in terms if value is not None]
-        sample.reward = sum(scored) if scored else None
+    def prove(self, reward: Reward, samples: Sequence[Sample]) -> None:
+        """Refuses, once, a reward that judges several completions in one call otherwise than each alone."""
+        few = samples[:COMPARED]
+        if reward.name not in self.unproven or len(few) < 2 or any(s.rewards[reward.name] is None for s in few):
+            return
+        self.unproven.remove(reward.name)
+        together = self.submit(reward, self.arguments(few), len(few)).result().scores
+        for sample, score in zip(few, together, strict=True):
+            alone = sample.rewards[reward.name]
+            if alone is not None and score is not None and abs(alone - score) > 1e-6 * max(1, abs(alone)):
+                raise UsageError(
+                    f"reward {reward.name!r} gives the same completion {alone:g} in a call of its own and {score:g} "
+                    f"among others: it compares them, or is random; --reward_together {reward.name} has it judge a "
+                    f"whole step in one call"
+                )
 
+    def refuse_the_broken(self) -> None:
+        """Ends the run where one reward has failed too often."""
+        for name, tally in self.tallies.items():
+            if len(tally.faults) > self.config.reward_failure_limit * tally.count:
+                raise RewardError(f"{described(name, tally)}\n  (more than reward_failure_limit allows)")
 
-def reward_arguments(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """What reward functions receive: `prompts`, `completions`, `completion_ids` and every dataset column."""
-    arguments: dict[str, list[Any]] = {
-        name: [s.prompt.columns.get(name) for s in samples] for name in samples[0].prompt.columns
-    }
-    arguments["prompts"] = [s.prompt.text for s in samples]
-    arguments["completions"] = [as_completion(s) for s in samples]
-    arguments["completion_ids"] = [s.completion_ids for s in samples]
-    return arguments
+    def report(self) -> tuple[dict[str, float], list[str]]:
+        """What happened since the last report: metrics, and the failures in words, each with an example."""
+        metrics: dict[str, float] = {}
+        for name, tally in self.tallies.items():
+            metrics |= tally.metrics(name)
+        words = [described(name, tally) for name, tally in self.tallies.items() if tally.faults]
+        self.forget()
+        return metrics, words
+
+    def arguments(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What reward functions receive: prompts, completions, their tokens, every dataset column, the state."""
+        arguments: dict[str, Any] = {
+            name: [s.prompt.columns.get(name) for s in samples] for name in samples[0].prompt.columns
+        }
+        return arguments | {
+            "prompts": [s.prompt.text for s in samples],
+            "completions": [as_completion(s) for s in samples],
+            "completion_ids": [s.completion_ids for s in samples],
+            "trainer_state": self.state,
+        }
+
+    def at_home(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What only a reward in the trainer can be given: the environments of the episodes, and what they returned."""
+        if samples[0].environment is None:
+            return {}
+        return {
+            "environments": [s.environment for s in samples],
+            "environment_returns": [s.returned for s in samples],
+        }
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self.pool is not None:
+            self.pool.end()
 
 
 def as_completion(sample: Sample) -> Any:
@@ -130,56 +186,10 @@ def as_completion(sample: Sample) -> Any:
     return sample.text if isinstance(sample.prompt.text, str) else [{"role": "assistant", "content": sample.text}]
 
 
-def call(reward: Reward, samples: Sequence[Sample]) -> list[float | None]:
-    """The function's scores, checked; whatever is wrong names the reward, a prompt and a completion."""
-    try:
-        values = list(run(reward, samples))
-    except Exception as error:
-        culprit = next((s for s in samples if raises(reward, s)), samples[0])
-        raise RewardError(said(reward, f"raised {type(error).__name__}: {error}", culprit)) from error
-    if len(values) != len(samples):
-        raise RewardError(said(reward, f"returned {len(values)} scores for {len(samples)} completions", samples[0]))
-    return [checked(reward, value, sample) for value, sample in zip(values, samples, strict=True)]
-
-
-def run(reward: Reward, samples: Sequence[Sample]) -> Any:
-    """Calls the function, plain or async, with those arguments that it takes."""
-    parameters = inspect.signature(reward.function).parameters.values()
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    wanted = {p.name for p in parameters}
-    bound = reward.function.keywords if isinstance(reward.function, partial) else {}  # no column replaces an option
-    arguments = {k: v for k, v in reward_arguments(samples).items() if k not in bound and (takes_all or k in wanted)}
-    scores = reward.function(**arguments)
-    return asyncio.run(awaited(scores)) if inspect.isawaitable(scores) else scores
-
-
-def raises(reward: Reward, sample: Sample) -> bool:
-    """Whether this sample alone makes the function raise."""
-    try:
-        list(run(reward, [sample]))
-    except Exception:  # noqa: BLE001  whatever a user's function may raise
-        return True
-    return False
-
-
-async def awaited(scores: Any) -> Any:
-    """An awaitable as the coroutine that asyncio.run wants."""
-    return await scores
-
-
-def checked(reward: Reward, value: Any, sample: Sample) -> float | None:
-    """A finite number, or None for "could not be scored"."""
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise RewardError(said(reward, f"returned {value!r}, which is no number", sample)) from None
-    if not math.isfinite(number):
-        raise RewardError(said(reward, f"returned {number}; return None where a sample cannot be scored", sample))
-    return number
-
-
-def said(reward: Reward, what: str, sample: Sample) -> str:
-    """An error's text, with an example to try."""
-    return f"reward {reward.name!r} {what}\n  prompt: {sample.prompt.text!r}\n  completion: {sample.text!r}"
+def described(name: str, tally: Tally) -> str:
+    """A reward's failures in words, with an example to try."""
+    fault, sample = tally.faults[0]
+    return (
+        f"reward {name!r} failed on {len(tally.faults)} of {tally.count} completions: it {fault}\n"
+        f"  prompt: {sample.prompt.text!r}\n  completion: {sample.text!r}"
+    )

@@ -15,21 +15,23 @@ import datasets
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, data, door, rundir, value_init
+from nanorlhf import checkpoint, data, door, episodes, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
 from nanorlhf.critic import Critic, check_critic
 from nanorlhf.demonstrations import Demonstrations, Reader, judged
 from nanorlhf.engines.base import Sampling
-from nanorlhf.engines.build import build_engine, check_engine
+from nanorlhf.engines.build import build_engine
+from nanorlhf.environments import Stage, stops
+from nanorlhf.episodes import Saved
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.policy import Policy
-from nanorlhf.rollout import Sampler
-from nanorlhf.scoring import Reward, find_rewards
+from nanorlhf.rollout import Author, Sampler
+from nanorlhf.scoring import Scorer
 from nanorlhf.tracking import Tracker
 from nanorlhf.types import Prompt
 
@@ -55,48 +57,53 @@ class Trainer:
         if isinstance(model, str):
             args = dataclasses.replace(args, model_name_or_path=model)
             model = None
-        self.config = args
-        judges = args.rewards if reward_funcs is None else reward_funcs
-        self.generates = bool(judges) or not self.reader  # else no engine is needed
-        self.rewards: list[Reward] = []
-        if self.generates:
-            self.rewards = find_rewards(judges, args.reward_weights, args.reward_options)
-            check_engine(args)
-        door.check_model(args, model)
-        train, held_out = door.load_datasets(args, self.rewards, self.reader, train_dataset, eval_dataset)
-        algorithm_class = door.find_algorithm(args, self.algorithm_class)
-        self.run = rundir.prepare(args, algorithm_class.name)
+        entry = door.enter(args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class)
+        self.config = args = entry.config
+        self.entry, self.scorer = entry, Scorer(entry.rewards, args)
+        self.run = rundir.prepare(args, entry.algorithm.name)
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.tokenizer = processing_class or load_tokenizer(args, model)
         if isinstance(args, CriticConfig):
             check_critic(args, self.tokenizer)
-        self.prompts = data.Prompts(train, self.tokenizer, args)
+        self.prompts = data.Prompts(entry.train, self.tokenizer, args)
         self.held_out: list[Prompt] = []
-        if held_out is not None:
-            self.held_out = data.Prompts(held_out, self.tokenizer, args).held_out(args.eval_prompts)
+        if entry.held_out is not None:
+            self.held_out = data.Prompts(entry.held_out, self.tokenizer, args).held_out(args.eval_prompts)
         self.policy = Policy(args, model, peft_config)
         self.policy.verify()
-        self.algorithm = algorithm_class(args)
+        self.algorithm = entry.algorithm(args)
         if self.policy.one_per_row and self.algorithm.together > 1:
             raise UsageError(f"{self.algorithm.name} packs pairs into rows, and this model's layers would mix the two")
         if "ref_logprobs" in self.algorithm.needs:
             self.policy.keep_reference()
-        self.sampling = how_to_sample(args, self.policy, self.tokenizer)
-        if self.generates:
+        self.sampling = how_to_sample(args, self.policy, self.tokenizer, stops(entry.environment))
+        if entry.generates:
             self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
+            self.author = self.make_author()
         self.loop = self.make_loop()
+        self.remarks = self.scorer.remarks
         self.done = 0
         self.interrupted = False
         if args.resume:
             self.restore()
         self.version_done = self.policy.version
         self.history = rundir.read_metrics(self.run, self.done)
-        if self.generates:
+        if self.entry.generates:
             self.engine.update(self.policy)
 
+    def make_author(self) -> Author:
+        """Who writes completions, or plays episodes."""
+        args, limit = self.config, self.config.max_completion_length
+        environment = self.entry.environment
+        if environment is None:
+            return Author(self.engine, self.tokenizer, self.scorer, limit)
+        assert isinstance(args, OnPolicyConfig)
+        stage = Stage(environment, self.tokenizer, self.sampling.stop_token_ids, limit, {})
+        return Author(self.engine, self.tokenizer, self.scorer, limit, stage, args.max_turns)
+
     def make_loop(self) -> Loop:
-        """The loop over the engine's samples, or over the dataset's own answers."""
+        """The loop over the engine's samples, over another run's, or over the dataset's own answers."""
         args, algorithm = self.config, self.algorithm
         if self.reader:
             ends = self.sampling.stop_token_ids
@@ -104,8 +111,12 @@ class Trainer:
             return Loop(args, algorithm, self.policy, source)
         assert isinstance(args, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
         critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
-        source = Sampler(args, algorithm.plan(), self.engine, self.tokenizer, self.prompts, self.rewards)
-        return Loop(args, algorithm, self.policy, source, self.rewards, self.engine, critic)
+        if self.entry.replays:
+            vocabulary = self.policy.base.config.get_text_config().vocab_size
+            source = Saved(self.entry.replays, self.scorer, algorithm.plan().samples, vocabulary)
+            return Loop(args, algorithm, self.policy, source, self.scorer, critic=critic)
+        source = Sampler(args, algorithm.plan(), self.author, self.prompts)
+        return Loop(args, algorithm, self.policy, source, self.scorer, self.engine, critic)
 
     def train(self) -> list[dict[str, Any]]:
         """Trains to the last step and returns each step's metrics; Ctrl-C ends it after the step, with a checkpoint."""
@@ -113,7 +124,8 @@ class Trainer:
             for _ in self.steps():
                 pass
         finally:
-            if self.generates:
+            self.scorer.close()
+            if self.entry.generates:
                 self.engine.close()
         print(summary(self.history, self.run))
         if self.interrupted:
@@ -149,8 +161,11 @@ class Trainer:
         self.record(tracker, step.metrics)
         ends = step.rollout.lengths.cumsum(0) - 1
         tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
-        for line in step.warnings + self.advice(step.metrics):
+        if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
+            episodes.keep(self.run, self.done, step.rollout)
+        for line in step.warnings + self.advice(step.metrics) + self.remarks:
             progress.say(f"step {self.done}: {line}")
+        self.remarks.clear()
         progress.step(step.metrics)
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
             self.save()
@@ -174,19 +189,20 @@ class Trainer:
         start, source, metrics = time.perf_counter(), self.loop.source, {}
         if isinstance(source, Demonstrations) and source.held_out:
             metrics |= judged(self.loop, source.held_out)
-        if self.generates:
-            if self.reader:  # the loop has no engine to keep fresh
+        if self.entry.generates:
+            if not self.entry.samples:  # the loop has no engine to keep fresh
                 self.engine.wake()
                 self.engine.update(self.policy)
-            metrics |= evaluate(self.engine, self.tokenizer, self.held_out, self.rewards, self.config.seed)[0]
-            if self.reader and self.config.engine_sleep:
+            metrics |= evaluate(self.author, self.held_out, self.config.seed)[0]
+            self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
+            if not self.entry.samples and self.config.engine_sleep:
                 self.engine.sleep()
         return metrics | {"time/eval": time.perf_counter() - start}
 
     def introduce(self) -> None:
         """What is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
-        engine = type(self.engine).__name__ if self.generates else "none needed"
+        engine = type(self.engine).__name__ if self.entry.generates else "none needed"
         print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         print(self.policy.coverage)
         long = f"{self.prompts.dropped} dropped as empty or longer than {config.max_prompt_length} tokens"
@@ -255,7 +271,9 @@ def load_tokenizer(config: TrainConfig, model: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
 
 
-def how_to_sample(config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+def how_to_sample(
+    config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]
+) -> Sampling:
     """How completions are sampled, and what ends them: every end token that the model's generation config names."""
     named = getattr(policy.base, "generation_config", None) or GenerationConfig()
     ends = named.eos_token_id if isinstance(named.eos_token_id, list) else [named.eos_token_id]
@@ -264,4 +282,5 @@ def how_to_sample(config: TrainConfig, policy: Policy, tokenizer: PreTrainedToke
         raise UsageError(
             "neither the model nor its tokenizer names an end token, so no completion could end; give a stop string"
         )
-    return Sampling(config.temperature, config.max_completion_length, tuple(sorted(stop_ids)), config.stop_strings)
+    strings = (*config.stop_strings, *stop)
+    return Sampling(config.temperature, config.max_completion_length, tuple(sorted(stop_ids)), strings)

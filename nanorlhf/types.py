@@ -35,6 +35,10 @@ class Sample:
     own: list[bool] | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     reward: float | None = None
+    fault: str | None = None  # what a reward died of; such a sample is unscored, whatever others say
+    extras: dict[str, Any] = field(default_factory=dict)  # what rewards noted beside their scores
+    environment: Any = None  # the other side, in an episode of several turns,
+    returned: float | Exception | None = None  # and what its turns earned, or what it died of
 
     @property
     def trained(self) -> int:

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 TOKENS = 16384  # that the classifier reads at once
 
 
-def model(name: str) -> Callable[..., list[float]]:
-    """A reward function around the classifier `name`, loaded at its first call."""
+def model(name: Any) -> Callable[..., list[float]]:
+    """A reward function around the classifier `name`, loaded at its first call, or around one that is loaded."""
     loaded: list[tuple[Any, Any]] = []
 
     def model(prompts: list[Any], completions: list[Any]) -> list[float]:
         if not loaded:
             loaded.append(load(name))
-        return classify(*loaded[0], prompts, completions)
+        classifier, tokenizer = loaded[0]
+        with on_the_gpu(classifier):
+            return classify(classifier, tokenizer, prompts, completions)
 
+    model.in_trainer = True  # type: ignore[attr-defined]  where the GPU is
     return model
 
 
-def load(name: str) -> tuple[Any, Any]:
-    """The classifier, on the GPU where there is one, and its tokenizer."""
-    import torch
+def load(name: Any) -> tuple[Any, Any]:
+    """The classifier, in main memory, and its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    if not isinstance(name, str):
+        return name.eval(), AutoTokenizer.from_pretrained(name.config.name_or_path)
     classifier = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
-    return classifier.to("cuda" if torch.cuda.is_available() else "cpu").eval(), AutoTokenizer.from_pretrained(name)
+    return classifier.eval(), AutoTokenizer.from_pretrained(name)
+
+
+@contextmanager
+def on_the_gpu(classifier: Any) -> Iterator[None]:
+    """The classifier is on the GPU, where there is one, while it scores and no longer."""
+    import torch
+
+    home = classifier.device
+    try:
+        yield classifier.to("cuda" if torch.cuda.is_available() else home)
+    finally:
+        classifier.to(home)
 
 
 def classify(classifier: Any, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> list[float]:

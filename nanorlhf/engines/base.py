@@ -18,6 +18,7 @@ class Request:
     id: int
     prompt_ids: list[int]
     greedy: bool = False
+    max_tokens: int | None = None  # where it may have fewer than the sampling says
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class Sampling:
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
     stop: tuple[str, ...] = ()
+
+    def limit(self, request: Request) -> int:
+        """Tokens that this request may come to."""
+        return self.max_new_tokens if request.max_tokens is None else min(self.max_new_tokens, request.max_tokens)
 
 
 class Weights(Protocol):

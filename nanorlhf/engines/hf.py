@@ -64,7 +64,7 @@ class HFEngine:
             alive = []
             for i, row in enumerate(rows):
                 stopped = ended[i] or self.hits_stop_string(row, sampling)
-                if stopped or len(row.ids) >= sampling.max_new_tokens:
+                if stopped or len(row.ids) >= sampling.limit(row.request):
                     yield Completion(row.request.id, row.ids, row.logprobs, stopped)
                 else:
                     alive.append(i)

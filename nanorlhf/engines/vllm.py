@@ -121,7 +121,7 @@ class VLLMEngine:
 
         params = SamplingParams(
             temperature=0.0 if request.greedy else sampling.temperature,
-            max_tokens=sampling.max_new_tokens,
+            max_tokens=sampling.limit(request),
             seed=derive(seed, request.id),
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_token_ids),

@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf.config import shipped_model
 from nanorlhf.data import load
+from nanorlhf.options import TrainConfig
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
+from nanorlhf.reward import find_rewards
 from nanorlhf.rewards.lexical_richness import lexical_richness, moving_average_ttr, words_of
-from nanorlhf.scoring import find_rewards, score
+from nanorlhf.scoring import Scorer
 from nanorlhf.stories import titles
 from nanorlhf.types import Prompt, Sample
 
@@ -81,7 +83,8 @@ def test_words_are_letters_whatever_their_dress(text: str, words: list[str]) -> 
 
 def test_options_of_a_recipe_reach_it() -> None:
     sample = Sample(Prompt(0, [1], "The old fox and the river:", {}), [5], [0.0], True, "fox")
-    score(find_rewards("lexical_richness", None, {"lexical_richness": {"brevity_penalty_scale": 0}}), [sample])
+    rewards = find_rewards("lexical_richness", None, {"lexical_richness": {"brevity_penalty_scale": 0}})
+    Scorer(rewards, TrainConfig(reward_workers=0)).score([sample])
     assert sample.rewards == {"lexical_richness": 1}
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
+from nanorlhf.options import TrainConfig
+from nanorlhf.reward import find_rewards
 from nanorlhf.rewards import model as module
-from nanorlhf.scoring import find_rewards, score
+from nanorlhf.scoring import Scorer
 from nanorlhf.types import Prompt, Sample
 
 
@@ -37,7 +39,7 @@ def test_scores_are_the_classifiers_whatever_the_batch(folder: Path, monkeypatch
     prompt = [{"role": "user", "content": "1+1="}]
     batch = [Sample(Prompt(0, [1], prompt, {}), [1], [0.0], True, text) for text in ("2", "a longer answer", "12", "")]  # type: ignore[arg-type]
     monkeypatch.setattr(module, "TOKENS", 64)  # so that there are several batches
-    score(find_rewards(f"model:{folder}"), batch)
+    Scorer(find_rewards(f"model:{folder}"), TrainConfig()).score(batch)
     classifier, tokenizer = module.load(str(folder))
     for s in batch:
         chat = [*prompt, {"role": "assistant", "content": s.text}]

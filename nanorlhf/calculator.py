@@ -1,0 +1,42 @@
+"""An environment for stepwise mathematics: what stands in <calc> tags is worked out, and the model writes on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from simpleeval import InvalidExpression, SimpleEval
+
+CALL = re.compile(r"<calc>([^<]*)</calc>\Z")
+ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+LONGEST = 200  # characters of an expression
+LARGEST = 1e15  # beyond it a float is no longer exact to the unit
+
+
+class Calculator:
+    """Ends with an answer in tags, and is worth 1 where that is the row's `answer`."""
+
+    stop = ("</calc>",)
+
+    def reset(self, answer: str, **_: Any) -> None:
+        self.answer = str(answer).strip()
+
+    def step(self, completion: str) -> tuple[str, float, bool]:
+        call = CALL.search(completion)
+        if call:
+            return f"<result>{calculated(call[1])}</result>", 0.0, False
+        given = ANSWER.findall(completion)
+        return "", float(bool(given) and given[-1] == self.answer), True
+
+
+def calculated(expression: str) -> str:
+    """The value of an arithmetic expression, or `error`: numbers, + - * / // % ** and parentheses, nothing else."""
+    if len(expression) > LONGEST or not re.fullmatch(r"[\d\s.+\-*/%()]*", expression):
+        return "error"
+    try:
+        value = SimpleEval(names={}, functions={}).eval(expression.strip())
+    except (InvalidExpression, SyntaxError, ArithmeticError, ValueError, TypeError, MemoryError, RecursionError):
+        return "error"
+    if isinstance(value, complex) or abs(value) > LARGEST:
+        return "error"
+    return str(int(value)) if value == int(value) else f"{value:.10g}"
