@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
+from zlib import crc32
 
 from simpleeval import InvalidExpression, SimpleEval
 
@@ -40,3 +42,24 @@ def calculated(expression: str) -> str:
     if isinstance(value, complex) or abs(value) > LARGEST:
         return "error"
     return str(int(value)) if value == int(value) else f"{value:.10g}"
+
+
+def problems(split: str) -> list[dict[str, Any]]:
+    """Sums of three two-digit numbers, with an answer to each for a start: half call the calculator, half guess."""
+    if split not in ("train", "test"):
+        raise ValueError(f"the calculator's problems have no split {split!r}: choose 'train' or 'test'")
+    draw, rows = random.Random(split), []
+    for _ in range(4000):
+        a, b, c = (draw.randrange(10, 100) for _ in range(3))
+        if (crc32(f"{a}+{b}+{c}".encode()) % 10 == 0) != (split == "test"):
+            continue
+        call = f"<calc>{a}+{b}+{c}</calc><result>{a + b + c}</result><answer>{a + b + c}</answer>"
+        guess = f"<answer>{a + b + c + draw.randrange(-20, 21)}</answer>"
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": f"{a}+{b}+{c}="}],
+                "answer": str(a + b + c),
+                "completion": [{"role": "assistant", "content": draw.choice([call, guess])}],
+            }
+        )
+    return rows
