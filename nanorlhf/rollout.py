@@ -64,6 +64,8 @@ class Author:
                 self.stage.open(sample)
         playing = list(range(len(everyone)))
         for turn in range(self.turns):
+            if not playing:
+                break
             asked = [self.request(i, everyone[i], i >= len(samples), limit) for i in playing]
             playing = []
             for completion in self.engine.generate(asked, derive(seed, "turn", turn) if turn else seed, sampling):
