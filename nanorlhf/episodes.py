@@ -77,10 +77,8 @@ class Saved:
         first = read(self.files[0])
         sizes = set(first.group.bincount().tolist())
         if sizes != {group_size}:
-            raise UsageError(
             found = ", ".join(map(str, sorted(sizes)))
             raise UsageError(f"rollouts_from={folder!r} has groups of {found} samples, this run of {group_size}")
-            )
         largest = max(max([*s.prompt.ids, *s.completion_ids]) for s in first.samples)
         if largest >= vocabulary:
             raise UsageError(f"rollouts_from={folder!r} has the token {largest}, and the model has {vocabulary}")
