@@ -1,0 +1,136 @@
+r"""1 where the last \boxed{} holds the mathematics of the `answer` column, else 0, as math-verify judges it.
+
+Boxes that belong together, as in \boxed{1} and \boxed{2}, are one answer. Without a box, math-verify looks for an
+answer in the text, unless `need_boxed` is set. The column holds a number, LaTeX or a text with LaTeX in it; where
+math-verify can read nothing in it the reward is None.
+
+What is too large to work out or too deep to parse scores 0 unseen. The rest is given SECONDS to be read and as many to
+be compared, by math-verify's own alarm, which only a process's main thread has.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from nanorlhf.errors import UsageError
+from nanorlhf.rewards._latex import is_modest
+from nanorlhf.rewards._text import Box, boxes, text_of
+
+SECONDS = 2
+LONGEST = 1_000  # characters of an answer
+TAIL = 4_000  # characters of a text without a box that are read, from its end
+TOGETHER = re.compile(
+    r"(?:[\s$.,;&]|\\[()\[\],;:! ]|\\q?quad|\b(?:and|or)\b|\\(?:text|mbox|textrm)\s*\{[^{}]{0,40}\})*"
+)
+SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b")
+PERCENT = re.compile(r"[\s$]*(?:\\?%|[Pp]ercent|[Pp]ct)")
+BOX = re.compile(r"\\+(?:boxed|fbox)\s*(?=\{)")
+MARKED = re.compile(r"\$|\\[(\[]|\\boxed|\\fbox")
+PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d*)\.?\d*\s*%?")
+
+
+def boxed_math(
+    completions: list[Any], answer: list[Any], *, need_boxed: bool = False, decimals: int = 6, **_: Any
+) -> list[float | None]:
+    """Whether the answers are the same; `decimals`: places to which decimal fractions must agree."""
+    return [
+        None if right is None else judged(text_of(completion), str(right), need_boxed, decimals)
+        for completion, right in zip(completions, answer, strict=True)
+    ]
+
+
+def check(need_boxed: bool, decimals: int) -> None:
+    """Refuses options that cannot work."""
+    if not isinstance(need_boxed, bool):
+        raise UsageError(f"reward_options: boxed_math's need_boxed={need_boxed!r} must be true or false")
+    if type(decimals) is not int or not 0 <= decimals <= 15:
+        raise UsageError(f"reward_options: boxed_math's decimals={decimals!r} must be a whole number from 0 to 15")
+
+
+def judged(text: str, right: str, need_boxed: bool, decimals: int) -> float | None:
+    """The score of one completion."""
+    expected = gold(right)
+    if not expected:
+        return None
+    said = answer_in(text, need_boxed)
+    return float(said is not None and same(expected, read(said), decimals))
+
+
+def answer_in(text: str, need_boxed: bool) -> str | None:
+    """The LaTeX or the text to be judged, where there is any that can be."""
+    found = boxes(text)
+    if found:
+        said = together(text, found)
+        return f"${said}$" if len(said) <= LONGEST and is_modest(said) else None
+    if need_boxed:
+        return None
+    tail = text[-TAIL:]
+    return next((part for part in (tail, tail.strip().rpartition("\n")[2]) if is_modest(part)), None)
+
+
+def together(text: str, found: list[Box]) -> str:
+    """What the last box holds, with those before it that are part of the same answer."""
+    contents = [found[-1].content]
+    for before, after in zip(found[-2::-1], found[:0:-1], strict=True):
+        between = text[before.end : after.start]
+        apart = len(between) >= 10 and not SEPARATOR.search(between)
+        if len(between) >= 70 or apart or not TOGETHER.fullmatch(between):
+            break
+        if before.content not in contents:
+            contents.insert(0, before.content)
+    percent = r"\%" if PERCENT.match(text, found[-1].end) else ""
+    return BOX.sub("", ", ".join(contents)) + percent
+
+
+@lru_cache(maxsize=4096)
+def gold(right: str) -> tuple[Any, ...]:
+    """What the column says, as SymPy's expressions; nothing where there is none."""
+    right = right.strip().removeprefix("+")
+    if MARKED.search(right):
+        said = answer_in(right, need_boxed=False)
+    elif len(right) <= LONGEST and is_modest(right):
+        said = right if PLAIN.fullmatch(right) else f"${right}$"
+    else:
+        said = None
+    parsed = read(said) if said else []
+    return tuple(parsed) if any(not isinstance(one, str) for one in parsed) else ()
+
+
+def read(said: str) -> list[Any]:
+    """What math-verify makes of LaTeX or of a text: an expression and its words; nothing where it gives up."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    latex, numbers = LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()
+    whole = said.startswith("$") and said.endswith("$")  # then a number in what cannot be parsed is no answer
+    with quiet():
+        return parse(said, (latex,) if whole else (latex, numbers), parsing_timeout=seconds())  # type: ignore[arg-type]
+
+
+def same(expected: tuple[Any, ...], said: list[Any], decimals: int) -> bool:
+    """Whether math-verify takes the two for the same; its arguments do not commute."""
+    from math_verify import verify
+
+    with quiet():
+        return bool(verify(list(expected), said, float_rounding=decimals, timeout_seconds=seconds()))
+
+
+def seconds() -> int | None:
+    """Its time limit, which is a signal, and signals are for main threads."""
+    return SECONDS if threading.current_thread() is threading.main_thread() else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Python's warnings about a completion's syntax and math-verify's log: there would be millions of them."""
+    for name in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
