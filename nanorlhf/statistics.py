@@ -1,0 +1,66 @@
+"""How good several samples of each prompt are, and how sure one may be of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over prompts with its 95% confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of one value for each prompt, prompts being what varies.
+
+    Where every value is 0 or 1 Wilson's interval (doi:10.1080/01621459.1927.10502953), which is right at the ends too;
+    else the normal one.
+    """
+    n, mean = len(values), fmean(values)
+    if all(value in (0, 1) for value in values):
+        centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+        return Estimate(mean, (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n))
+    margin = Z * stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(mean, mean - margin, mean + margin)
+
+
+def pass_at(k: int, passed: Sequence[bool]) -> float:
+    """The chance that one of k of these samples passes, without bias (arXiv:2107.03374)."""
+    n, right = len(passed), sum(passed)
+    assert k <= n, "no more samples can be drawn than there are"
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority_at(k: int, answers: Sequence[Hashable], passed: Sequence[bool]) -> float:
+    """Whether the most frequent of the first k answers passes; those that tie share the verdict.
+
+    Samples without an answer (None) do not vote; where nobody votes nothing passes.
+    """
+    votes = Counter(answer for answer in answers[:k] if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == most]
+    return fmean(float(passed[list(answers).index(winner)]) for winner in winners)
+
+
+def differ(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """The two-sided p-value that two shares are one: the two-proportion z test."""
+    pooled = (sum(a) + sum(b)) / (len(a) + len(b))
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / len(a) + 1 / len(b)))
+    if not spread:
+        return 1.0
+    return 2 * (1 - NormalDist().cdf(abs(fmean(map(float, a)) - fmean(map(float, b))) / spread))

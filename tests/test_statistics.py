@@ -1,0 +1,51 @@
+"""Formulas of evaluation, by numbers worked out by hand or counted."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from statistics import fmean
+
+import pytest
+
+from nanorlhf.statistics import differ, estimate, majority_at, pass_at
+
+
+@pytest.mark.parametrize("right", range(7))
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass(k: int, right: int) -> None:
+    passed = [True] * right + [False] * (6 - right)
+    counted = [any(chosen) for chosen in combinations(passed, k)]
+    assert pass_at(k, passed) == pytest.approx(fmean(map(float, counted)))
+
+
+def test_majority() -> None:
+    answers, passed = ["7", "8", "7", "9", None], [True, False, True, False, False]
+    assert majority_at(5, answers, passed) == 1
+    assert majority_at(2, answers, passed) == 0.5, "a tie"
+    assert majority_at(1, ["8", *answers], [False, *passed]) == 0
+    assert majority_at(3, [None, None, None], [False] * 3) == 0
+    assert majority_at(4, [None, None, "7", "8"], [False, False, True, False]) == 0.5
+
+
+def test_wilsons_interval() -> None:
+    got = estimate([1.0] * 8 + [0.0] * 2)  # Wilson's published form for 8 of 10: .4902 to .9433
+    assert (round(got.low, 4), round(got.mean, 4), round(got.high, 4)) == (0.4902, 0.8, 0.9433)
+    none = estimate([0.0] * 10)
+    assert (round(none.low, 12), round(none.high, 4)) == (0, 0.2775)
+
+
+def test_the_normal_interval() -> None:
+    got = estimate([0.0, 0.5, 1.0, 0.5])
+    margin = 1.959964 * math.sqrt(1 / 6) / 2
+    assert (got.mean, got.low, got.high) == pytest.approx((0.5, 0.5 - margin, 0.5 + margin), abs=1e-6)
+    assert estimate([0.5]).high == math.inf
+
+
+def test_two_shares() -> None:
+    def shares(right: int, wrong: int) -> list[bool]:
+        return [True] * right + [False] * wrong
+
+    assert differ(shares(50, 50), shares(50, 50)) == 1
+    assert differ(shares(60, 40), shares(45, 55)) == pytest.approx(0.0337, abs=1e-4)  # z = 2.1240
+    assert differ(shares(5, 0), shares(5, 0)) == 1
