@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,9 +17,9 @@ from jsonargparse import ArgumentParser
 from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults
 from nanorlhf.errors import RewardError, UsageError, nearest
-from nanorlhf.options import TrainConfig
+from nanorlhf.task import TaskConfig
 
-C = TypeVar("C", bound=TrainConfig)
+C = TypeVar("C", bound=TaskConfig)
 
 
 def command(name: str, config_class: type[C]) -> Callable[..., int]:
@@ -56,7 +56,9 @@ def lazily(module: str, *names: str) -> Callable[[str], Any]:
     return load
 
 
-def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> tuple[bool, C]:
+def parse(
+    config_class: type[C], name: str, recipes: Path, argv: list[str], below: Mapping[str, Any] | None = None
+) -> tuple[bool, C]:
     """Whether only to print it, and the configuration that a command line asks for: each layer over the one before."""
     parser = build_parser(config_class, name, recipes)
     argv = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in argv]
@@ -70,7 +72,7 @@ def parse(config_class: type[C], name: str, recipes: Path, argv: list[str]) -> t
         layers = [parser.parse_path(str(path), defaults=False).as_dict() for path in files]
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
-    options = defaults(config_class)
+    options = defaults(config_class) | dict(below or {})
     for layer in [*layers, given]:
         options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, options)
     return print_only, config_class(**options)
@@ -92,7 +94,7 @@ def saved_config(run: str) -> Path:
     return path
 
 
-def build_parser(config_class: type[TrainConfig], name: str, recipes: Path) -> ArgumentParser:
+def build_parser(config_class: type[TaskConfig], name: str, recipes: Path) -> ArgumentParser:
     """Every field of the dataclass as an option, in its group; other trainers' names are taken too, unlisted."""
     parser = ArgumentParser(
         prog=f"nanorlhf {name}",
@@ -119,7 +121,7 @@ def build_parser(config_class: type[TrainConfig], name: str, recipes: Path) -> A
     return parser
 
 
-def one_line(message: str, config_class: type[TrainConfig]) -> str:
+def one_line(message: str, config_class: type[TaskConfig]) -> str:
     """The parser's complaint in one line, with the nearest option where one is unknown."""
     unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|Option '([^']+)' is not accepted", message)
     if unknown:
