@@ -13,7 +13,12 @@ from nanorlhf.__main__ import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("nanorlhf", "rewards", "algorithms", "scripts")  # each may import those before it, and itself
-DOORS = {"vllm": "nanorlhf/engines/vllm.py", "peft": "nanorlhf/policy.py", "wandb": "nanorlhf/tracking.py"}
+DOORS = {
+    "vllm": "nanorlhf/engines/vllm.py",
+    "peft": "nanorlhf/policy.py",
+    "wandb": "nanorlhf/tracking.py",
+    "reasoning_gym": "nanorlhf/gym.py",
+}
 
 
 def sources() -> list[Path]:
