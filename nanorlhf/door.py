@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 from transformers import AutoConfig
 
-from nanorlhf import data
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config import shipped_model
-from nanorlhf.demonstrations import Reader, read
+from nanorlhf.data import Reader, first_rows
 from nanorlhf.engines.build import check_engine
 from nanorlhf.environments import Environment, environment, find_environment, own_questions
 from nanorlhf.errors import UsageError
 from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
 from nanorlhf.policy import find_adapter
+from nanorlhf.reading import Reading, require
 from nanorlhf.reward import Reward, find_rewards
+from nanorlhf.rows import UnfitError
+from nanorlhf.sources import Rows, as_rows, load, only_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Entry:
 
     config: TrainConfig
     rewards: list[Reward]
-    train: datasets.Dataset
-    held_out: datasets.Dataset | None
+    train: Rows
+    held_out: Rows | None
     algorithm: type[Algorithm]
     environment: type[Environment] | None
     replays: str | None  # another run, whose rollouts are trained on
@@ -42,8 +44,8 @@ def enter(
     config: TrainConfig,
     model: Any,
     reward_funcs: Any,
-    train: datasets.Dataset | None,
-    held_out: datasets.Dataset | None,
+    train: Any,
+    held_out: Any,
     reader: Reader | None,
     algorithm: type[Algorithm],
 ) -> Entry:
@@ -120,29 +122,42 @@ def check_model(config: TrainConfig, model: Any) -> None:
 
 
 def load_datasets(
-    config: TrainConfig,
-    rewards: Sequence[Reward],
-    reader: Reader | None,
-    train: datasets.Dataset | None,
-    held_out: datasets.Dataset | None,
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    config: TrainConfig, rewards: Sequence[Reward], reader: Reader | None, train: Any, held_out: Any
+) -> tuple[Rows, Rows | None]:
     """The datasets given or named, with every column that the rewards cannot do without."""
+    if held_out is None and (config.dataset_test_name or (train is None and config.dataset_test_split)):
+        name, subset = config.dataset_test_name or config.dataset_name, config.dataset_test_config
+        subset = subset if config.dataset_test_name else subset or config.dataset_config
+        held_out = load(name, subset, config.dataset_test_split or only_split(name) or "test", config.streaming)
     if train is None:
         if not config.dataset_name:
-            raise UsageError("no dataset: say dataset_name (arithmetic, stories, a file, a folder or a hub name)")
-        train = data.load(config.dataset_name, config.dataset_config, config.dataset_train_split)
-        if held_out is None and config.dataset_test_split:
-            held_out = data.load(config.dataset_name, config.dataset_config, config.dataset_test_split)
-    rewarded = [train, held_out]
-    if reader:
-        if rewards and held_out is None:
-            raise UsageError("reward_funcs judge held-out prompts here, and there are none: say dataset_test_split")
-        train = read(train, reader, config.prompt_column)
-        held_out = None if held_out is None else read(held_out, reader, config.prompt_column)
-        rewarded = [held_out]
-    for dataset in (d for d in rewarded if d is not None):
-        data.require_column(dataset, config.prompt_column, "prompt_column")
-        for reward in rewards:
-            for column in reward.missing(dataset.column_names):
-                data.require_column(dataset, column, f"reward {reward.name!r}")
+            raise UsageError("no dataset: say dataset_name (a hub name, a file, a folder, or arithmetic, built in)")
+        train = load(config.dataset_name, config.dataset_config, config.dataset_train_split, config.streaming)
+    if reader and rewards and held_out is None:
+        raise UsageError("reward_funcs judge held-out prompts here, and there are none: say dataset_test_split")
+    train = as_rows(train)
+    check_rows(config, "training", train, [] if reader else rewards, reader)
+    if held_out is not None:
+        held_out = as_rows(held_out)
+        check_rows(config, "held-out", held_out, rewards, reader)
     return train, held_out
+
+
+def check_rows(config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Reward], reader: Reader | None) -> None:
+    """Refuses rows that lack what is needed, by the first that can be read; says how they are read."""
+    first = first_rows(rows, 100)
+    reading = Reading(config, first[0])
+    names = list(reading.named(first[0]))
+    for row in first:
+        with suppress(UnfitError):
+            read = reading(row)
+            names = list(read.columns)
+            if reading.form and reading.form.foreign:
+                made = ", ".join(["prompt", *read.answers, *({"answer", "ground_truth"} & read.columns.keys())])
+                print(f"{which} rows are read as {reading.form.name} ({made})")
+            if reader:
+                reader(read)
+            break
+    for reward in rewards:
+        for column in reward.missing(names):
+            require(column, names, f"reward {reward.name!r}")

@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, data, door, episodes, rundir, value_init
+from nanorlhf import checkpoint, door, episodes, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
+from nanorlhf.chat import use_template
 from nanorlhf.config import shipped_model
 from nanorlhf.console import Progress, draw_png, summary
 from nanorlhf.critic import Critic, check_critic
-from nanorlhf.demonstrations import Demonstrations, Reader, judged
+from nanorlhf.data import Reader
+from nanorlhf.demonstrations import Demonstrations, judged
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine
 from nanorlhf.environments import Stage, stops
@@ -32,6 +33,7 @@ from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.policy import Policy
 from nanorlhf.rollout import Author, Sampler
 from nanorlhf.scoring import Scorer
+from nanorlhf.stream import prompts_of
 from nanorlhf.tracking import Tracker
 from nanorlhf.types import Prompt
 
@@ -48,8 +50,8 @@ class Trainer:
         model: Any = None,
         reward_funcs: Any = None,
         args: TrainConfig | None = None,
-        train_dataset: datasets.Dataset | None = None,
-        eval_dataset: datasets.Dataset | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
     ) -> None:
@@ -60,16 +62,18 @@ class Trainer:
         entry = door.enter(args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class)
         self.config = args = entry.config
         self.entry, self.scorer = entry, Scorer(entry.rewards, args)
+        self.tokenizer = processing_class or load_tokenizer(args, model)
+        use_template(self.tokenizer, args)
+        if isinstance(args, CriticConfig):
+            check_critic(args, self.tokenizer)
+        self.prompts = prompts_of(entry.train, self.tokenizer, args, self.reader)
+        self.held_out: list[Prompt] = []
+        if entry.held_out is not None:
+            unseen = prompts_of(entry.held_out, self.tokenizer, args, self.reader, self.prompts.examples)
+            self.held_out = unseen.held_out(args.eval_prompts)
         self.run = rundir.prepare(args, entry.algorithm.name)
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
-        self.tokenizer = processing_class or load_tokenizer(args, model)
-        if isinstance(args, CriticConfig):
-            check_critic(args, self.tokenizer)
-        self.prompts = data.Prompts(entry.train, self.tokenizer, args)
-        self.held_out: list[Prompt] = []
-        if entry.held_out is not None:
-            self.held_out = data.Prompts(entry.held_out, self.tokenizer, args).held_out(args.eval_prompts)
         self.policy = Policy(args, model, peft_config)
         self.policy.verify()
         self.algorithm = entry.algorithm(args)
@@ -99,7 +103,7 @@ class Trainer:
         if environment is None:
             return Author(self.engine, self.tokenizer, self.scorer, limit)
         assert isinstance(args, OnPolicyConfig)
-        stage = Stage(environment, self.tokenizer, self.sampling.stop_token_ids, limit, {})
+        stage = Stage(environment, self.tokenizer, self.sampling.stop_token_ids, limit, args.chat_template_kwargs)
         return Author(self.engine, self.tokenizer, self.scorer, limit, stage, args.max_turns)
 
     def make_loop(self) -> Loop:
@@ -205,8 +209,7 @@ class Trainer:
         engine = type(self.engine).__name__ if self.entry.generates else "none needed"
         print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         print(self.policy.coverage)
-        long = f"{self.prompts.dropped} dropped as empty or longer than {config.max_prompt_length} tokens"
-        print(f"{len(self.prompts.all):,} prompts ({long}), {len(self.held_out)} held out")
+        print(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
         print(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
         print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)

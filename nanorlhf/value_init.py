@@ -101,9 +101,8 @@ def episodes(loop: Loop, config: CriticConfig, progress: Progress) -> Rollout:
     """What the starting policy writes to prompts of its own choice, with its Monte-Carlo returns."""
     source = loop.source
     assert isinstance(source, Sampler)
-    everything = source.prompts.all
     draw = random.Random(derive(config.seed, "value_init"))
-    prompts = draw.sample(everything, min(config.value_init_prompts, len(everything)))
+    prompts = source.prompts.sample(config.value_init_prompts, draw)
     rollout = source.sample(prompts, ("value_init",), Clock(), progress)
     # No KL in these rewards: the policy still is the reference.
     scores = rollout.rewards.nan_to_num(0.0)

@@ -33,6 +33,23 @@ def rollout(samples: list[Sample], group_size: int = 1) -> Rollout:
     )
 
 
+R1 = (  # a chat template of DeepSeek-R1's kind: thoughts of earlier turns are dropped, the next one is begun
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{{ m['content'] }}"
+    "{% else %}<|im_start|>assistant\n{{ m['content'].split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def said(text: str) -> list[dict[str, str]]:
+    """The assistant's turn."""
+    return [{"role": "assistant", "content": text}]
+
+
 def snippet(name: str) -> str:
     """The README's code that begins with the comment `# name`."""
     text = (Path(__file__).parents[1] / "README.md").read_text()

@@ -10,36 +10,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nanorlhf.arithmetic import arithmetic
 from nanorlhf.config import shipped_model
-from nanorlhf.data import Prompts
-from nanorlhf.demonstrations import Demonstrations, Reader, answer_ids, demonstration, preference, read
+from nanorlhf.data import Prompts, Reader
+from nanorlhf.demonstrations import Demonstrations, answer_ids, demonstration, preference
 from nanorlhf.errors import UsageError
 from nanorlhf.metrics import Clock
 from nanorlhf.options import TrainConfig
 from nanorlhf.rewards.exact_answer import exact_answer
-
-
-def turns(*contents: str) -> list[dict[str, str]]:
-    """A conversation that the user begins."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-
-
-def said(content: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": content}]
-
-
-FORMS: list[tuple[Reader, dict[str, Any], Any, list[str]]] = [
-    (demonstration, {"prompt": "1+1=", "completion": "2"}, "1+1=", ["2"]),
-    (demonstration, {"prompt": turns("1+1="), "completion": said("2")}, turns("1+1="), ["2"]),
-    (demonstration, {"messages": turns("1+1=", "3", "no", "2")}, turns("1+1=", "3", "no"), ["2"]),
-    (demonstration, {"question": "1+1=", "messages": turns("hi", "ho")}, turns("hi"), ["ho"]),
-    (preference, {"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "1+1=", ["2", "3"]),
-    (preference, {"prompt": turns("a"), "chosen": said("b"), "rejected": said("c")}, turns("a"), ["b", "c"]),
-    (preference, {"prompt": "a", "chosen": turns("a", "b"), "rejected": turns("a", "c")}, turns("a"), ["b", "c"]),
-    (preference, {"chosen": turns("a", "b"), "rejected": turns("a", "b")}, turns("a"), ["b", "b"]),
-    (preference, {"chosen": "Q: x\nA: yes", "rejected": "Q: x\nA: yeah"}, "Q: x\nA:", [" yes", " yeah"]),
-    (preference, {"chosen": "Q: x\nA: no", "rejected": "Q: x\nA: no sir"}, "Q: x\nA:", [" no", " no sir"]),
-    (preference, {"chosen": "Q: x\nyes", "rejected": "Q: x\nno"}, "Q: x\n", ["yes", "no"]),
-]
+from nanorlhf.types import Prompt
+from tests.samples import R1, turns
 
 
 @pytest.fixture(scope="module")
@@ -47,45 +25,49 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
 
 
-@pytest.mark.parametrize(("reader", "row", "prompt", "answers"), FORMS)
-def test_forms_of_a_row(reader: Reader, row: dict[str, Any], prompt: Any, answers: list[str]) -> None:
-    kept = read(datasets.Dataset.from_list([row, row]), reader, "prompt")
-    assert kept["prompt"][:] == [prompt] * 2
-    assert kept["demonstrations"][:] == [answers] * 2
-    assert set(row) <= set(kept.column_names)  # rewards may want any of them
-
-
 @pytest.mark.parametrize(
     ("reader", "row", "complaint"),
     [
-        (demonstration, {"prompt": "a", "answer": "b"}, "'completion', or 'messages'; this dataset has prompt, answer"),
-        (demonstration, {"messages": turns("a", "b", "c")}, "one message of the assistant's, and not .*'user'"),
+        (demonstration, {"prompt": "a", "answer": "b"}, "'completion', or 'messages'; this dataset has answer"),
         (preference, {"prompt": "a", "chosen": "b"}, "'chosen' and 'rejected', and mostly 'prompt'; this dataset has"),
-        (preference, {"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x")}, "one message of the assist"),
-        (preference, {"chosen": "yes", "rejected": "no"}, "must begin alike: 'yes'"),
     ],
 )
-def test_rows_that_cannot_be_read(reader: Reader, row: dict[str, Any], complaint: str) -> None:
+def test_datasets_without_answers(reader: Reader, row: dict[str, Any], complaint: str, tokenizer: Any) -> None:
     with pytest.raises(UsageError, match=complaint):
-        read(datasets.Dataset.from_list([row]), reader, "prompt")
+        Prompts(datasets.Dataset.from_list([row]), tokenizer, TrainConfig(), reader)
+
+
+def answered(prompt: Any, answer: str, tokenizer: Any, prefill: str = "") -> str:
+    """An answer's tokens as text."""
+    ids = answer_ids(Prompt(0, [], prompt, {}, prefill), answer, tokenizer, [tokenizer.eos_token_id], {})
+    return str(tokenizer.decode(ids))
 
 
 def test_an_answer_ends_with_the_end_token_of_the_template_and_nothing_after(tokenizer: Any) -> None:
-    end = tokenizer.eos_token_id
-    assert answer_ids(turns("1+1="), "2", tokenizer, [end]) == [*tokenizer.encode("2"), end]
-    assert answer_ids("1+1=", "2", tokenizer, [end]) == [*tokenizer.encode("2"), end]
+    end = tokenizer.eos_token
+    assert answered(turns("1+1="), "2", tokenizer) == f"2{end}"
+    assert answered("1+1=", "2", tokenizer) == f"2{end}"
     thinking = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
     thinking.chat_template = tokenizer.chat_template.replace(
         "message['content']", "('T' if message['role'] == 'assistant' else '') + message['content']"
     )
-    assert answer_ids(turns("1+1="), "2", thinking, [end]) == [*tokenizer.encode("T2"), end]
+    assert answered(turns("1+1="), "2", thinking) == f"T2{end}"
     thinking.chat_template = "{{ messages | length }}" + tokenizer.chat_template  # no longer begins as the prompt does
-    assert answer_ids(turns("1+1="), "2", thinking, [end]) == [*tokenizer.encode("2"), end]
+    assert answered(turns("1+1="), "2", thinking) == f"2{end}"
+
+
+def test_no_template_takes_thoughts_from_an_answer_or_opens_them_twice(tokenizer: Any) -> None:
+    """DeepSeek-R1's template drops what was thought, and its generation prompt opens the next thought."""
+    end, thinking = tokenizer.eos_token, AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
+    thinking.chat_template = R1
+    assert answered(turns("1+1="), "<think>\n1</think>2", thinking, "<think>\n") == f"1</think>2{end}"
+    thinking.chat_template = R1.replace("<think>\\n", "")
+    assert answered(turns("1+1="), "<think>\n1</think>2", thinking) == f"<think>\n1</think>2{end}"
 
 
 def made(rows: datasets.Dataset, tokenizer: Any, **options: Any) -> Demonstrations:
     config = TrainConfig(prompts_per_step=2, **options)
-    prompts = Prompts(read(rows, preference, "prompt"), tokenizer, config)
+    prompts = Prompts(rows, tokenizer, config, preference)
     return Demonstrations(config, tokenizer, prompts, prompts.held_out(3), [tokenizer.eos_token_id])
 
 

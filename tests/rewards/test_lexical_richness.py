@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf.config import shipped_model
-from nanorlhf.data import load
 from nanorlhf.options import TrainConfig
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.reward import find_rewards
 from nanorlhf.rewards.lexical_richness import lexical_richness, moving_average_ttr, words_of
 from nanorlhf.scoring import Scorer
-from nanorlhf.stories import titles
+from nanorlhf.stories import stories, titles
 from nanorlhf.types import Prompt, Sample
 
 
@@ -103,7 +102,7 @@ def test_the_storyteller_is_small_and_reads_any_text() -> None:
 def test_every_title_is_in_one_split() -> None:
     train, test = titles("train"), titles("test")
     assert (len(train), len(test), len({*train, *test})) == (3589, 411, 4000)
-    assert load("stories", None, "test")["prompt"][0] == "The {} {} and the {}:".format(*test[0])
+    assert stories("test")["prompt"][0] == "The {} {} and the {}:".format(*test[0])
     with pytest.raises(ValueError, match="'validation'"):
         titles("validation")
 

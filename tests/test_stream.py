@@ -1,0 +1,123 @@
+"""Prompts of a stream: the order repeats, resumes and mixes; nothing is read that is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nanorlhf import data, stream
+from nanorlhf.config import shipped_model
+from nanorlhf.demonstrations import demonstration
+from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.stream import Stream, prompts_of
+from nanorlhf.types import Prompt
+
+SIZE = 30
+LONG = {0, 9, 20}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
+
+
+@pytest.fixture(autouse=True)
+def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BUFFER", 8)
+
+
+def rows(size: int = SIZE) -> Iterator[dict[str, Any]]:
+    for i in range(size):
+        yield {"prompt": "1" * 40 if i in LONG else f"{i}=", "completion": str(i)}
+
+
+def made(tokenizer: PreTrainedTokenizerBase, make: Any = rows, **options: Any) -> Stream:
+    given = datasets.IterableDataset.from_generator(make)
+    prompts = prompts_of(given, tokenizer, TrainConfig(max_prompt_length=20, **options), demonstration)
+    assert isinstance(prompts, Stream)
+    return prompts
+
+
+def numbers(prompts: list[Prompt]) -> list[int]:
+    return [int(str(p.text)[:-1]) for p in prompts]
+
+
+def test_every_epoch_has_every_prompt_once_in_another_order(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = made(tokenizer)
+    assert prompts.dropped <= 1
+    epochs = [numbers(prompts.batch(step, SIZE - len(LONG))) for step in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [sorted(set(range(SIZE)) - LONG)] * 2
+    assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+    assert "prompts from a stream (6 dropped: 6 longer than 20 tokens so far)" in prompts.summary()
+
+
+def test_order_depends_on_seed_and_step_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    straight = made(tokenizer)
+    batches = [numbers(straight.batch(step, 5)) for step in range(12)]
+    resumed = made(tokenizer)
+    assert numbers(resumed.batch(9, 5)) == batches[9]
+    assert numbers(resumed.batch(3, 5)) == batches[3]
+    assert numbers(resumed.batch(0, 1)) == batches[0][:1]
+    assert numbers(resumed.batch(0, 5)) == batches[0]
+    assert numbers(made(tokenizer, seed=1).batch(0, 5)) != batches[0]
+
+
+def test_what_lies_beside_the_order_is_still_to_come_and_repeats(tokenizer: PreTrainedTokenizerBase) -> None:
+    straight, resumed = made(tokenizer), made(tokenizer)
+    for step in range(4):
+        straight.batch(step, 5)
+    resumed.batch(3, 5)
+    found = numbers(straight.beside(20, 4, 0))
+    assert found == numbers(resumed.beside(20, 4, 0)) != numbers(resumed.beside(20, 4, 1))
+    assert not set(found) & {n for step in range(4) for n in numbers(made(tokenizer).batch(step, 5))}
+    assert numbers(straight.batch(4, 5)) == numbers(resumed.batch(4, 5))
+
+
+def test_held_out_prompts_are_the_first_whatever_the_seed(tokenizer: PreTrainedTokenizerBase) -> None:
+    for seed in (0, 1):
+        prompts = made(tokenizer, seed=seed)
+        assert numbers(prompts.held_out(9)) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    assert len(prompts_of(datasets.IterableDataset.from_generator(rows), tokenizer, TrainConfig()).held_out(99)) == 30
+
+
+def test_no_more_is_read_than_is_needed(tokenizer: PreTrainedTokenizerBase) -> None:
+    most = [0]
+
+    def endless() -> Iterator[dict[str, Any]]:
+        for i in range(10**9):
+            most[0] = max(most[0], i)
+            yield {"prompt": f"{i}=", "completion": "1"}
+
+    prompts = made(tokenizer, endless, few_shot=1)
+    assert len(prompts.batch(2, 4)) == 4
+    assert most[0] <= 8 + 12 + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"few_shot": 1}])
+def test_streams_that_cannot_serve(
+    options: dict[str, Any], tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield from rows(4)
+        raise OSError("the line is dead")
+
+    def nothing() -> Iterator[dict[str, Any]]:
+        yield from ()
+
+    def useless() -> Iterator[dict[str, Any]]:
+        for _ in range(1000):
+            yield {"prompt": "", "completion": "a"}
+
+    monkeypatch.setattr(data, "LOOK", 50)
+    monkeypatch.setattr(stream, "LOOK", 50)
+    with pytest.raises(UsageError, match="cannot be read: OSError: the line is dead"):
+        made(tokenizer, broken, **options).batch(0, 5)
+    with pytest.raises(UsageError, match="the dataset has no rows"):
+        made(tokenizer, nothing, **options)
+    with pytest.raises(UsageError, match=r"hardly a prompt can be used: 50 dropped: 50 empty|few_shot=1 needs 2 rows"):
+        made(tokenizer, useless, **options)
