@@ -31,6 +31,17 @@ END = int(TOKENIZER.convert_tokens_to_ids("<|im_end|>"))  # type: ignore[arg-typ
 ASKED: list[dict[str, str]] = [{"role": "user", "content": "1+1="}]
 
 
+PARROT = """
+class Parrot:
+    def reset(self, **_):
+        self.turn = 0
+
+    def step(self, completion):
+        self.turn += 1
+        return f"{completion}+1=", float(len(completion) % 3), self.turn == 3
+"""
+
+
 class Countdown:
     """Lets the policy speak three times; each turn earns its length."""
 
@@ -156,13 +167,7 @@ def test_the_loss_touches_no_token_of_the_environments() -> None:
 
 def test_a_run_learns_from_episodes_and_both_sides_agree_on_their_probabilities(tmp_path: Path) -> None:
     file = tmp_path / "world.py"
-    file.write_text(
-        "class Parrot:\n"
-        "    def reset(self, **_):\n        self.turn = 0\n"
-        "    def step(self, completion):\n"
-        "        self.turn += 1\n"
-        "        return f'{completion}+1=', float(len(completion) % 3), self.turn == 3\n"
-    )
+    file.write_text(PARROT)
     options: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "engine": "hf", "dataset_name": "arithmetic"}
     options |= {"prompts_per_step": 4, "num_generations": 4, "max_completion_length": 96, "max_prompt_length": 32}
     options |= {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nanorlhf.grpo import GRPOTrainer
+from tests.test_environments import PARROT
 from tests.test_trainer import config, lines
 
 pytestmark = pytest.mark.vllm
@@ -65,3 +66,12 @@ def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: p
         capsys.readouterr()
         next(ticks)
         assert "stale" not in capsys.readouterr().out
+
+
+def test_episodes_of_several_turns(tmp_path: Path) -> None:
+    (tmp_path / "world.py").write_text(PARROT)
+    run(tmp_path / "run", 2, environment=f"{tmp_path}/world.py:Parrot", max_completion_length=96)
+    rows = lines(tmp_path / "run" / "metrics.jsonl")[1:]
+    assert all(row["mismatch/max_abs"] < 1e-3 for row in rows)
+    samples = lines(tmp_path / "run" / "samples.jsonl")
+    assert sum(row["tokens/trained"] for row in rows) < sum(row["length"] for row in samples), "some are not its own"
