@@ -55,7 +55,12 @@ class Reading:
             require("prompt", named, "prompt_column", ", or make prompts with prompt_template")
         self.extract = None if config.answer_pattern is None else extractor(config.answer_pattern)
         for field in self.fields():
-            require(field, {*named, "prompt"}, "prompt_template", " (a brace of its own is written twice)")
+            require(
+                field,
+                [*named, *(["prompt"] if self.form else [])],
+                "prompt_template",
+                " (a brace of its own is written twice)",
+            )
 
     def fields(self) -> list[str]:
         """The columns that the template names."""

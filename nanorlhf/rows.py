@@ -15,7 +15,7 @@ Messages = list[dict[str, str]]
 
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # what ShareGPT calls them
 COUNTDOWN = (
-    "Using the numbers {nums}, each at most once, and the operations +, -, * and /, write an expression that equals "
+    "Using each of the numbers {nums} exactly once, and the operations +, -, * and /, write an expression that equals "
     "{target}. Think first, between <think> and </think>, then give the expression alone between <answer> and "
     "</answer>, as in <answer>(1 + 2) / 3</answer>."
 )
