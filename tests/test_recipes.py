@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 BEGINNINGS = {  # what a prompt of each must hold, as the model sees it
     "openai/gsm8k": "<|im_start|>user\nNatalia sold 48 clips. How many?",
-    "meta-math/MetaMathQA": "What is 6 times 7?\nReason step by step, and put the final answer into \\boxed{}.<|im_end|>",
+    "meta-math/MetaMathQA": "6 times 7?\nReason step by step, and put the final answer into \\boxed{}.<|im_end|>",
     "Jiayi-Pan/Countdown-Tasks-3to4": "User: Using each of the numbers [44, 19, 35] exactly once",
     "Anthropic/hh-rlhf": "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\nHello.\n\nYes?<|im_end|>\n",
     "trl-lib/tldr": "SUBREDDIT: r/cats\n\nPOST: A long one.\n\nTL;DR:",
