@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import AutoConfig
 
 from nanorlhf.algorithm import Algorithm
-from nanorlhf.config import shipped_model
+from nanorlhf.config import shipped_model, split_names
 from nanorlhf.data import Reader, first_rows
 from nanorlhf.engines.build import check_engine
 from nanorlhf.environments import Environment, environment, find_environment, own_questions
@@ -23,6 +23,10 @@ from nanorlhf.reading import Reading, require
 from nanorlhf.reward import Reward, find_rewards
 from nanorlhf.rows import UnfitError
 from nanorlhf.sources import Rows, as_rows, load, only_split
+from nanorlhf.task import TaskConfig
+from nanorlhf.tools import ToolCalls, tool_environment
+
+C = TypeVar("C", bound=TaskConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,13 @@ def enter(
     held_out: Any,
     reader: Reader | None,
     algorithm: type[Algorithm],
+    tools: Any = None,
 ) -> Entry:
     """Looks at everything that was asked for; a mistake is a UsageError."""
     if isinstance(config, PolicyGradientConfig) and config.rollouts_from and config.importance_correction == "none":
         config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
-    environment_class = find_world(config)
+    config, environment_class = find_world(config, tools)
     rewards = find_judges(config, reward_funcs, environment_class)
     samples = not (reader or replays)
     if samples and not rewards:
@@ -82,17 +87,22 @@ def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algori
     return found
 
 
-def find_world(config: TrainConfig) -> type[Environment] | None:
-    """The environment that episodes are played in, where one is asked for."""
-    spec = config.environment if isinstance(config, OnPolicyConfig) else None
-    return None if spec is None else find_environment(spec)
+def find_world(config: C, tools: Any = None) -> tuple[C, type[Environment] | None]:
+    """The environment that episodes are played in, if any; of tools the chat template must know too."""
+    tools = split_names(config.tools) if tools is None else tools
+    if not tools:
+        return config, find_environment(config.environment) if config.environment else None
+    config.require(config.environment is None, "environment", "tools are an environment themselves; choose one")
+    found, described = tool_environment(tools)
+    return dataclasses.replace(config, chat_template_kwargs=config.chat_template_kwargs | {"tools": described}), found
 
 
-def find_judges(config: TrainConfig, given: Any, environment_class: type[Environment] | None) -> list[Reward]:
-    """The rewards given or named, behind what the environment itself gives."""
+def find_judges(config: TaskConfig, given: Any, environment_class: type[Environment] | None) -> list[Reward]:
+    """The rewards given or named, behind what the environment itself gives; tools give none."""
     specs = config.rewards if given is None else given
     found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
-    return [Reward("environment", environment), *found] if environment_class else found
+    earns = environment_class is not None and not issubclass(environment_class, ToolCalls)
+    return [Reward("environment", environment), *found] if earns else found
 
 
 def check_model(config: TrainConfig, model: Any) -> None:

@@ -10,19 +10,22 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.calculator import Calculator
+from nanorlhf.chat import render
 from nanorlhf.engines.base import Completion
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.guessing import Guessing
 from nanorlhf.options import TrainConfig
 from nanorlhf.plugins import from_file, is_file_spec
+from nanorlhf.rows import Messages
 from nanorlhf.types import Sample, Text
 
 
 class Environment(Protocol):
     """One episode's other side; a class whose objects are made anew for every episode.
 
-    Two more attributes may be there: `stop`, strings that end a turn in the middle of the model's message, which goes
-    on after the observation; and `rows(split)`, for environments that bring their own questions.
+    More may be there: `stop`, strings that end a turn in the middle of the model's message, which goes on after the
+    observation; `role`, whose message an observation is, where the model's has ended (user); and `rows(split)`, for
+    environments that bring their own questions.
     """
 
     def reset(self, **columns: Any) -> str | None:
@@ -118,16 +121,11 @@ class Stage:
             text = self.next_turn(prompt, observation)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def next_turn(self, prompt: Text, observation: str) -> str:
+    def next_turn(self, prompt: Messages, observation: str) -> str:
         """What the chat template puts between the end of the model's message and its next one."""
-        mark = "\u2063mark\u2063"
-        messages = [*prompt, {"role": "assistant", "content": mark}, {"role": "user", "content": observation}]
-        rendered = str(
-            self.tokenizer.apply_chat_template(
-                cast(Any, messages), tokenize=False, add_generation_prompt=True, **self.template
-            )
-        )
-        after = rendered.rpartition(mark)[2]
+        mark, role = "\u2063mark\u2063", getattr(self.environment, "role", "user")
+        messages = [*prompt, {"role": "assistant", "content": mark}, {"role": role, "content": observation}]
+        after = render(self.tokenizer, messages, self.template, opens=True).rpartition(mark)[2]
         for end in self.tokenizer.convert_ids_to_tokens(list(self.ends)):
             after = after.removeprefix(str(end))  # which the model wrote itself
         return after

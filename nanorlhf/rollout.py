@@ -13,11 +13,12 @@ from nanorlhf.advantages import has_spread
 from nanorlhf.algorithm import Plan
 from nanorlhf.data import Prompts
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling
-from nanorlhf.environments import Stage
+from nanorlhf.environments import Environment, Stage
 from nanorlhf.metrics import Clock
 from nanorlhf.options import OnPolicyConfig
 from nanorlhf.scoring import Scorer
 from nanorlhf.seeds import derive
+from nanorlhf.task import TaskConfig
 from nanorlhf.types import Prompt, Rollout, Sample
 
 Progress = Callable[[int], None]  # told how many tokens have just arrived
@@ -100,6 +101,22 @@ class Author:
         whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
         sample.text = sample.prompt.prefill + whole
         return goes_on
+
+
+def make_author(
+    config: TaskConfig,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    ends: tuple[int, ...],
+    environment: type[Environment] | None,
+) -> Author:
+    """Who writes the completions that this task asks for, or plays its episodes."""
+    limit = config.max_completion_length
+    if environment is None:
+        return Author(engine, tokenizer, scorer, limit)
+    stage = Stage(environment, tokenizer, ends, limit, config.chat_template_kwargs)
+    return Author(engine, tokenizer, scorer, limit, stage, config.max_turns)
 
 
 class Sampler:

@@ -93,6 +93,11 @@ class TaskConfig:
     environment: str | None = option(
         None, "Episodes of many turns: calculator, guessing, or path/to/file.py:Class.", "rollout"
     )
+    tools: str | list[str] = option(
+        [],
+        "Functions that the model may call in <tool_call> tags: path/to/file.py:function, several with commas.",
+        "rollout",
+    )
     max_turns: int = option(10, "Turns that an episode may have; max_completion_length limits all of it.", "rollout")
 
     # reward

@@ -24,14 +24,14 @@ from nanorlhf.data import Reader
 from nanorlhf.demonstrations import Demonstrations, judged
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine
-from nanorlhf.environments import Stage, stops
+from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.policy import Policy
-from nanorlhf.rollout import Author, Sampler
+from nanorlhf.rollout import Sampler, make_author
 from nanorlhf.scoring import Scorer
 from nanorlhf.stream import prompts_of
 from nanorlhf.tracking import Tracker
@@ -54,12 +54,15 @@ class Trainer:
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
+        tools: Any = None,
     ) -> None:
         args = args or self.config_class()
         if isinstance(model, str):
             args = dataclasses.replace(args, model_name_or_path=model)
             model = None
-        entry = door.enter(args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class)
+        entry = door.enter(
+            args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
+        )
         self.config = args = entry.config
         self.entry, self.scorer = entry, Scorer(entry.rewards, args)
         self.tokenizer = processing_class or load_tokenizer(args, model)
@@ -84,7 +87,8 @@ class Trainer:
         self.sampling = how_to_sample(args, self.policy, self.tokenizer, stops(entry.environment))
         if entry.generates:
             self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
-            self.author = self.make_author()
+            ends = self.sampling.stop_token_ids
+            self.author = make_author(args, self.engine, self.tokenizer, self.scorer, ends, entry.environment)
         self.loop = self.make_loop()
         self.remarks = self.scorer.remarks
         self.done = 0
@@ -95,16 +99,6 @@ class Trainer:
         self.history = rundir.read_metrics(self.run, self.done)
         if self.entry.generates:
             self.engine.update(self.policy)
-
-    def make_author(self) -> Author:
-        """Who writes completions, or plays episodes."""
-        args, limit = self.config, self.config.max_completion_length
-        environment = self.entry.environment
-        if environment is None:
-            return Author(self.engine, self.tokenizer, self.scorer, limit)
-        assert isinstance(args, OnPolicyConfig)
-        stage = Stage(environment, self.tokenizer, self.sampling.stop_token_ids, limit, args.chat_template_kwargs)
-        return Author(self.engine, self.tokenizer, self.scorer, limit, stage, args.max_turns)
 
     def make_loop(self) -> Loop:
         """The loop over the engine's samples, over another run's, or over the dataset's own answers."""
@@ -128,13 +122,17 @@ class Trainer:
             for _ in self.steps():
                 pass
         finally:
-            self.scorer.close()
-            if self.entry.generates:
-                self.engine.close()
+            self.close()
         print(summary(self.history, self.run))
         if self.interrupted:
             print(f"stopped after step {self.done}; go on with --resume {self.run}")
         return self.history
+
+    def close(self) -> None:
+        """Ends the processes of rewards, and the engine."""
+        self.scorer.close()
+        if self.entry.generates:
+            self.engine.close()
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
