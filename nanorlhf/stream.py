@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from typing import Any, cast
 
@@ -18,11 +18,16 @@ from nanorlhf.seeds import derive
 from nanorlhf.sources import Rows
 from nanorlhf.types import Prompt, Text
 
+Numbered = tuple[int, Any]  # a row, and how many came before it
 BUFFER = 10_000  # rows among which the next is drawn
 
 
 class Stream(Prompts):
-    """Prompts of rows that come one after the other, shuffled within a buffer; a resumed run reads them again."""
+    """Prompts of rows that come one after the other, shuffled within a buffer; a resumed run passes over what it had.
+
+    As elsewhere a row that does not fit gives its place to another, here one of those to come, so that places count
+    rows, and passing over them takes no more than reading them.
+    """
 
     def look(self) -> int:
         """Makes sure that there is a prompt near the beginning."""
@@ -35,63 +40,75 @@ class Stream(Prompts):
         return f"prompts from a stream ({self.maker.why()} so far)"
 
     def rewind(self) -> None:
-        """Back to the first prompt."""
-        self.buffer: list[tuple[int, Any]] = []
-        self.window: deque[Prompt] = deque()
-        self.start = 0  # place of the window's first prompt
-        self.coming = self.kept(self.shuffled())
+        """Back to the first row."""
+        self.buffer: list[Numbered] = []
+        self.window: deque[Numbered] = deque()
+        self.start = 0  # place of the window's first row
+        self.coming = self.shuffled()
 
     def batch(self, step: int, size: int) -> list[Prompt]:
+        """The prompts of step `step`, counted from 0."""
         first = step * size
         if first < self.start:
             self.rewind()
         while self.start + len(self.window) < first + size:
             self.window.append(next(self.coming))
-            while self.window and self.start < first:
+            if self.start < first:
                 self.window.popleft()
                 self.start += 1
         while self.start < first:
             self.window.popleft()
             self.start += 1
-        return list(islice(self.window, size))
+        rows = enumerate(islice(self.window, size), first)
+        return [self.taken(row, random.Random(derive(self.seed, "instead", place))) for place, row in rows]
 
     def beside(self, size: int, *occasion: int) -> list[Prompt]:
         """A random sample of the rows to come, the same each time after the same step's batch."""
         draw = random.Random(derive(self.seed, "beside", *occasion))
-        if not self.buffer:
-            return [draw.choice(self.window) for _ in range(size)]
-        return list(islice(self.kept(draw.choice(self.buffer) for _ in count()), size))
+        return [self.taken(draw.choice(self.buffer or self.window), draw) for _ in range(size)]
+
+    def taken(self, row: Numbered, draw: random.Random) -> Prompt:
+        """The prompt of this row, or else of another that is drawn."""
+        for _ in range(LOOK):
+            prompt = self.maker(*row)
+            if prompt:
+                return prompt
+            row = draw.choice(self.buffer or self.window)
+        raise UsageError(f"hardly a prompt can be used: {self.maker.why()}")
 
     def held_out(self, size: int) -> list[Prompt]:
         """The first prompts there are, the same for every run."""
-        return list(islice(self.kept(enumerate(readable(self.dataset))), size))
+        found: list[Prompt] = []
+        for number, row in enumerate(readable(self.dataset)):
+            prompt = self.maker(number, row)
+            found += [prompt] if prompt else []
+            if len(found) == size:
+                break
+            if number + 1 == LOOK and not found:
+                raise UsageError(f"hardly a prompt can be used: {self.maker.why()}")
+        if not found:
+            self.maker.check(0)
+        return found
 
     def sample(self, size: int, draw: random.Random) -> list[Prompt]:
         """The run's own first prompts."""
         return self.batch(0, size)
 
-    def kept(self, rows: Iterable[tuple[int, Any]]) -> Iterator[Prompt]:
-        """The prompts of these rows, as long as one comes now and then."""
-        vain = 0
-        for index, row in rows:
-            prompt = self.maker(index, row)
-            vain = 0 if prompt else vain + 1
-            if vain == LOOK:
-                raise UsageError(f"hardly a prompt can be used: {self.maker.why()}")
-            if prompt:
-                yield prompt
-
-    def shuffled(self) -> Iterator[tuple[int, Any]]:
+    def shuffled(self) -> Iterator[Numbered]:
         """Numbered rows without end, epoch after epoch: parts of the dataset shuffled, rows within the buffer."""
-        number = count()
+        read = 0
         for epoch in count():
+            before = read
             seed = derive(self.seed, "epoch", epoch)
             draw = random.Random(seed)
             rows = cast(datasets.IterableDataset, self.dataset).shuffle(seed=seed, buffer_size=1)
             for row in readable(rows):
-                self.buffer.append((next(number), row))
+                self.buffer.append((read, row))
+                read += 1
                 if len(self.buffer) > BUFFER:
                     yield self.buffer.pop(draw.randrange(len(self.buffer)))
+            if read == before:
+                raise UsageError(f"the stream gives rows only once, and there were {read:,}")
             draw.shuffle(self.buffer)
             while self.buffer:
                 yield self.buffer.pop()
