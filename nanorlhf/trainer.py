@@ -124,6 +124,8 @@ class Trainer:
         finally:
             self.close()
         print(summary(self.history, self.run))
+        if self.prompts.dropped > self.dropped:
+            print(f"in all, {self.prompts.maker.why()}")
         if self.interrupted:
             print(f"stopped after step {self.done}; go on with --resume {self.run}")
         return self.history
@@ -208,6 +210,7 @@ class Trainer:
         print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         print(self.policy.coverage)
         print(f"{self.prompts.summary()}, {len(self.held_out)} held out")
+        self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
         print(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
         print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)

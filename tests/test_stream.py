@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,9 +15,11 @@ from nanorlhf import data, stream
 from nanorlhf.config import shipped_model
 from nanorlhf.demonstrations import demonstration
 from nanorlhf.errors import UsageError
+from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.options import TrainConfig
 from nanorlhf.stream import Stream, prompts_of
 from nanorlhf.types import Prompt
+from tests.test_trainer import assert_same_outcome, small, take
 
 SIZE = 30
 LONG = {0, 9, 20}
@@ -138,3 +142,22 @@ def test_streams_that_cannot_serve(
         made(tokenizer, nothing, **options)
     with pytest.raises(UsageError, match=r"hardly a prompt can be used: 50 dropped: 50 empty|few_shot=1 needs 2 rows"):
         made(tokenizer, useless, **options)
+
+
+def test_a_run_on_a_stream_says_what_it_dropped_and_resumes_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"max_prompt_length": 20, "dynamic_sampling": 1, "eval_steps": 0, "reward_workers": 0}
+
+    def run(name: str, **more: Any) -> GRPOTrainer:
+        args = GRPOConfig(**small(tmp_path / name) | options | more)
+        given = datasets.IterableDataset.from_generator(lambda: ({**row, "answer": "1"} for row in rows()))
+        return GRPOTrainer(args=args, train_dataset=given)
+
+    run("whole").train()
+    said = capsys.readouterr().out
+    assert "prompts from a stream (1 dropped: 1 longer than 20 tokens so far), 0 held out" in said
+    assert re.search(r"in all, [23] dropped: [23] longer than 20 tokens", said)
+    take(run("parts"), 2)
+    take(run("parts", resume=str(tmp_path / "parts")), 2)
+    assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
