@@ -31,6 +31,7 @@ SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/
 SYSTEM += ["/etc/alternatives", "/etc/ld.so.cache"]
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 ENVIRONMENT |= {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # threads count as processes
+PROBE = "import json, sys; assert sys.version_info >= (3, 10), f'its Python is {sys.version}'; print('inside')"
 FIRST_UID = 0x7000_0000  # in the range that systemd's list of user ids leaves to nobody
 START = 60.0  # seconds, far more than setting up or clearing away can take, after which the sandbox itself is at fault
 
@@ -73,7 +74,7 @@ class SandboxError(RuntimeError):
     """The sandbox failed, whatever the program is like."""
 
 
-def run(program: str, stdin: str = "", *, limits: Limits = Limits(), method: str) -> Outcome:
+def run(program: str, stdin: str | bytes = "", *, limits: Limits = Limits(), method: str) -> Outcome:
     """Runs the text of a Python program by one of METHODS, or UNCONTAINED; when this returns, nothing of it is left."""
     with ExitStack() as stack:
         files = [stack.enter_context(in_memory(text)) for text in (program, stdin)]
@@ -108,10 +109,10 @@ def run(program: str, stdin: str = "", *, limits: Limits = Limits(), method: str
     return Outcome(status, bool(killed) or status == -signal.SIGXCPU, bool(cut), *texts)
 
 
-def in_memory(text: str) -> BinaryIO:
+def in_memory(text: str | bytes) -> BinaryIO:
     """A file that holds the text and has no name."""
     file = os.fdopen(os.memfd_create("nanorlhf"), "w+b")
-    file.write(text.encode(errors="replace"))
+    file.write(text.encode(errors="replace") if isinstance(text, str) else text)
     file.seek(0)
     return file
 
@@ -192,7 +193,7 @@ def refusal(method: str) -> str | None:
     if method == "uid" and os.getuid() != 0:
         return "for root only"
     try:
-        outcome = run("import json; print('inside')", method=method)
+        outcome = run(PROBE, method=method)
     except (OSError, SandboxError) as error:
         return str(error)
     return None if outcome.stdout == "inside\n" else last_line(outcome.stderr)

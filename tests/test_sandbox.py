@@ -119,7 +119,7 @@ def test_it_has_the_packages_of_this_environment(method: str) -> None:
 def test_time_is_limited(method: str, program: str) -> None:
     began = time.monotonic()
     assert attempt(program, method, seconds=0.3).timed_out
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("ask", ["bytearray(10 << 30)", "__import__('mmap').mmap(-1, 10 << 30)", "[0] * (10 << 27)"])
@@ -189,18 +189,22 @@ for act in [*acts, lambda: os.listdir(mine[:-5]), lambda: os.symlink("/", "root"
 """
     assert attempt(program, method).stdout == "no\n" * 5
     assert mine.read_text() == SECRET
-    assert not [folder for folder in folders if (folder / "planted-by-a-test").exists()]
+    planted = [folder / "planted-by-a-test" for folder in folders if (folder / "planted-by-a-test").exists()]
+    for file in planted:
+        file.unlink(missing_ok=True)
+    assert not planted
 
 
-def test_namespaces_of_the_programs_own_open_nothing(method: str) -> None:
+def test_nothing_can_be_mounted_anew(method: str) -> None:
     shown = next(path for path in sandbox.view()[0] if Path(path).is_dir())
     program = f"""
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
-libc.unshare(0x10000000 | 0x20000)  # a user's and a mount namespace, where all capabilities are its own
-print(libc.mount(None, b"{shown}", None, 32 | 4096, None), libc.umount2(b"{shown}", 2))
+for _ in range(2):
+    print(libc.mount(None, b"{shown}", None, 32 | 4096, None), libc.umount2(b"{shown}", 2))
+    libc.unshare(0x10000000 | 0x20000)  # a user's and a mount namespace, where all capabilities are its own
 """
-    assert attempt(program, method).stdout == "-1 -1\n"
+    assert attempt(program, method).stdout == "-1 -1\n" * 2
 
 
 def test_the_trainers_environment_is_not_seen(
@@ -273,12 +277,13 @@ time.sleep(0.1)
 def test_nothing_is_left_when_it_ends(method: str, scratch: Path) -> None:
     began = time.monotonic()
     assert attempt(DAEMON, method).status == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert processes(scratch) == [] and list(scratch.iterdir()) == []
 
 
 def test_nothing_is_left_when_the_caller_is_killed(method: str, scratch: Path) -> None:
-    call = f"from nanorlhf import sandbox; sandbox.run({DAEMON + 'time.sleep(60)'!r}, method={method!r})"
+    program, limits = f"{DAEMON}time.sleep(60)", Limits(seconds=60)
+    call = f"from nanorlhf.sandbox import *; run({program!r}, limits={limits!r}, method={method!r})"
     caller = subprocess.Popen([sys.executable, "-c", call], env=os.environ | {"TMPDIR": str(scratch)})
     assert eventually(lambda: len(processes(scratch)) >= 3)  # who watches, the program, its daemon
     caller.send_signal(signal.SIGKILL)
