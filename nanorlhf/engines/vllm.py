@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
+from nanorlhf.engines.cache import sequence_bytes
 from nanorlhf.engines.guest import kept_random_state, undisturbed
 from nanorlhf.errors import UsageError
 from nanorlhf.seeds import derive
@@ -24,7 +25,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has roo
 ADAPTER = 1  # vLLM's number of the one adapter
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
-CPU_SEQUENCES, CPU_CACHE, CPU_BLOCK = 256, 2**30, 128  # sequences at once, bytes at most, tokens in a block
+CPU_CACHE, CPU_BLOCK = 2**30, 128  # bytes at most, tokens in a block
+SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at once, tokens in a block of a GPU's cache
 
 
 class VLLMEngine:
@@ -63,6 +65,8 @@ class VLLMEngine:
                 model_name_or_path, max_model_len, dtype, trust_remote_code
             )
             vllm_args = ON_CPU | vllm_args
+        else:  # as the memory plan counts on
+            vllm_args = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} | vllm_args
         self.sampling, self.sync, self.version = sampling, sync, -1
         self.devices = [torch.cuda.current_device()] if cuda else []
         self.sleeps, self.ready = cuda and sleep, True
@@ -195,12 +199,9 @@ def room_for(rank: int) -> int:
 
 def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
     """Key-value cache for 256 sequences of full length, at most 1 GiB, but always enough for two."""
-    config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token = 2 * config.num_hidden_layers * heads * size * getattr(torch, dtype).itemsize
-    sequence = -(-max_model_len // CPU_BLOCK) * CPU_BLOCK * token
-    return max(min(CPU_SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
+    about = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    sequence = sequence_bytes(about, getattr(torch, dtype), max_model_len, CPU_BLOCK)
+    return max(min(SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
 
 
 def start(cpu: bool, **engine_args: Any) -> Any:
