@@ -21,7 +21,7 @@ from nanorlhf.seeds import derive
 from nanorlhf.task import TaskConfig
 from nanorlhf.types import Prompt, Rollout, Sample
 
-Progress = Callable[[int], None]  # told how many tokens have just arrived
+Progress = Callable[[int], object]  # told how many tokens have just arrived
 
 
 class Source(Protocol):

@@ -27,14 +27,15 @@ def estimate(values: Sequence[float]) -> Estimate:
     """The mean of one value for each prompt, prompts being what varies.
 
     Where every value is 0 or 1 Wilson's interval (doi:10.1080/01621459.1927.10502953), which is right at the ends too;
-    else the normal one.
+    else the normal one, within 0 and 1 where every value is.
     """
     n, mean = len(values), fmean(values)
     if all(value in (0, 1) for value in values):
         centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
         return Estimate(mean, (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n))
     margin = Z * stdev(values) / math.sqrt(n) if n > 1 else math.inf
-    return Estimate(mean, mean - margin, mean + margin)
+    low, high = (0.0, 1.0) if all(0 <= value <= 1 for value in values) else (-math.inf, math.inf)
+    return Estimate(mean, max(low, mean - margin), min(high, mean + margin))
 
 
 def pass_at(k: int, passed: Sequence[bool]) -> float:

@@ -39,7 +39,8 @@ def test_the_normal_interval() -> None:
     got = estimate([0.0, 0.5, 1.0, 0.5])
     margin = 1.959964 * math.sqrt(1 / 6) / 2
     assert (got.mean, got.low, got.high) == pytest.approx((0.5, 0.5 - margin, 0.5 + margin), abs=1e-6)
-    assert estimate([0.5]).high == math.inf
+    assert estimate([0.5]).high == 1
+    assert estimate([2.0]).high == math.inf
 
 
 def test_two_shares() -> None:

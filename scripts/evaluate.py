@@ -1,0 +1,212 @@
+"""Held-out scores of any run, checkpoint or base model: greedy, sampled, pass@k and majority@k, with intervals.
+
+    python -m nanorlhf.scripts.evaluate runs/mine --samples 8
+    python -m nanorlhf.scripts.evaluate Qwen/Qwen2.5-0.5B --recipe grpo/recipes/gsm8k.yaml --samples 8
+
+A run's own config.yaml says model, data and rewards; a recipe lies over it, and options on the command line over both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import transformers
+import yaml
+from tqdm.auto import tqdm
+
+from nanorlhf import checkpoint, door
+from nanorlhf.algorithm import Plan
+from nanorlhf.chat import use_template
+from nanorlhf.cli import parse
+from nanorlhf.config import config, option
+from nanorlhf.engines.build import build_engine, check_engine
+from nanorlhf.environments import own_questions, stops
+from nanorlhf.errors import RewardError, UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.policy import Policy
+from nanorlhf.reward import find_rewards
+from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
+from nanorlhf.rollout import make_author
+from nanorlhf.scoring import Scorer
+from nanorlhf.seeds import derive
+from nanorlhf.statistics import Estimate, estimate, majority_at, pass_at
+from nanorlhf.stream import prompts_of
+from nanorlhf.task import TaskConfig
+from nanorlhf.trainer import how_to_sample, load_tokenizer
+from nanorlhf.types import Sample
+
+
+@config
+class EvaluateConfig(TaskConfig):
+    """Evaluates a model on held-out prompts: give it a run, a checkpoint or a model first."""
+
+    samples: int = option(1, "Sampled completions for each prompt.", "evaluation")
+    greedy: bool = option(True, "A greedy completion for each prompt too.", "evaluation")
+    pass_at: float = option(1.0, "The reward from which on a completion passes.", "evaluation")
+    output: str | None = option(
+        None, "Where results go (JSON; completions beside it as JSON lines); none: only to the screen.", "evaluation"
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        self.not_negative("samples")
+        self.require(self.samples > 0 or self.greedy, "samples", "without greedy there must be some")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 where everything could be evaluated, 1 where a reward failed, 2 where the command cannot work."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    subject = words.pop(0) if words and not words[0].startswith("-") else ""
+    recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipes.add_argument("--recipe", type=Path)
+    recipe, others = recipes.parse_known_args(words)
+    try:
+        known, model = about(subject)
+        below = known | (task_part(recipe.recipe) if recipe.recipe else {}) | model
+        print_only, chosen = parse(EvaluateConfig, "evaluate", Path(), others, below)
+        if print_only:
+            print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
+            return 0
+        print(f"evaluate: {chosen.adapter_name_or_path or chosen.model_name_or_path or 'no model'}", flush=True)
+        results, rows = evaluate(chosen)
+        print("\n".join(f"{name:>16}  {shown(value)}" for name, value in results.items()))
+        if chosen.output:
+            write(Path(chosen.output), results, rows)
+    except (UsageError, RewardError) as error:
+        print(f"evaluate: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def about(subject: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run directory, a checkpoint or a model's name says of the task, and of the model."""
+    if not subject:
+        return {}, {}
+    where = Path(subject)
+    run = next((folder for folder in (where, *where.parents[:2]) if (folder / "config.yaml").is_file()), None)
+    folder = checkpoint.latest(where) if run == where else where
+    if folder is None:
+        raise UsageError(f"{subject!r} has no checkpoint yet")
+    kind = "adapter_name_or_path" if (folder / "adapter_config.json").is_file() else "model_name_or_path"
+    return task_part(run / "config.yaml") if run else {}, {kind: str(folder) if run else subject}
+
+
+def task_part(recipe: Path) -> dict[str, Any]:
+    """Those options of a recipe that are not about training."""
+    if not recipe.is_file():
+        raise UsageError(f"there is no recipe {str(recipe)!r}")
+    names = {field.name for field in dataclasses.fields(TaskConfig)}
+    return {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in names}
+
+
+def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Every figure by its name, and every completion."""
+    transformers.utils.logging.disable_progress_bar()
+    chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
+    shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
+    task = TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none")
+    task, environment = door.find_world(task)
+    rewards = door.find_judges(task, None, environment) or find_rewards([])
+    door.check_model(task, None)
+    check_engine(task)
+    train, held_out = None, None
+    if environment and not task.dataset_name:
+        train, held_out = own_questions(environment, task)
+    train, held_out = door.load_datasets(task, rewards, None, train, held_out)
+    tokenizer = load_tokenizer(task, None)
+    use_template(tokenizer, task)
+    seen = prompts_of(train, tokenizer, task)
+    unseen = seen if held_out is None else prompts_of(held_out, tokenizer, task, None, seen.examples)
+    if held_out is None:
+        print("no held-out split is named (dataset_test_split), so these are prompts of the training split")
+    prompts = unseen.held_out(task.eval_prompts)
+    policy = Policy(task)
+    sampling = how_to_sample(task, policy, tokenizer, stops(environment))
+    scorer, plan = Scorer(rewards, task), Plan(chosen.samples, chosen.greedy)
+    with tempfile.TemporaryDirectory() as folder, closing(scorer):
+        with closing(build_engine(task, policy, tokenizer, sampling, Path(folder))) as engine:
+            engine.update(policy)
+            author = make_author(task, engine, tokenizer, scorer, sampling.stop_token_ids, environment)
+            with tqdm(unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
+                samples, greedy = author.write(prompts, plan, derive(task.seed, "evaluation"), progress=bar.update)
+        scorer.finish([*samples, *greedy])
+        for line in scorer.report()[1]:
+            print(line)
+    rows = [row(s, greedy=False) for s in samples] + [row(s, greedy=True) for s in greedy]
+    return figures(chosen, samples, greedy), rows
+
+
+def figures(chosen: EvaluateConfig, samples: Sequence[Sample], greedy: Sequence[Sample]) -> dict[str, Any]:
+    """What the scores come to; prompts without a scored completion are left out."""
+    names: dict[str, Any] = {"prompts": len(greedy) or len(samples) // chosen.samples}
+    scored = [s.reward for s in greedy if s.reward is not None]
+    if scored:
+        names["greedy reward"] = estimate(scored)
+        names["greedy passes"] = estimate([float(reward >= chosen.pass_at) for reward in scored])
+    groups = [samples[i : i + chosen.samples] for i in range(0, len(samples), chosen.samples or 1)]
+    groups = [[s for s in group if s.reward is not None] for group in groups]
+    groups = [group for group in groups if group]
+    if groups:
+        names["sampled reward"] = estimate([fmean(s.reward or 0.0 for s in group) for group in groups])
+        verdicts = [[(s.reward or 0.0) >= chosen.pass_at for s in group] for group in groups]
+        names[f"avg@{chosen.samples}"] = estimate([fmean(map(float, verdict)) for verdict in verdicts])
+        for k in [2**i for i in range(1, chosen.samples.bit_length()) if 2**i <= chosen.samples]:
+            whole = [(group, verdict) for group, verdict in zip(groups, verdicts, strict=True) if len(group) >= k]
+            if whole:
+                names[f"pass@{k}"] = estimate([pass_at(k, verdict) for _, verdict in whole])
+                answers = [[answer_of(s.text) for s in group] for group, _ in whole]
+                votes = [majority_at(k, said, verdict) for said, (_, verdict) in zip(answers, whole, strict=True)]
+                names[f"majority@{k}"] = estimate(votes)
+    everyone = [*samples, *greedy]
+    names["unscored"] = sum(s.reward is None for s in everyone)
+    names["truncated"] = fmean(float(not s.stopped) for s in everyone)
+    names["mean length"] = fmean(len(s.completion_ids) for s in everyone)
+    return names
+
+
+def answer_of(text: str) -> str | None:
+    """What a completion votes for: its last answer in tags, in a box, or else its last number."""
+    number = last_number(text)
+    return last_tagged(text) or last_boxed(text) or (None if number is None else str(number))
+
+
+def shown(value: Any) -> str:
+    """A figure as the table has it."""
+    return f"{value:,.3g}" if isinstance(value, float) else str(value)
+
+
+def row(sample: Sample, greedy: bool) -> dict[str, Any]:
+    """A completion as a line of JSON."""
+    return {
+        "index": sample.prompt.index,
+        "greedy": greedy,
+        "prompt": sample.prompt.text,
+        "completion": sample.text,
+        "reward": sample.reward,
+        "rewards": sample.rewards,
+        "length": len(sample.completion_ids),
+        "stopped": sample.stopped,
+    }
+
+
+def write(path: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """The figures, and the completions beside them."""
+    plain = {k: dataclasses.asdict(v) if isinstance(v, Estimate) else v for k, v in results.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain, indent=1) + "\n")
+    lines = path.with_suffix(".samples.jsonl")
+    lines.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    print(f"written to {path} and {lines}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

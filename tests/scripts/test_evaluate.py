@@ -1,0 +1,68 @@
+"""Evaluation of runs, checkpoints and models: figures that can be counted again from the completions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from nanorlhf.grpo import GRPOTrainer
+from nanorlhf.scripts.evaluate import about, answer_of, main
+from nanorlhf.statistics import pass_at
+from tests.test_trainer import config
+
+
+def test_a_run_is_evaluated_with_its_own_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GRPOTrainer(args=config(tmp_path / "run", max_steps=2, eval_prompts=4)).train()
+    output = tmp_path / "figures.json"
+    assert main([str(tmp_path / "run"), "--samples", "4", "--eval_prompts", "30", "--output", str(output)]) == 0
+    assert "pass@4" in capsys.readouterr().out
+    figures = json.loads(output.read_text())
+    rows = [json.loads(line) for line in (tmp_path / "figures.samples.jsonl").read_text().splitlines()]
+    greedy, sampled = ([row for row in rows if row["greedy"] is kind] for kind in (True, False))
+    assert (figures["prompts"], len(greedy), len(sampled)) == (30, 30, 120)
+    assert figures["greedy passes"]["mean"] == fmean(row["reward"] for row in greedy)
+    groups = [[row["reward"] == 1 for row in sampled[i : i + 4]] for i in range(0, 120, 4)]
+    assert figures["avg@4"]["mean"] == pytest.approx(fmean(row["reward"] for row in sampled))
+    assert figures["pass@2"]["mean"] == pytest.approx(fmean(pass_at(2, group) for group in groups))
+    assert figures["pass@4"]["mean"] == fmean(float(any(group)) for group in groups)
+    assert figures["pass@4"]["mean"] >= figures["majority@4"]["mean"]
+
+
+def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_000002").mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("step_000002\n")
+    (run / "checkpoints" / "step_000002" / "adapter_config.json").write_text("{}")
+    (run / "config.yaml").write_text("model_name_or_path: base\ndataset_name: d\nlearning_rate: 1.0\n")
+    checkpoint = str(run / "checkpoints" / "step_000002")
+    task = {"model_name_or_path": "base", "dataset_name": "d"}
+    assert about(str(run)) == about(checkpoint) == (task, {"adapter_name_or_path": checkpoint})
+    (run / "checkpoints" / "step_000002" / "adapter_config.json").unlink()
+    assert about(str(run))[1] == {"model_name_or_path": checkpoint}, "all weights were trained"
+    assert about("some/model") == ({}, {"model_name_or_path": "some/model"})
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "give a run, a checkpoint or a model first"),
+        (["nanorlhf:adder"], "no reward"),
+        (["nowhere", "--recipe", "grpo/recipes/tiny.yaml"], "model_name_or_path='nowhere' cannot be loaded"),
+        (["nanorlhf:adder", "--recipe", "nowhere.yaml"], "there is no recipe"),
+        (["nanorlhf:adder", "--sample", "3"], "did you mean 'samples'"),
+        (["nanorlhf:adder", "--samples", "0", "--greedy", "false"], "there must be some"),
+    ],
+)
+def test_mistakes(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_what_a_completion_votes_for() -> None:
+    assert answer_of("<answer> 3 </answer>, that is \\boxed{4}") == "3"
+    assert answer_of("so \\boxed{x+1}, not 5") == "x+1"
+    assert answer_of("1 and then 1,000.0") == "1000"
+    assert answer_of("no idea") is None
