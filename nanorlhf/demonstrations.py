@@ -83,14 +83,18 @@ def judged(loop: Loop, rollout: Rollout) -> dict[str, float | None]:
     everything = torch.ones(len(rollout.samples), dtype=torch.bool)
     if not rollout.columns:
         loop.measure(rollout, everything)
-    averages, total = Averages(), 0.0
-    for batch in loop.batches(rollout, loop.algorithm.credit(rollout), everything, everything):
-        here = batch.to(loop.policy.device)
-        loss = loop.algorithm.loss(*loop.policy.logprobs(here), here)
-        total += (here.weights * loss.tokens).sum().item()
-        for name, values in loss.stats.items():
-            averages.add(name, values)
-    return {"eval/loss": total} | {f"eval/{name}": mean for name, mean in averages.metrics(()).items()}
+
+    def judge() -> dict[str, float | None]:
+        averages, total = Averages(), 0.0
+        for batch in loop.batches(rollout, loop.algorithm.credit(rollout), everything, everything):
+            here = batch.to(loop.policy.device)
+            loss = loop.algorithm.loss(*loop.policy.logprobs(here), here)
+            total += (here.weights * loss.tokens).sum().item()
+            for name, values in loss.stats.items():
+                averages.add(name, values)
+        return {"eval/loss": total} | {f"eval/{name}": mean for name, mean in averages.metrics(()).items()}
+
+    return loop.fit("evaluation", rollout, everything, judge, loop.algorithm.together)
 
 
 def answer_ids(

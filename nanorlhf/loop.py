@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
+from nanorlhf.budget import Budget
 from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.engines.base import Engine
 from nanorlhf.metrics import Averages, Clock, peak_gib, rollout_metrics
@@ -17,10 +20,13 @@ from nanorlhf.optim import Optimizer
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack, token_weights
 from nanorlhf.policy import Policy
+from nanorlhf.rehearsal import rehearse
 from nanorlhf.reward import TrainerState
 from nanorlhf.rollout import Progress, Source
 from nanorlhf.scoring import Scorer
 from nanorlhf.types import Credit, MicroBatch, Rollout
+
+R = TypeVar("R")
 
 TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
 MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
@@ -52,9 +58,32 @@ class Loop:
     ) -> None:
         self.config, self.algorithm, self.policy, self.source = config, algorithm, policy, source
         self.scorer, self.engine, self.critic = scorer, engine, critic
-        self.token_budget = TOKENS[policy.device.type] if config.token_budget == "auto" else config.token_budget
+        self.budget = Budget(TOKENS[policy.device.type] if config.token_budget == "auto" else config.token_budget)
         self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate)
         self.reuses_rollout = config.updates * config.epochs > 1
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens in a micro-batch."""
+        return self.budget.tokens
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The policy's, and the critic's."""
+        return [self.optimizer, self.critic.optimizer] if self.critic else [self.optimizer]
+
+    def probe(self) -> list[str]:
+        """Before training on CUDA, where the budget is ours to choose: lowers it until the longest samples fit."""
+        if self.policy.device.type != "cuda" or self.config.token_budget != "auto":
+            return []
+        sleeper = self.engine if self.config.engine_sleep else None
+        if sleeper:
+            sleeper.sleep()
+        rehearse(self)
+        if sleeper:
+            sleeper.wake()
+            sleeper.update(self.policy)
+        return self.budget.told()
 
     def step(self, step: int, progress: Progress = lambda tokens: None) -> Step:
         """Samples, rewards, credit, updates, new weights for the engine."""
@@ -79,27 +108,52 @@ class Loop:
                 self.engine.wake()
                 self.engine.update(self.policy)
         metrics = {"step": step} | rollout_metrics(rollout) | updated
+        metrics["groups/dropped_fraction"] = dropped.float().mean().item()
+        warnings += self.budget.told() + (self.engine.told() if self.engine else [])
         if self.scorer:
             noted, failures = self.scorer.report()
             metrics |= noted
             warnings += failures
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
+        metrics["memory/token_budget"] = self.token_budget
         metrics["memory/peak_gib"] = peak_gib(self.policy.device)
         return Step(rollout, credit, metrics, warnings + self.disagreement(metrics))
+
+    def fit(self, phase: str, rollout: Rollout, chosen: Tensor, work: Callable[[], R], together: int = 1) -> R:
+        """What `work` makes of the samples `chosen (S,)`: all of it again, in smaller rows, where memory runs out."""
+        version, index = self.policy.version, chosen.nonzero().flatten().tolist()
+        sizes = [rollout.samples[i].row_length for i in index]
+        lengths = [sum(sizes[i : i + together]) for i in range(0, len(sizes), together)] or [0]
+
+        def undo() -> None:
+            self.clear()
+            self.policy.version = version
+
+        return self.budget.fit(phase, [max(lengths)] if self.policy.one_per_row else lengths, work, undo)
+
+    def clear(self) -> None:
+        """Forgets gradients."""
+        for optimizer in self.optimizers:
+            optimizer.clear()
 
     @torch.no_grad()
     def measure(self, rollout: Rollout, chosen: Tensor) -> None:
         """Adds the columns that the algorithm needs, and old log-probabilities for rollouts of several updates."""
         needs = self.algorithm.needs | ({"logprobs"} if self.reuses_rollout else set())
         for name in sorted(needs):
-            columns = {"logprobs": ("logprobs", "entropy")}.get(name, (name,))
-            empty = torch.zeros(int(rollout.lengths.sum()))
-            rollout.columns |= {column: empty.clone() for column in columns}
-            for batch in pack(rollout, chosen, empty, self.token_budget, self.policy.one_per_row):
-                for column, values in zip(columns, self.measured(name, batch.to(self.policy.device)), strict=True):
-                    rollout.columns[column][batch.tokens] = values.cpu()
+            rollout.columns |= self.fit("measure", rollout, chosen, partial(self.column, name, rollout, chosen))
         if self.reuses_rollout:
             rollout.columns["old_logprobs"] = rollout.columns["logprobs"]
+
+    def column(self, name: str, rollout: Rollout, chosen: Tensor) -> dict[str, Tensor]:
+        """(N,) what is measured of the samples `chosen (S,)`, 0 for the tokens of others."""
+        names = {"logprobs": ("logprobs", "entropy")}.get(name, (name,))
+        empty = torch.zeros(int(rollout.lengths.sum()))
+        columns = {n: empty.clone() for n in names}
+        for batch in pack(rollout, chosen, empty, self.token_budget, self.policy.one_per_row):
+            for n, values in zip(names, self.measured(name, batch.to(self.policy.device)), strict=True):
+                columns[n][batch.tokens] = values.cpu()
+        return columns
 
     def measured(self, name: str, batch: MicroBatch) -> tuple[Tensor, ...]:
         """(N,) log-probabilities and entropy of the policy as it is, log-probabilities of the reference, or values."""
@@ -120,13 +174,16 @@ class Loop:
         self.policy.model.train()
         for epoch in range(self.config.epochs):
             for part in parts(rollout, self.config.updates):
-                batches = self.batches(rollout, credit, trained & part, credit.keep & part)
-                loss, norm = self.optimize(batches, averages, measured=epoch == 0)
+                chosen, together = trained & part, self.algorithm.together
+                cut = partial(self.batches, rollout, credit, chosen, credit.keep & part)
+                taught = partial(self.taught, cut, averages, epoch == 0)
+                loss, norm, averages = self.fit("update", rollout, chosen, taught, together)
                 if self.critic is not None:
-                    self.critic.update(batches, averages)
+                    taught = partial(self.critic_taught, self.critic, cut, averages)
+                    averages = self.fit("critic", rollout, chosen, taught, together)
                 losses.append(loss)
                 norms.append(norm)
-                tokens += sum(len(b.targets) for b in batches)
+                tokens += int(rollout.lengths[chosen].sum())
         self.policy.model.eval()
         if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
             gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
@@ -137,6 +194,19 @@ class Loop:
             means["value/explained_variance"] = explained_variance(values, returns)
         updates = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), "learning_rate": rate}
         return updates | means | {"kl_coef": self.algorithm.kl_coef, "tokens/trained": tokens}
+
+    def taught(
+        self, cut: Callable[[], list[MicroBatch]], averages: Averages, measured: bool
+    ) -> tuple[float, float, Averages]:
+        """One update's loss and gradient norm, and figures that hold it too; those given stay, should it break off."""
+        averages = copy.deepcopy(averages)
+        return *self.optimize(cut(), averages, measured), averages
+
+    def critic_taught(self, critic: Critic, cut: Callable[[], list[MicroBatch]], averages: Averages) -> Averages:
+        """The same of the critic."""
+        averages = copy.deepcopy(averages)
+        critic.update(cut(), averages)
+        return averages
 
     def batches(self, rollout: Rollout, credit: Credit, trained: Tensor, counted: Tensor) -> list[MicroBatch]:
         """One update's micro-batches: weights over all that counts, rows of what passes through the model."""
@@ -170,7 +240,9 @@ class Loop:
         """What a resumed run must know beside the weights."""
         parts = {"optimizer": self.optimizer, "algorithm": self.algorithm}
         parts |= {"critic": self.critic} if self.critic else {}
-        return {name: part.state_dict() for name, part in parts.items()} | {"version": self.policy.version}
+        lowered = self.token_budget if self.budget.lowered else None
+        own = {"version": self.policy.version, "token_budget": lowered}
+        return {name: part.state_dict() for name, part in parts.items()} | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
@@ -179,6 +251,8 @@ class Loop:
         if self.critic:
             self.critic.load_state_dict(state["critic"])
         self.policy.version = state["version"]
+        if state["token_budget"] is not None:
+            self.budget.tokens, self.budget.lowered = min(self.token_budget, state["token_budget"]), True
 
     def stale(self) -> list[str]:
         """Says so where the engine serves other weights than the policy has."""

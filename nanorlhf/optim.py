@@ -18,7 +18,10 @@ class Optimizer:
     def __init__(self, config: TrainConfig, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
         self.parameters, self.max_norm = list(parameters), config.max_grad_norm
         betas = (config.adam_beta1, config.adam_beta2)
-        self.adam = torch.optim.AdamW(self.parameters, learning_rate, betas, weight_decay=config.weight_decay)
+        fused = all(p.is_cuda for p in self.parameters) or None  # one pass in place, with nothing to make room for
+        self.adam = torch.optim.AdamW(
+            self.parameters, learning_rate, betas, weight_decay=config.weight_decay, fused=fused
+        )
         self.scheduler = schedule(config, self.adam)
 
     @property
@@ -28,10 +31,34 @@ class Optimizer:
     def step(self) -> float:
         """The gradient's norm before clipping; without a gradient the parameters stay as they are."""
         norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
-        self.adam.step()
+        self.take()
         self.scheduler.step()
-        self.adam.zero_grad(set_to_none=True)
+        self.clear()
         return norm
+
+    def take(self) -> None:
+        """Adam's step, whole or not at all; where it broke off in the middle there is no going on."""
+        moments, changes = set(self.adam.state), self.changes()
+        try:
+            self.adam.step()
+        except RuntimeError as error:
+            for p in self.adam.state.keys() - moments:
+                del self.adam.state[p]  # made just now, and perhaps not to the end
+            if self.changes() != changes:
+                raise RuntimeError(
+                    "an optimizer step broke off in the middle, so the weights are neither the old nor the new ones; "
+                    "go on from the last checkpoint with --resume"
+                ) from error
+            raise
+
+    def changes(self) -> int:
+        """How often parameters and their moments have been written to."""
+        moments = [t for state in self.adam.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+        return sum(t._version for t in [*self.parameters, *moments])  # noqa: SLF001  # autograd's count, of which there is no other reader
+
+    def clear(self) -> None:
+        """Forgets the gradients."""
+        self.adam.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, object]:
         """What a resumed run must know."""

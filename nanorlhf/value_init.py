@@ -7,8 +7,9 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ EVERY = 5  # one prompt in so many is held out
 BATCH = 16  # episodes in an optimizer step
 PATIENCE = 2  # epochs that may pass without a better held-out explained variance
 RIDGES = [10.0**k for k in range(-6, 3)]  # penalties on the head, as shares of its input's mean variance
+
+R = TypeVar("R")
 
 Say = Callable[[str], None]
 Result = dict[str, Any]
@@ -124,11 +127,18 @@ class Study:
         for batch in pack(self.rollout, chosen, torch.ones_like(returns), self.loop.token_budget, body.one_per_row):
             yield batch.to(body.device)
 
+    def fitting(self, chosen: Tensor, work: Callable[[], R]) -> R:
+        """What `work` makes of the samples `chosen (S,)`, even where memory runs out."""
+        return self.loop.fit("value initialisation", self.rollout, chosen, work)
+
     @torch.no_grad()
     def explained(self) -> float | None:
         """Explained variance of the held-out returns."""
-        pairs = [(self.critic.values(b), b.columns["returns"]) for b in self.batches(self.held_out)]
-        if not pairs:
+
+        def told() -> list[tuple[Tensor, Tensor]]:
+            return [(self.critic.values(b), b.columns["returns"]) for b in self.batches(self.held_out)]
+
+        if not (pairs := self.fitting(self.held_out, told)):
             return None
         return explained_variance(*(torch.cat(column) for column in zip(*pairs, strict=True)))
 
@@ -152,6 +162,10 @@ class Study:
 
     def moments(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """(H + 1,) means and (H + 1, H + 1) covariance of features and return, with no more kept than these."""
+        return self.fitting(chosen, partial(self.summed, chosen))
+
+    def summed(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, in one go."""
         size = self.critic.head.in_features + 1
         device = torch.device("cpu") if self.critic.body.device.type == "mps" else self.critic.body.device  # no float64
         count, total = 0, torch.zeros(size, dtype=torch.double, device=device)
@@ -187,10 +201,14 @@ class Study:
         """One step on the squared error of the samples at `chosen`."""
         mask = torch.zeros_like(self.train).index_fill(0, chosen, True)
         total = int(self.rollout.lengths[chosen].sum())
-        with self.critic.active(), self.critic.training():
-            for batch in self.batches(mask):
-                error = self.critic.evaluate(self.critic.features(batch)) - batch.columns["returns"]
-                (0.5 * (error**2).sum() / total).backward()
+
+        def backward() -> None:
+            with self.critic.active(), self.critic.training():
+                for batch in self.batches(mask):
+                    error = self.critic.evaluate(self.critic.features(batch)) - batch.columns["returns"]
+                    (0.5 * (error**2).sum() / total).backward()
+
+        self.fitting(mask, backward)
         nn.utils.clip_grad_norm_(self.critic.weights.values(), self.critic.config.max_grad_norm)
         adam.step()
         adam.zero_grad(set_to_none=True)

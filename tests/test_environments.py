@@ -60,6 +60,9 @@ class Scripted:
 
     version = 0
 
+    def told(self) -> list[str]:
+        return []
+
     def __init__(self, *turns: list[str]) -> None:
         self.turns, self.asked = iter(turns), list[Sequence[Request]]()
 

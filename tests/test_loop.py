@@ -32,7 +32,7 @@ def made_up(**options: Any) -> tuple[Loop, Rollout]:
 
 
 def gradient(loop: Loop, step: Rollout, token_budget: int, one_per_row: bool = False, reverse: bool = False) -> Tensor:
-    loop.token_budget = token_budget
+    loop.budget.tokens = token_budget
     keep = torch.ones(len(step.samples), dtype=torch.bool)
     with torch.no_grad():
         loop.measure(step, keep)

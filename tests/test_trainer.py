@@ -37,6 +37,7 @@ PROMISED = [
     "completion/length_mean",
     "completion/length_max",
     "completion/truncated_fraction",
+    "groups/dropped_fraction",
     "groups/no_spread_fraction",
     "mismatch/mean_abs",
     "mismatch/max_abs",
@@ -51,6 +52,7 @@ PROMISED = [
     "throughput/tokens_per_s",
     "throughput/episodes_per_s",
     "memory/peak_gib",
+    "memory/token_budget",
 ]
 
 

@@ -86,6 +86,10 @@ class Engine(Protocol):
         """Come back; the next `update` makes it fresh."""
         ...
 
+    def told(self) -> list[str]:
+        """What the user should know of the last requests, said once."""
+        ...
+
     def close(self) -> None:
         """End it and give everything back."""
         ...

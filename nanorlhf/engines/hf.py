@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nanorlhf.budget import empty_cache, ran_out
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
+from nanorlhf.errors import UsageError
 from nanorlhf.types import WeightSync
 
 BATCH = 256  # rows that decode together
@@ -36,17 +38,43 @@ class HFEngine:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         base.set_attn_implementation("sdpa")
         self.device: torch.device = base.device
-        self.version = -1
+        self.version, self.batch = -1, BATCH
+        self.remarks: list[str] = []
 
     def generate(
         self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
     ) -> Iterator[Completion]:
         """Completions in the order in which they finish; random numbers come from a generator of its own."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        for start in range(0, len(requests), BATCH):
-            yield from self.decode(
-                [Row(r) for r in requests[start : start + BATCH]], generator, sampling or self.sampling
+        left = list(requests)
+        while left:
+            batch, ended = left[: self.batch], set[int]()
+            try:
+                for completion in self.decode([Row(r) for r in batch], generator, sampling or self.sampling):
+                    ended.add(completion.id)
+                    yield completion
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+            left = [r for r in left if r.id not in ended]
+            if len(ended) < len(batch):
+                self.halve(len(batch))
+
+    def halve(self, rows: int) -> None:
+        """Fewer rows from now on, when memory ran out over a batch of `rows`; those that had not ended begin again."""
+        if rows == 1:
+            raise UsageError(
+                "out of memory (rollout): the key-value cache of one completion does not fit; lower "
+                "max_completion_length, or use engine vllm"
             )
+        empty_cache()
+        self.batch = rows // 2
+        self.remarks.append(f"out of memory (rollout), nothing is lost: {self.batch} rows decode together from now on")
+
+    def told(self) -> list[str]:
+        """What was done about full memory."""
+        remarks, self.remarks = self.remarks, []
+        return remarks
 
     def decode(self, rows: list[Row], generator: torch.Generator, sampling: Sampling) -> Iterator[Completion]:
         """One batch, left-padded, until its last row has ended."""

@@ -58,7 +58,7 @@ def test_what_was_chosen_is_what_gains(tmp_path: Path) -> None:
 def gradient(trainer: DPOTrainer, token_budget: int) -> tuple[torch.Tensor, float, int]:
     """The gradient of a step with this budget, its loss, and the number of rows."""
     loop = trainer.loop
-    loop.token_budget = token_budget
+    loop.budget.tokens = token_budget
     rollout = loop.source.rollout(1, Clock(), lambda tokens: None)
     credit = trainer.algorithm.credit(rollout)
     loop.measure(rollout, credit.keep)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Request, Sampling
 from nanorlhf.engines.hf import HFEngine, pick
+from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 
@@ -100,3 +101,35 @@ def test_pick_samples_the_distribution() -> None:
     expected = torch.softmax(torch.tensor([2.0, 0.0, -2.0]), 0)
     torch.testing.assert_close(torch.bincount(tokens, minlength=3) / 40_000, expected, atol=0.01, rtol=0)
     torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+def test_full_memory_halves_the_batch_and_loses_nothing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, "merged")
+    forward, asked = engine.forward, list[int]()
+
+    def limited(ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+        asked.append(len(ids))
+        if mask.numel() > 6 * 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(ids, mask, cache)
+
+    monkeypatch.setattr(engine, "forward", limited)
+    done = list(engine.generate(requests(), seed=5))
+    assert sorted(c.id for c in done) == list(range(12))
+    assert all(c.stopped or len(c.token_ids) == 12 for c in done)
+    assert max(asked) == 12 and engine.batch < 12
+    assert all("rows decode together" in line for line in engine.told()) and engine.told() == []
+    again = len(asked)
+    assert sorted(c.id for c in engine.generate(requests(), seed=5)) == list(range(12))
+    assert max(asked[again:]) == engine.batch
+
+
+def test_one_row_that_does_not_fit_is_said(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, "merged")
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "forward", full)
+    with pytest.raises(UsageError, match="the key-value cache of one completion does not fit"):
+        list(engine.generate(requests(), seed=5))

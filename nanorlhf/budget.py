@@ -1,0 +1,77 @@
+"""How many tokens pass through the model at once: fewer, once memory has run out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from nanorlhf import checkpoint
+from nanorlhf.errors import UsageError
+
+R = TypeVar("R")
+SAID = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what the driver and its libraries call it
+HELP = (
+    "lower max_completion_length or lora_r, or give the update more room: gradient_checkpointing: true, "
+    "engine_sleep: true, a lower gpu_memory_utilization"
+)
+
+
+class Budget:
+    """Tokens in a micro-batch; what was done about full memory is kept in `remarks` until somebody says it."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.lowered = False
+        self.remarks: list[str] = []
+
+    def fit(self, phase: str, lengths: Sequence[int], work: Callable[[], R], clear: Callable[[], None]) -> R:
+        """What `work` returns; where memory runs out it begins again, from the same random numbers, with less at once.
+
+        `lengths` are those of what may not be cut: samples, or pairs that share a row. `clear` drops what was begun.
+        """
+        while True:
+            before = checkpoint.random_state()
+            try:
+                return work()
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+            # Only here, outside of the handler, have the failed call's tensors gone with its frames.
+            clear()
+            empty_cache()
+            checkpoint.restore_random(before)
+            self.lower(phase, lengths)
+
+    def lower(self, phase: str, lengths: Sequence[int]) -> None:
+        """Half of what was tried at most, but room for the longest."""
+        longest, tried = max(lengths), min(self.tokens, sum(lengths))
+        if tried <= longest:
+            raise UsageError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
+        self.tokens = max(longest, tried // 2)
+        self.lowered = True
+        self.remarks.append(
+            f"out of memory ({phase}), nothing is lost: done again with micro-batches of {self.tokens:,} tokens "
+            f"instead of {tried:,}, which stay that size"
+        )
+
+    def told(self) -> list[str]:
+        """The remarks, which are not kept any longer."""
+        remarks, self.remarks = self.remarks, []
+        return remarks
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether an error says that the device's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SAID)
+
+
+def empty_cache() -> None:
+    """Gives back what nobody holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
