@@ -143,6 +143,7 @@ class Trainer:
         progress = Progress(self.config.max_steps, self.done)
         try:
             with self.finishing_on_ctrl_c(progress):
+                self.remarks += self.loop.probe()
                 if self.done == 0:
                     self.record(tracker, {"step": 0} | self.initialised(progress) | self.evaluated())
                 while self.done < self.config.max_steps and not self.interrupted:
