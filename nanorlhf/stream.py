@@ -51,14 +51,14 @@ class Stream(Prompts):
         first = step * size
         if first < self.start:
             self.rewind()
-        while self.start + len(self.window) < first + size:
-            self.window.append(next(self.coming))
-            if self.start < first:
+        for _ in range(first - self.start):
+            if self.window:
                 self.window.popleft()
-                self.start += 1
-        while self.start < first:
-            self.window.popleft()
-            self.start += 1
+            else:
+                next(self.coming)
+        self.start = first
+        while len(self.window) < size:
+            self.window.append(next(self.coming))
         rows = enumerate(islice(self.window, size), first)
         return [self.taken(row, random.Random(derive(self.seed, "instead", place))) for place, row in rows]
 

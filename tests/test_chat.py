@@ -75,6 +75,10 @@ def test_what_the_template_opened_is_part_of_the_answer(
     assert not prefill or not THINKS.match(completion)
 
 
+def test_what_the_user_opened_is_not(make: Make) -> None:
+    assert make({"prompt": turns("How do I close <b>")}, "{{ messages[0]['content'] }}").prefill == ""
+
+
 @pytest.mark.parametrize(
     ("text", "tags"),
     [
@@ -173,6 +177,7 @@ def test_a_template_of_ones_own(make: Make, tokenizer: PreTrainedTokenizerBase, 
         ({"chat_template": "plane"}, None, "did you mean 'plain'"),
         ({}, "{{ raise_exception('no\nsystem') }}", "cannot write .*: TemplateError: no system"),
         ({}, "{% if %}", "TemplateSyntaxError"),
+        ({}, "{{ '' }}", "no prompt of the dataset can be used: of 1 rows 1 dropped: 1 empty"),
         ({"chat_template_kwargs": {"tokenize": True}}, CHATML, "'tokenize' is set by the trainer"),
     ],
 )

@@ -61,7 +61,7 @@ def test_no_template_takes_thoughts_from_an_answer_or_opens_them_twice(tokenizer
     end, thinking = tokenizer.eos_token, AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
     thinking.chat_template = R1
     assert answered(turns("1+1="), "<think>\n1</think>2", thinking, "<think>\n") == f"1</think>2{end}"
-    thinking.chat_template = R1.replace("<think>\\n", "")
+    thinking.chat_template = R1.replace("<think>\n", "")
     assert answered(turns("1+1="), "<think>\n1</think>2", thinking) == f"<think>\n1</think>2{end}"
 
 

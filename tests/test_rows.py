@@ -149,6 +149,7 @@ def test_countdown_is_put_into_words() -> None:
 
 def test_verls_ground_truth_has_both_names() -> None:
     assert Reading(TrainConfig(), VERL)(VERL).columns["ground_truth"] == "42"
+    assert Reading(TrainConfig(), VERL)({**VERL, "reward_model": None}).columns["answer"] is None
     assert recognised({**VERL, "reward_model": "a name"}) is recognised({"prompt": ""})
 
 

@@ -1,0 +1,83 @@
+"""What is loaded for which names, and what is refused before anything is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import pytest
+
+from nanorlhf import door
+from nanorlhf.demonstrations import demonstration
+from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.reward import Reward, find_rewards
+
+Call = tuple[str, str | None, str, bool]
+ROW = {"question": "6*7?", "answer": "#### 42"}
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """The calls that load something, each of which gets a row."""
+    calls: list[Call] = []
+
+    def load(*call: Any) -> datasets.Dataset:
+        calls.append(call)
+        return datasets.Dataset.from_list([ROW])
+
+    monkeypatch.setattr(door, "load", load)
+    return calls
+
+
+def enter(train: Any = None, rewards: list[Reward] | None = None, reader: Any = None, **options: Any) -> Any:
+    return door.load_datasets(TrainConfig(**options), rewards or [], reader, train, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "held_out"),
+    [
+        ({}, None),
+        ({"dataset_test_split": "test"}, ("a/b", "main", "test", False)),
+        ({"dataset_test_split": "test", "dataset_test_config": "x"}, ("a/b", "x", "test", False)),
+        ({"dataset_test_name": "c/d"}, ("c/d", None, "test", False)),
+        ({"dataset_test_name": "c/d", "dataset_test_config": "x", "dataset_test_split": "v"}, ("c/d", "x", "v", False)),
+        ({"dataset_test_name": "c.jsonl"}, ("c.jsonl", None, "train", False)),
+    ],
+)
+def test_which_datasets_are_loaded(options: dict[str, Any], held_out: Call | None, loaded: list[Call]) -> None:
+    train, unseen = enter(dataset_name="a/b", dataset_config="main", **options)
+    assert set(loaded) == {("a/b", "main", "train", False), *([held_out] if held_out else [])}
+    assert train and (unseen is not None) == (held_out is not None)
+
+
+def test_a_dataset_given_is_not_loaded(loaded: list[Call]) -> None:
+    enter([ROW], dataset_test_split="test")
+    assert loaded == []
+    enter([ROW], dataset_test_name="c/d", streaming=True)
+    assert loaded == [("c/d", None, "test", True)]
+
+
+def test_how_rows_are_read_is_said_where_they_have_names_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    enter([ROW])
+    assert capsys.readouterr().out == "training rows are read as GSM8K's (prompt, completion, answer)\n"
+    enter([{"prompt": "6*7=", "answer": "42"}])
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_missing_is_named() -> None:
+    exact = find_rewards("exact_answer")
+    enter([ROW], exact)
+    enter([{"prompt": None}, {"prompt": "6*7="}])
+    with pytest.raises(UsageError, match="no dataset: say dataset_name"):
+        enter()
+    with pytest.raises(UsageError, match="reward 'exact_answer' needs the column 'answer', and the dataset has answr"):
+        enter([{"prompt": "6*7=", "answr": "42"}], exact)
+    with pytest.raises(UsageError, match="needs the column 'answer'"):
+        enter([{"prompt": None}], exact)
+    with pytest.raises(UsageError, match="demonstrations have the columns"):
+        enter([{"prompt": "a"}], reader=demonstration)
+    with pytest.raises(UsageError, match="reward_funcs judge held-out prompts here"):
+        enter([ROW], exact, demonstration)
+    with pytest.raises(UsageError, match="a list of rows; not int"):
+        enter(3)
