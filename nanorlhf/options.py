@@ -27,6 +27,12 @@ class TrainConfig(TaskConfig):
     gradient_checkpointing: bool = option(
         False, "Recompute activations in backward: less memory, a third more time.", "model"
     )
+    activation_offload: Literal["auto", "on", "off"] = option(
+        "auto",
+        "With gradient_checkpointing, the inputs of layers wait in main memory; auto: on CUDA, where they would take "
+        "a twentieth of the card.",
+        "model",
+    )
 
     # rollout
     weight_sync: Literal["auto", "lora", "merged"] = option(
@@ -71,6 +77,8 @@ class TrainConfig(TaskConfig):
         self.above_zero("save_total_limit")
         self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
         self.require(self.lora_dropout < 1, "lora_dropout", "it must be below 1")
+        recomputed = self.gradient_checkpointing is not False or self.activation_offload != "on"
+        self.require(recomputed, "activation_offload", "there is nothing to move without gradient_checkpointing: true")
         self.require(
             self.token_budget == "auto" or self.token_budget > 0, "token_budget", "it must be above 0, or auto"
         )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from nanorlhf import attention, checkpoint
+from nanorlhf import activations, attention, checkpoint
 from nanorlhf.config import shipped_model, split_names
 from nanorlhf.errors import UsageError
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
@@ -46,9 +46,8 @@ class Policy:
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         refuse_unsupported(self.model)
         self.base.set_attn_implementation(attention.NAME)
-        if config.gradient_checkpointing:
-            self.base.gradient_checkpointing_enable()
-            self.base.enable_input_require_grads()
+        if config.gradient_checkpointing is True:
+            activations.recompute(self.base, config.activation_offload, self.device)
         self.head = head_of(self.model)
         self.one_per_row = attention.one_per_row(self.base)
         self.frozen: PreTrainedModel | None = None

@@ -1,0 +1,104 @@
+"""Layer inputs under recomputation: out to main memory as layers run, back before they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+SHARE = 0.05  # of the card's memory: what layer inputs may take before they are sent away
+
+
+class Parked:
+    """A tensor in main memory, on its way from or to its device."""
+
+    def __init__(self, tensor: Tensor, earlier: Parked | None, stream: torch.cuda.Stream | None) -> None:
+        self.device, self.stream = tensor.device, stream
+        self.earlier = earlier and weakref.ref(earlier)
+        self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=stream is not None)
+        with self.aside(tensor):
+            self.host.copy_(tensor, non_blocking=True)
+        self.back: Tensor | None = None
+        self.arrived: torch.Event | None = None
+
+    @contextlib.contextmanager
+    def aside(self, tensor: Tensor) -> Iterator[None]:
+        """On the side stream, after all that was asked for so far; until then `tensor` keeps its memory."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            yield
+        tensor.record_stream(self.stream)
+
+    def call(self) -> None:
+        """Sets out for the device, if it has not."""
+        if self.back is None:
+            self.back = torch.empty(self.host.shape, dtype=self.host.dtype, device=self.device)
+            with self.aside(self.back):
+                self.back.copy_(self.host, non_blocking=True)
+                self.arrived = self.stream and self.stream.record_event()
+
+    def fetch(self) -> Tensor:
+        """The tensor on its device; the one that backward asks for next sets out meanwhile."""
+        self.call()
+        earlier = self.earlier and self.earlier()
+        if earlier is not None:
+            earlier.call()
+        if self.arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.arrived)
+        tensor, self.back = self.back, None
+        assert tensor is not None
+        return tensor
+
+
+class Offload:
+    """Runs a layer to be recomputed in backward; its input is parked where all of them would take `least` bytes."""
+
+    def __init__(self, layers: int, least: float) -> None:
+        self.layers, self.least = layers, least
+        self.stream: torch.cuda.Stream | None = None
+        self.last: Callable[[], Parked | None] = lambda: None
+
+    def __call__(self, layer: Callable[..., Any], *args: Any) -> Any:
+        with saved_tensors_hooks(self.park, unpark):
+            return checkpoint(layer, *args, use_reentrant=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Offload:
+        return Offload(self.layers, self.least)  # a stream cannot be copied, and needs not be
+
+    def park(self, tensor: Tensor) -> Tensor | Parked:
+        """What autograd keeps in place of a layer's input."""
+        if not tensor.is_floating_point() or tensor.nbytes * self.layers < self.least:
+            return tensor
+        if tensor.is_cuda and self.stream is None:
+            self.stream = torch.cuda.Stream(tensor.device)
+        parked = Parked(tensor, self.last(), self.stream)
+        self.last = weakref.ref(parked)
+        return parked
+
+
+def unpark(kept: Tensor | Parked) -> Tensor:
+    """What autograd gets back."""
+    return kept.fetch() if isinstance(kept, Parked) else kept
+
+
+def recompute(model: Any, offload: Literal["auto", "on", "off"], device: torch.device) -> None:
+    """Layers keep nothing but their input, on the device or, where that comes to much, in main memory."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # only the reentrant kind needs them; they would hold the first layer's input
+    if offload == "off" or (offload == "auto" and device.type != "cuda"):
+        return
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    least = 0.0 if offload == "on" else SHARE * torch.cuda.get_device_properties(device).total_memory
+    run = Offload(len(layers), least)
+    for layer in layers:
+        vars(layer)["_gradient_checkpointing_func"] = run  # what transformers' own switch sets

@@ -1,0 +1,143 @@
+"""Recomputed layers whose inputs wait elsewhere: the same gradients, and nothing held meanwhile."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from nanorlhf import activations
+from nanorlhf.activations import Offload, Parked
+from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.packing import pack
+from nanorlhf.policy import Policy
+from tests.samples import rollout, sample
+
+LAYERS = 3  # of the shipped model
+
+
+def made_up(**options: Any) -> Policy:
+    torch.manual_seed(0)
+    policy = Policy(TrainConfig(model_name_or_path="nanorlhf:adder", device="cpu", lora_dropout=0.1, **options))
+    for p in policy.trainable.values():
+        p.data += 0.02 * torch.randn(p.shape)
+    policy.model.train()
+    return policy
+
+
+def loss(policy: Policy) -> Tensor:
+    step = rollout([sample(3 + i, 5 + i, seed=i) for i in range(3)])
+    (row,) = pack(step, torch.ones(3, dtype=torch.bool), torch.zeros(int(step.lengths.sum())), 1000)
+    torch.manual_seed(1)
+    return policy.logprobs(row)[0].sum()
+
+
+def gradients(policy: Policy) -> list[Tensor]:
+    policy.model.zero_grad()
+    loss(policy).backward()
+    return [p.grad.clone() for p in policy.trainable.values() if p.grad is not None]
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every tensor's ways, in their order."""
+    seen: list[str] = []
+    out, call, fetch = Parked.__init__, Parked.call, Parked.fetch
+
+    def parked(self: Parked, *args: Any) -> None:
+        self.name = f"{len([x for x in seen if x.startswith('out')]) % LAYERS}"  # type: ignore[attr-defined]
+        seen.append(f"out {self.name}")  # type: ignore[attr-defined]
+        out(self, *args)
+
+    def called(self: Parked) -> None:
+        if self.back is None:
+            seen.append(f"back {self.name}")  # type: ignore[attr-defined]
+        call(self)
+
+    def fetched(self: Parked) -> Tensor:
+        tensor = fetch(self)
+        seen.append(f"used {self.name}")  # type: ignore[attr-defined]
+        return tensor
+
+    for name, method in {"__init__": parked, "call": called, "fetch": fetched}.items():
+        monkeypatch.setattr(Parked, name, method)
+    return seen
+
+
+@pytest.mark.parametrize("lora", ["all-linear", "none"])
+def test_gradients_are_the_same_to_the_last_bit(lora: str, moves: list[str]) -> None:
+    plain = gradients(made_up(lora=lora))
+    kept = gradients(made_up(lora=lora, gradient_checkpointing=True, activation_offload="off"))
+    assert moves == []
+    moved = gradients(made_up(lora=lora, gradient_checkpointing=True, activation_offload="on"))
+    assert len(plain) == len(kept) == len(moved) > 20
+    for a, b, c in zip(plain, kept, moved, strict=True):
+        assert a.equal(b) and b.equal(c)
+
+
+def test_the_next_one_is_on_its_way_while_one_is_used(moves: list[str]) -> None:
+    policy = made_up(gradient_checkpointing=True, activation_offload="on")
+    gradients(policy)
+    once = ["out 0", "out 1", "out 2", "back 2", "back 1", "used 2", "back 0", "used 1", "used 0"]
+    assert moves == once
+    gradients(policy)
+    assert moves == once * 2
+
+
+def test_what_comes_back_is_what_gradients_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = made_up(gradient_checkpointing=True, activation_offload="on")
+    expected = gradients(policy)
+    fetch = Parked.fetch
+    monkeypatch.setattr(Parked, "fetch", lambda self: fetch(self) * 2)
+    assert not all(a.equal(b) for a, b in zip(gradients(policy), expected, strict=True))
+
+
+@pytest.mark.parametrize(("offload", "held"), [("on", 0), ("off", LAYERS)])
+def test_the_device_holds_no_layer_inputs_between_forward_and_backward(offload: str, held: int) -> None:
+    policy, inputs = made_up(gradient_checkpointing=True, activation_offload=offload), list[StorageWeakRef]()
+    layers = [m for m in policy.base.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
+    kept = loss(policy)
+    assert len(inputs) == len(layers) == LAYERS
+    assert sum(not x.expired() for x in inputs) == held
+    kept.backward()
+
+
+def test_small_rows_stay_where_they_are() -> None:
+    run = Offload(layers=4, least=4 * 400)
+    assert isinstance(run.park(torch.zeros(100)), Parked)
+    for stays in (torch.zeros(99), torch.zeros(1000, dtype=torch.long)):
+        assert run.park(stays) is stays
+    assert copy.deepcopy(run).least == run.least
+
+
+def test_auto_is_for_cuda_and_on_needs_recomputation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(activations, "Offload", lambda *args: made.append(args) or Offload(*args))
+    policy = made_up(gradient_checkpointing=True)
+    assert made == []
+
+    class Card:
+        total_memory = 80e9
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    activations.recompute(policy.base, "auto", torch.device("cuda"))
+    assert made == [(LAYERS, 4e9)]
+    with pytest.raises(UsageError, match="activation_offload='on' cannot work: there is nothing to move without"):
+        TrainConfig(activation_offload="on", gradient_checkpointing=False)
+
+
+def test_evaluation_recomputes_and_moves_nothing(moves: list[str]) -> None:
+    policy = made_up(gradient_checkpointing=True, activation_offload="on")
+    policy.model.eval()
+    with torch.no_grad():
+        assert loss(policy).isfinite()
+    assert moves == []
+    assert policy.serving_copy("lora").training is False
