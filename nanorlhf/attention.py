@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Iterator
@@ -61,10 +62,17 @@ def packed_attention(
 
 
 def fits_kernel(query: Tensor, value: Tensor) -> bool:
-    """Whether the variable-length kernel takes them: 16 bits on CUDA, and heads it knows."""
+    """Whether the variable-length kernel takes them: 16 bits on CUDA, heads it knows, a card that has it."""
     half = torch.is_autocast_enabled("cuda") or query.dtype in {torch.float16, torch.bfloat16}
     head = query.shape[-1]
-    return query.is_cuda and half and head == value.shape[-1] and head % 8 == 0 and head <= 256
+    fits = query.is_cuda and half and head == value.shape[-1] and head % 8 == 0 and head <= 256
+    return fits and has_flash(query.device)
+
+
+@functools.cache
+def has_flash(device: torch.device) -> bool:
+    """Whether a card runs flash attention: from Ampere on (AMD's builds carry kernels of their own)."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def by_kernel(

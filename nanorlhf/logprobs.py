@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK = 1 << 24  # logits worked on at a time, rows x V: 64 MiB
+CHUNK = 1 << 24  # logits worked on at a time, rows x V, where memory is short: 64 MiB
 CPU_CHUNK = 1 << 22  # there 16 MiB measured fastest
+CUDA_CHUNK = 1 << 28  # at most: 1 GiB is some 1,800 rows of a large vocabulary, and reading the head costs little then
+HELD = 16  # bytes that each of these logits takes while it is worked on: a few float32, and 16-bit copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,19 @@ def token_logprobs(
     device, dtype, vocabulary = hidden.device.type, head.weight.dtype, head.weight.shape[0]
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    rows = chunk or max(64, (CPU_CHUNK if device == "cpu" else CHUNK) // vocabulary)
+    rows = chunk or max(64, chunk_size(hidden.device) // vocabulary)
     ahead = torch.is_grad_enabled() and hidden.requires_grad and not head.trainable
     how = _How(head.scale, head.softcap, temperature, rows, dtype, entropy_grad, ahead)
     return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, how)  # type: ignore[return-value]
+
+
+def chunk_size(device: torch.device) -> int:
+    """How many logits to work on at a time: on CUDA a quarter of the memory that is free, within reason."""
+    if device.type != "cuda":
+        return CPU_CHUNK if device.type == "cpu" else CHUNK
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # the allocator's own
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return min(max(CHUNK, free // 4 // HELD), CUDA_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)

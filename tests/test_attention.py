@@ -136,7 +136,8 @@ def windowed(
 ) -> Tensor:
     """What the CUDA kernel promises: a window (l, r) reaches l tokens back and r ahead."""
     (left, right), groups = options["window_size"], query.shape[1] // key.shape[1]
-    assert ends.dtype == torch.int32 and right == 0 and longest == ends.diff().max() and options["enable_gqa"]
+    assert ends.dtype == torch.int32 and right == 0 and longest == ends.diff().max()
+    assert groups == 1 or options["enable_gqa"]
     out = torch.empty_like(query)
     for start, end in zip(ends.tolist(), ends[1:].tolist(), strict=False):
         q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
@@ -149,8 +150,25 @@ def windowed(
     return out
 
 
+@pytest.mark.parametrize(("capability", "fits"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cards_without_flash_attention_go_segment_by_segment(
+    capability: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnCuda:
+        is_cuda, dtype, shape, device = True, torch.bfloat16, (1, 2, 3, 64), torch.device("cuda", 63)
+
+    attention.has_flash.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert attention.fits_kernel(OnCuda, OnCuda) == fits  # type: ignore[arg-type]
+    attention.has_flash.cache_clear()
+
+
+@pytest.mark.parametrize("gqa", [{"enable_gqa": True}, {}], ids=["shared-heads", "torch-2.11"])
 @pytest.mark.parametrize("architecture", ["mistral", "qwen2"])
-def test_the_kernel_is_called_as_it_documents(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_called_as_it_documents(
+    architecture: str, gqa: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "GQA", gqa)
     monkeypatch.setattr(attention, "fits_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", windowed)
     model, batch = tiny(architecture), samples()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanorlhf.logprobs import Head, head_of, token_logprobs
+from nanorlhf.logprobs import Head, chunk_size, head_of, token_logprobs
 from tests.models import tiny
 
 N, H, V = 11, 5, 17
@@ -111,6 +111,23 @@ def test_head_of_reads_what_the_config_does_to_logits(architecture: str) -> None
         ours, _ = token_logprobs(hidden, head_of(model), ids, 0.7)
     expected = (logits / 0.7).log_softmax(-1).gather(1, ids[:, None])[:, 0]
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "logits"),
+    [
+        (100 << 20, 0, 1 << 24),  # short of memory: 64 MiB of logits, as ever
+        (2 << 30, 0, (2 << 30) // 64),
+        (1 << 30, 1 << 30, (2 << 30) // 64),  # what the allocator holds unused is free too
+        (60 << 30, 0, 1 << 28),  # and more than 1 GiB is never worth it
+    ],
+)
+def test_cuda_chunks_follow_free_memory(free: int, reserved: int, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved + 5)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5)
+    assert chunk_size(torch.device("cuda")) == logits
+    assert chunk_size(torch.device("cpu")) == 1 << 22
 
 
 class Largest(TorchDispatchMode):
