@@ -19,9 +19,10 @@ class GRPO(PolicyGradient):
     config: GRPOConfig
 
     def drop(self, rollout: Rollout) -> Tensor:
-        """A group without spread has no gradient, unless a KL or entropy term gives it one."""
-        spread = has_spread(rollout.rewards, rollout.group)
-        return torch.zeros_like(spread) if self.config.kl_coef or self.config.entropy_coef else ~spread
+        """A group without spread has no gradient, unless a KL or entropy term or whitening gives it one."""
+        spread, config = has_spread(rollout.rewards, rollout.group), self.config
+        moved = config.kl_coef or config.entropy_coef or config.whiten_advantages == "on"
+        return torch.zeros_like(spread) if moved else ~spread
 
     def credit(self, rollout: Rollout) -> Credit:
         scores, group = self.scores(rollout), rollout.group

@@ -104,6 +104,41 @@ def test_dropping_groups_without_spread_changes_no_gradient() -> None:
     assert all(torch.allclose(p, full[n], atol=1e-7) for n, p in sparse.policy.trainable.items())
 
 
+FAMILY: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"norm": "constant", "scale_rewards": "none"},
+    "gspo": {"policy_loss": "gspo", "norm": "sequence"},
+    "two-updates": {"updates_per_step": 2},
+}
+
+
+@pytest.mark.parametrize("options", FAMILY.values(), ids=FAMILY)
+def test_gradients_are_those_of_every_sample_with_groups_that_teach_nothing_left_out(options: dict[str, Any]) -> None:
+    taken: list[list[Tensor]] = []
+    for dropping in (False, True):
+        loop, step = made_up(**options)
+        step.rewards[4:8], step.rewards[8:12] = 1.0, 0.0
+        dropped = loop.algorithm.drop(step)
+        assert dropped.float().mean() == 0.5
+        loop.measure(step, ~dropped if dropping else torch.ones(16, dtype=torch.bool))
+        credit = loop.algorithm.credit(step)
+        loop.optimizer.step = lambda: 0.0  # gradients add up, and nothing moves
+        loop.update(step, credit, credit.keep & ~dropped if dropping else credit.keep)
+        seen = [p.grad for p in loop.policy.trainable.values() if p.grad is not None]
+        assert len(seen) == len(loop.policy.trainable)
+        taken.append(seen)
+    for whole, sparse in zip(*taken, strict=True):
+        assert whole.abs().max() > 0
+        torch.testing.assert_close(sparse, whole, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("option", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}, {"whiten_advantages": "on"}])
+def test_nothing_is_left_out_where_every_sample_has_a_gradient(option: dict[str, Any]) -> None:
+    loop, step = made_up(**option)
+    step.rewards[4:8] = 0.5
+    assert not loop.algorithm.drop(step).any()
+
+
 def test_a_step_that_teaches_nothing_changes_nothing() -> None:
     loop, step = made_up(weight_decay=0.1)
     step.rewards[:] = 1.0
