@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from nanorlhf.raft import RAFTConfig, RAFTTrainer
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
+from nanorlhf.sft import SFTConfig, SFTTrainer
+from nanorlhf.statistics import differ
 from nanorlhf.trainer import Trainer
 from tests.samples import snippet
 
@@ -76,3 +79,22 @@ def test_the_readmes_own_algorithm_learns(tmp_path: Path) -> None:
     before, after = climb("grpo", tmp_path / "run", "--engine", "hf", "--algorithm", f"{tmp_path}/middle.py:Middle")
     assert before <= 0.45
     assert after >= 0.6
+
+
+@pytest.mark.slow
+def test_a_small_model_learns_to_use_the_calculator(tmp_path: Path) -> None:
+    """Recipe after recipe: half of the demonstrations guess, and after some steps of GRPO hardly an answer does."""
+    start, run = tmp_path / "start", tmp_path / "run"
+    first = ["--recipe", "calculator", "--max_steps", "150", "--output_dir", str(start)]
+    SFTTrainer(args=parse(SFTConfig, "sft", ROOT / "sft" / "recipes", first)[1]).train()
+    then = ["--recipe", "calculator", "--model_name_or_path", str(start), "--output_dir", str(run)]
+    then += ["--engine", "hf", "--max_steps", "12"]
+    history = GRPOTrainer(args=parse(GRPOConfig, "grpo", ROOT / "grpo" / "recipes", then)[1]).train()
+    before, after = history[0]["eval/reward"], history[-1]["eval/reward"]
+    shares = [[True] * round(share * 256) + [False] * round((1 - share) * 256) for share in (before, after)]
+    assert after > before + 0.1
+    assert differ(*shares) < 0.001
+    assert all(row["mismatch/max_abs"] < 1e-3 for row in history[1:])
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    last = [row["completion"] for row in samples if row["step"] == 12]
+    assert sum("<result>" in text for text in last) > 0.6 * len(last)
