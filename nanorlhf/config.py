@@ -65,7 +65,10 @@ def split_names(value: str | list[str]) -> list[str]:
 
 
 def shipped_model(name: str) -> str:
-    """The folder of a model that comes with the package (`nanorlhf:adder`), any other name as it is."""
+    """The folder of a model that comes with the package (`nanorlhf:adder`) or that a run trained, else the name."""
+    newest = Path(name) / "checkpoints" / "latest"
+    if name and newest.is_file():
+        return str(newest.parent / newest.read_text().strip())
     if not name.startswith("nanorlhf:"):
         return name
     folder = Path(__file__).parent / "models"

@@ -85,7 +85,7 @@ def test_the_readmes_own_algorithm_learns(tmp_path: Path) -> None:
 def test_a_small_model_learns_to_use_the_calculator(tmp_path: Path) -> None:
     """Recipe after recipe: half of the demonstrations guess, and after some steps of GRPO hardly an answer does."""
     start, run = tmp_path / "start", tmp_path / "run"
-    first = ["--recipe", "calculator", "--max_steps", "150", "--output_dir", str(start)]
+    first = ["--recipe", "calculator", "--output_dir", str(start)]
     SFTTrainer(args=parse(SFTConfig, "sft", ROOT / "sft" / "recipes", first)[1]).train()
     then = ["--recipe", "calculator", "--model_name_or_path", str(start), "--output_dir", str(run)]
     then += ["--engine", "hf", "--max_steps", "12"]
