@@ -38,7 +38,7 @@ def preference(read: Read) -> list[str]:
 
 
 def columns(read: Read) -> str:
-    return f"this dataset has {', '.join(read.columns)}"
+    return f"this dataset has {', '.join(read.names)}"
 
 
 class Demonstrations:
@@ -106,7 +106,11 @@ def answer_ids(
         opened = render(tokenizer, prompt.text, options, opens=True)
         whole = render(tokenizer, [*prompt.text, {"role": "assistant", "content": answer}], options)
         rest = whole.removeprefix(opened)
-        text = rest if whole.startswith(opened) and text.strip() in rest else text  # some templates drop thoughts
+        again = text != answer  # the thought is open already, and the template may open it twice
+        if whole.startswith(opened) and text.strip() in rest and not again:
+            text = rest
+        elif text.strip() and text.strip() in whole:  # else the template drops thoughts
+            text += whole.rpartition(text.strip())[2]
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     last = max((place for place, token in enumerate(ids) if token in ends), default=None)
     if last is not None:

@@ -28,6 +28,7 @@ class Read:
     prompt: Text
     columns: dict[str, Any]
     answers: dict[str, Any]  # completion, chosen and rejected, where there are
+    names: list[str]  # of all its columns
 
 
 def require(column: str, names: Collection[str], option: str, otherwise: str = "") -> None:
@@ -80,7 +81,7 @@ class Reading:
         if self.extract:
             columns["answer"] = self.extract(row["answer"] if "answer" in row else known.get("answer"))
         answers = {name: known[name] for name in ("completion", "chosen", "rejected") if name in known}
-        return Read(self.worded(row, known.get("prompt")), columns, answers)
+        return Read(self.worded(row, known.get("prompt")), columns, answers, list(row))
 
     def worded(self, row: Row, prompt: Any) -> Text:
         """The prompt as the template words it; of a conversation, its last turn."""

@@ -28,7 +28,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.mark.parametrize(
     ("reader", "row", "complaint"),
     [
-        (demonstration, {"prompt": "a", "answer": "b"}, "'completion', or 'messages'; this dataset has answer"),
+        (demonstration, {"prompt": "a", "answer": "b"}, "'completion', or 'messages'; this dataset has prompt, answer"),
         (preference, {"prompt": "a", "chosen": "b"}, "'chosen' and 'rejected', and mostly 'prompt'; this dataset has"),
     ],
 )
@@ -61,6 +61,10 @@ def test_no_template_takes_thoughts_from_an_answer_or_opens_them_twice(tokenizer
     end, thinking = tokenizer.eos_token, AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
     thinking.chat_template = R1
     assert answered(turns("1+1="), "<think>\n1</think>2", thinking, "<think>\n") == f"1</think>2{end}"
+    twice = R1.replace("{{ m['content'].split('</think>')[-1] }}", "<think>\n\n</think>\n\n{{ m['content'] }}")
+    thinking.chat_template = twice.replace("<|im_end|>", "<|endoftext|>")
+    assert answered(turns("1+1="), "<think>\n1</think>2", thinking, "<think>\n") == f"1</think>2<|endoftext|>{end}"
+    assert answered(turns("1+1="), "<think>\n", thinking, "<think>\n") == end
     thinking.chat_template = R1.replace("<think>\n", "")
     assert answered(turns("1+1="), "<think>\n1</think>2", thinking) == f"<think>\n1</think>2{end}"
 
