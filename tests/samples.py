@@ -53,7 +53,7 @@ def said(text: str) -> list[dict[str, str]]:
 def snippet(name: str) -> str:
     """The README's code that begins with the comment `# name`."""
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    found = re.search(rf"```python\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
+    found = re.search(rf"```(?:python|yaml)\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
     assert found, f"the README shows no {name}"
     return found[1]
 

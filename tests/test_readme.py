@@ -1,0 +1,47 @@
+"""What the README shows is run, as it stands there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from nanorlhf.grpo.__main__ import main
+from tests.samples import snippet
+
+SMALL = ["--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--output_dir", "run", "--max_steps", "2"]
+SMALL += ["--prompts_per_step", "2", "--num_generations", "4", "--max_prompt_length", "200"]
+
+
+def metrics() -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_reward_and_a_dataset_in_ten_lines_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reward, recipe = snippet("mine.py"), snippet("riddles.yaml")
+    assert max(len(text.strip().splitlines()) for text in (reward, recipe)) <= 11, "ten lines and the file's name"
+    Path("mine.py").write_text(reward)
+    Path("riddles.yaml").write_text(recipe)
+    with Path("riddles.csv").open("w") as file:
+        rows = csv.writer(file)
+        rows.writerow(["question", "solution"])
+        rows.writerows([f"What is {n} and {n}?", 2 * n] for n in range(30))
+    assert main(["--recipe", "riddles.yaml", *SMALL, "--max_completion_length", "32"]) == 0
+    first = json.loads(Path("run/samples.jsonl").read_text().splitlines()[0])
+    assert first["prompt"][-1]["content"].endswith("?\nEnd with the answer in <answer> tags.")
+    assert set(first["rewards"]) == {"exact_answer", "near"}
+    rows_read = metrics()
+    assert "eval/reward" in rows_read[0] and "reward/near" in rows_read[1]
+    assert rows_read[1]["reward/near/failed"] == 0
+
+
+def test_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lock.py").write_text(snippet("lock.py"))
+    words = ["--environment", "lock.py:Lock", "--dataset_test_split", "test", "--eval_prompts", "8", "--max_turns", "3"]
+    assert main([*words, *SMALL, "--max_completion_length", "128"]) == 0
+    assert metrics()[1]["reward/environment/failed"] == 0
+    assert "are right" in Path("run/samples.jsonl").read_text()
