@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,7 +154,11 @@ def test_no_process_is_left_behind(make: Make, tmp_path: Path) -> None:
     scorer = make(mother, reward_workers=1, reward_timeout=1, reward_failure_limit=1)
     scorer.score(samples("a", "b"))
     scorer.close()
-    pids = [int(pid) for name in "ab" for pid in (tmp_path / name).read_text().split()]
+    expect_gone([int(pid) for name in "ab" for pid in (tmp_path / name).read_text().split()])
+
+
+def expect_gone(pids: list[int]) -> None:
+    """Every process has ended, or ends within seconds."""
     deadline = time.monotonic() + 5
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -227,3 +233,26 @@ def test_the_readmes_reward_scores_as_it_says(make: Make, tmp_path: Path) -> Non
     ]
     make(f"{tmp_path}/mine.py:near").score(batch)
     assert [s.reward for s in batch] == [1, 0.2, 0, None]
+
+
+def test_a_trainer_that_is_killed_takes_its_workers_along() -> None:
+    code = (
+        "import sys, time\n"
+        "from nanorlhf.options import TrainConfig\n"
+        "from nanorlhf.reward import find_rewards\n"
+        "from nanorlhf.scoring import Scorer\n"
+        "def hangs(completions):\n    time.sleep(1000)\n"
+        "scorer = Scorer(find_rewards(hangs), TrainConfig(reward_workers=2))\n"
+        "scorer.submit(scorer.rewards[0], {'completions': ['a']}, 1)\n"
+        "time.sleep(1)\n"
+        "print(*[worker.process.pid for worker in scorer.pool.workers], flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    pids = [int(pid) for pid in trainer.stdout.readline().split()]
+    assert len(pids) == 2 and all(map(alive, pids))
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    expect_gone(pids)
