@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.reward import find_rewards
 from nanorlhf.rewards.boxed_math import answer_in, boxed_math, check, gold
+from nanorlhf.scoring import Scorer
+from nanorlhf.types import Prompt, Sample
 
 MATRIX = r"\begin{pmatrix} 0 & 3 \\ 0 & -1 \end{pmatrix}"
 DOMAIN = r"[-1, -\frac{1}{2}) \cup (-\frac{1}{2}, 0) \cup (0, 1) \cup (1, \infty)"
@@ -222,15 +227,20 @@ def attack(draw: random.Random) -> str:
 
 
 @pytest.mark.slow
-def test_a_thousand_attacks_are_answered_in_time() -> None:
-    draw, total = random.Random(0), time.perf_counter()
-    expect("7", r"\boxed{7}", 1)
-    for number in range(1000):
-        completion, start = attack(draw), time.perf_counter()
-        score = boxed_math([completion], [draw.choice(["7", "x^2+1", r"\frac{1}{2}", "(0,1)", "10^{100}"])])
-        assert score[0] in (0, 1)
-        assert time.perf_counter() - start < 10, f"attack {number}: {completion[:300]}"
-    assert time.perf_counter() - total < 300
+def test_a_thousand_attacks_are_answered_in_time_by_workers() -> None:
+    draw, start = random.Random(0), time.perf_counter()
+    golds = ["7", "x^2+1", r"\frac{1}{2}", "(0,1)", "10^{100}"]
+    attacks = [(attack(draw), draw.choice(golds)) for _ in range(1000)] + [(r"\boxed{7}", "7")]
+    samples = [
+        Sample(Prompt(i, [1], "?", {"answer": a}), [1], [0.0], True, text) for i, (text, a) in enumerate(attacks)
+    ]
+    with closing(Scorer(find_rewards("boxed_math"), TrainConfig(reward_workers=2, reward_timeout=10))) as scorer:
+        scorer.score(samples)
+        metrics, faults = scorer.report()
+    assert not faults, "math-verify's own alarm is faster than the worker's end"
+    assert metrics["reward/boxed_math/unscored"] == 0
+    assert {s.reward for s in samples} == {0, 1} and samples[-1].reward == 1
+    assert time.perf_counter() - start < 300
 
 
 @settings(deadline=None, max_examples=50)
