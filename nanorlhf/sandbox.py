@@ -18,14 +18,14 @@ from typing import BinaryIO
 
 from nanorlhf.errors import UsageError
 
-# The first that works here is taken.
-METHODS = {
-    "bwrap": "bubblewrap: namespaces of its own, so no network, no other process, no file but libraries to read",
-    "unshare": "the same namespaces, made by ourselves",
-    "uid": "another user's id (where root may not make namespaces, as in Docker): UDP, and on kernels without Landlock "
-    "(6.7 for TCP, 5.13 for files) all of the network and every file that all may read or write, stay open to it",
+UNCONTAINED = "none"
+METHODS = {  # the first that works is taken
+    "bwrap": "bubblewrap: no network, no other process in sight, no file but libraries, and those to read",
+    "unshare": "namespaces, made without bubblewrap: no network, no other process in sight, no file but libraries",
+    "uid": "a user id of its own: it keeps UDP, and on kernels before 6.7 all of the network, "
+    "before 5.13 every file that is open to all users",
 }
-UNCONTAINED = "none"  # limits and a time, and whatever the user may do
+WORDS = METHODS | {UNCONTAINED: "nothing but limits of time, memory and files: it may do whatever you may"}
 CELL = Path(__file__).with_name("cell.py")
 SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"]
 SYSTEM += ["/etc/alternatives", "/etc/ld.so.cache"]

@@ -119,7 +119,7 @@ class Peer:
             self.requests.write(packed.getvalue())
             self.requests.flush()
             kinds, result, after = self.receive()
-            for mine, theirs in zip(arguments, after, strict=False):
+            for mine, theirs in zip([*arguments, *named.values()], after, strict=False):
                 if type(mine) is type(theirs) is list:
                     mine[:] = theirs
                 elif type(mine) is type(theirs) and isinstance(mine, dict | set):
@@ -232,7 +232,8 @@ def serve(source: bytes, requests: Any, replies: Any) -> None:
         try:
             function, arguments, named = Listener(requests, objects).load()
             result = function(*arguments, **named)
-            send((None, result, [a if isinstance(a, list | dict | set) else None for a in arguments]))
+            given = [*arguments, *named.values()]
+            send((None, result, [value if isinstance(value, list | dict | set) else None for value in given]))
         except Exception as error:  # noqa: BLE001  the test shall see it, and may well want it
             send(([kind.__name__ for kind in type(error).__mro__], str(error), []))
 

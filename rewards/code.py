@@ -30,7 +30,7 @@ def code(
     entry_point: Sequence[str | None] | None = None,
     *,
     all_or_nothing: bool = False,
-    seconds: float = 10.0,
+    seconds: float = 5.0,
     memory_mb: int = 1024,
     unsafe_code: bool = False,
     **_: Any,
@@ -51,12 +51,12 @@ def code(
 
 
 def check(seconds: float, memory_mb: int, unsafe_code: bool, **_: Any) -> None:
-    """Refuses limits that no program could keep, and to run a model's code where nothing contains it."""
+    """Refuses limits that no program could keep, and machines that cannot contain a program; says what contains it."""
     if seconds <= 0:
-        raise UsageError(f"reward_options: code has seconds={seconds}: every program needs some; 10 is the default")
+        raise UsageError(f"reward_options: code has seconds={seconds}: every program needs some; 5 is the default")
     if memory_mb < 64:
         raise UsageError(f"reward_options: code has memory_mb={memory_mb}: Python itself needs 64; 1024 is the default")
-    sandbox.find_method(unsafe_code)
+    print(f"programs of the model are contained by {sandbox.WORDS[sandbox.find_method(unsafe_code)]}")
 
 
 @dataclass(frozen=True, slots=True)

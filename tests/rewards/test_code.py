@@ -40,7 +40,7 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     [
         (DOUBLE, "assert f(3) == 6 and f('ab') == 'abab' and f(x=1.5) == 3.0"),
         ("def f(x): x.sort(); x.append([0])", "x = [3, 1]\nf(x)\nassert x == [1, 3, [0]]"),
-        ("def f(x): x['a'] = {1}; x.pop('b')", "x = dict(b=1)\nf(x)\nassert x == {'a': {1}}"),
+        ("def f(x): x['a'] = {1}; x.pop('b')", "x = dict(b=1)\nf(x=x)\nassert x == {'a': {1}}"),
         ("def f(x): return x, {x: [x, None]}, {x}, frozenset([x])", "assert f(1) == (1, {1: [1, None]}, {1}, {1})"),
         ("def f(): return float('inf'), 2 ** 20000, 1j, b'a', range(3)", "assert f()[1] == 2 ** 20000 and f()[2] == 1j"),
         ("from collections import *\ndef f(x): return Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}"),
@@ -74,7 +74,7 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_right_programs_pass(program: str, test: str) -> None:
     if "numpy" in program and sandbox.find_method(True) == "uid":
         pytest.skip("the interpreter may be another, without this environment's packages")
-    assert score(program, test) == score(program, [test]) == 1
+    assert score(program, test) == 1
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,14 @@ def test_right_programs_pass(program: str, test: str) -> None:
     ],
 )  # fmt: skip
 def test_the_share_of_tests_that_pass(tests: Any, entry_point: str | None, want: float) -> None:
-    assert score(DOUBLE, tests, entry_point, seconds=1.0) == pytest.approx(want)
-    assert score(DOUBLE, tests, entry_point, seconds=1.0, all_or_nothing=True) == (want == 1)
+    assert score(DOUBLE, tests, entry_point, seconds=0.7) == pytest.approx(want)
+
+
+def test_all_or_nothing() -> None:
+    tests = ["assert f(1) == 2", "assert f(2) == 4", "assert f(3) == 5"]
+    assert score(DOUBLE, tests, all_or_nothing=True) == 0
+    assert score(DOUBLE, tests[:2], all_or_nothing=True) == 1
+    assert score(DOUBLE, [], all_or_nothing=True) is None
 
 
 @pytest.mark.parametrize(
@@ -305,7 +311,9 @@ def test_a_program_that_ends_has_not_raised() -> None:
     assert score("import os\ndef f(x): os._exit(0)", tests) == 0
 
 
-def test_it_says_what_is_wrong_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_before_anything_runs_what_is_wrong_or_how_programs_are_contained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UsageError, match=r"seconds=0\.0"):
         find_rewards("code", options={"code": {"seconds": 0.0}})
     with pytest.raises(UsageError, match="memory_mb=16"):
@@ -314,6 +322,7 @@ def test_it_says_what_is_wrong_before_anything_runs(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match=r"install bubblewrap, or say --unsafe_code"):
         find_rewards("code")
     assert find_rewards("code", unsafe_code=True)[0].name == "code"
+    assert "contained by nothing but limits" in capsys.readouterr().out
     with pytest.raises(UsageError, match="nothing here to contain"):
         code(["```\n```"], [["assert 1"]])
 
