@@ -1,91 +1,52 @@
-"""Measures our update against TRL's on the same rollouts: `python -m scripts.benchmark --only update`.
+"""Measures our update against TRL's on the same rollouts, and against itself: `python -m scripts.benchmark`.
 
 The update is everything between completions and new weights: reference log-probabilities, forward, backward, optimizer
-step. Every measurement has a process of its own, so that its peak of memory is its own, and ours alternate with TRL's,
-so that a busy machine slows both. Both start cold and do one update. TRL is measured with every one of its settings
-below, and its quickest is compared in time, its smallest in memory.
+step. Every measurement has a process of its own, so that its peak of memory is its own, and what is compared
+alternates, so that a busy machine slows all of it.
+
+update: skewed lengths. TRL is measured with every one of its settings below, and its quickest is compared in time, its
+smallest in memory. outlier: one completion of 4,096 tokens among 31 short ones; TRL at the largest micro-batch that
+stays below a limit of memory. In both, both sides start cold and do one update.
+linearity: our own side with 1, 2 and 4 times as many short samples. dropping: with a growing share of groups without
+spread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
-import random
 import re
 import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import NormalDist, median
+from statistics import median
 from typing import Any
 
+from nanorlhf.scripts import scaling
+from nanorlhf.scripts.workloads import LORA_R, RATE, Meter, Run, Workload, disturb, memory, prepare, update_ours
+
 ROOT = Path(__file__).resolve().parent.parent
-KL, LORA_R, RATE = 0.05, 16, 1e-5
 ALIKE = 1e-3  # losses and gradient norms may differ by this share; float32 sums in another order differ by less
 MEASURE = "import sys; from nanorlhf.scripts.benchmark import measure; measure(*sys.argv[1:])"
+MEASURE_OURS = "import sys; from nanorlhf.scripts.scaling import measure_ours; measure_ours(*sys.argv[1:])"
+FULL = ("can't allocate memory", "MemoryError", "bad_alloc", "Cannot allocate memory")
 
-Run = dict[str, Any]  # what one process measured
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A Qwen2 model and a rollout, whose lengths are mid-quantiles of a log-normal distribution: no lucky draw."""
-
-    hidden: int = 256
-    intermediate: int = 672
-    layers: int = 4
-    heads: int = 4
-    vocabulary: int = 32768
-    prompts: int = 4
-    generations: int = 8
-    median_length: int = 128
-    sigma: float = 0.9
-    longest: int = 1024
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """What transformers' Qwen2Config takes."""
-        return {
-            "vocab_size": self.vocabulary, "hidden_size": self.hidden, "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.heads,
-            "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1,
-        }  # fmt: skip
-
-    @property
-    def lengths(self) -> list[int]:
-        n = self.prompts * self.generations
-        normal = [NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)]
-        lengths = [min(self.longest, round(self.median_length * math.exp(self.sigma * z))) for z in normal]
-        random.Random(0).shuffle(lengths)
-        return lengths
-
-    def rollout(self) -> list[dict[str, Any]]:
-        """Samples with prompts of 16 to 32 tokens and rewards of 0 or 1; those of one prompt are adjacent."""
-        draw, samples = random.Random(0), []
-
-        def tokens(n: int) -> list[int]:
-            return [draw.randrange(2, self.vocabulary) for _ in range(n)]
-
-        prompts = [tokens(draw.randint(16, 32)) for _ in range(self.prompts)]
-        for i, length in enumerate(self.lengths):
-            sample = {"prompt_ids": prompts[i // self.generations], "completion_ids": tokens(length)}
-            samples.append(sample | {"logprobs": [-math.log(self.vocabulary)] * length, "reward": float(i % 3 == 0)})
-        return samples
-
-
-SIZES = {
-    "full": Workload(),
-    "tiny": Workload(hidden=16, intermediate=32, layers=1, heads=2, vocabulary=64, median_length=8, longest=32),
+TINY = Workload(hidden=16, intermediate=32, layers=1, heads=2, vocabulary=64, median_length=8, longest=32)
+SIZES = {"full": Workload(), "tiny": TINY}
+OUTLIER = {
+    "full": Workload(median_length=96, sigma=0.5, longest=256, outlier=4096),
+    "tiny": Workload(
+        hidden=16, intermediate=32, layers=1, heads=2, vocabulary=64, median_length=8, longest=16, outlier=64
+    ),
 }
 
 
@@ -105,73 +66,10 @@ class Setting:
 
 OURS, LOADED = Setting("ours"), Setting("loaded")
 TRL = [Setting("trl", micro_batch, checkpointing) for micro_batch in (8, 32) for checkpointing in (False, True)]
+DESCENDING = [Setting("trl", size, checkpointing) for size in (32, 16, 8, 4, 2, 1) for checkpointing in (False, True)]
 
 
-class Meter:
-    """Seconds and memory between `start` and `stop`."""
-
-    def start(self) -> None:
-        self.baseline, self.cpu, self.wall = memory()[0], time.process_time(), time.perf_counter()
-
-    def stop(self) -> Run:
-        """What was used since, and the peak."""
-        seconds = {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
-        return seconds | {"baseline_mib": self.baseline, "peak_mib": memory()[1]}
-
-
-def memory() -> tuple[float, float]:
-    """MiB that this process holds now, and the most it ever held."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # macOS, which counts in bytes and tells only the peak
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return peak, peak
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())  # ru_maxrss would count the parent's
-    return int(fields["VmRSS"].split()[0]) / 1024, int(fields["VmHWM"].split()[0]) / 1024
-
-
-def disturb(model: Any) -> None:
-    """Gives an adapter that is zero so far the same weights on both sides, so that KL and its gradient are not zero."""
-    import torch
-
-    draw = torch.Generator().manual_seed(0)
-    for _, parameter in sorted((n, p) for n, p in model.named_parameters() if p.requires_grad):
-        parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
-
-
-def update_ours(folder: Path, work: Workload, samples: list[dict[str, Any]]) -> Run:
-    """One step of our loop from the moment it has its completions."""
-    import torch
-
-    from nanorlhf.grpo import GRPO, GRPOConfig
-    from nanorlhf.loop import Loop
-    from nanorlhf.policy import Policy
-    from nanorlhf.types import Prompt, Rollout, Sample
-
-    meter, group = Meter(), torch.arange(work.prompts).repeat_interleave(work.generations)
-    rollout = Rollout(
-        [Sample(Prompt(i, s["prompt_ids"], "", {}), s["completion_ids"], s["logprobs"], True, "")
-         for i, s in zip(group.tolist(), samples, strict=True)],
-        group,
-        torch.tensor([s["reward"] for s in samples]),
-        columns={"engine_logprobs": torch.tensor([x for s in samples for x in s["logprobs"]])},
-    )  # fmt: skip
-
-    class Given:
-        def rollout(self, step: int, clock: Any, progress: Any) -> Rollout:
-            meter.start()
-            return rollout
-
-    config = GRPOConfig(
-        model_name_or_path=str(folder), device="cpu", lora_r=LORA_R, lora_alpha=LORA_R, kl_coef=KL, learning_rate=RATE,
-        prompts_per_step=work.prompts, num_generations=work.generations, max_completion_length=work.longest,
-    )  # fmt: skip
-    policy = Policy(config)
-    disturb(policy.model)
-    step = Loop(config, GRPO(config), policy, Given()).step(1)
-    return meter.stop() | {name: step.metrics[name] for name in ("loss", "grad_norm")}
-
-
-def update_trl(folder: Path, work: Workload, samples: list[dict[str, Any]], setting: Setting) -> Run:
+def update_trl(folder: Path, work: Workload, samples: Sequence[dict[str, Any]], setting: Setting) -> Run:
     """One step of TRL's GRPOTrainer from the moment it has its completions; float32 and token mean, as ours."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -205,8 +103,8 @@ def update_trl(folder: Path, work: Workload, samples: list[dict[str, Any]], sett
             per_device_train_batch_size=setting.micro_batch,
             gradient_accumulation_steps=len(samples) // setting.micro_batch,
             gradient_checkpointing=setting.checkpointing,
-            num_generations=work.generations, max_completion_length=work.longest,
-            beta=KL, use_bias_correction_kl=False, loss_type="dapo", scale_rewards="group",
+            num_generations=work.generations, max_completion_length=work.limit,
+            beta=work.kl, use_bias_correction_kl=False, loss_type="dapo", scale_rewards="group",
             logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
         ),
     )  # fmt: skip
@@ -223,46 +121,54 @@ def load_only(folder: Path) -> Run:
     return {"baseline_mib": memory()[0], "parameters": model.num_parameters()}
 
 
-def measure(folder: str, size: str, setting: str, threads: str) -> None:
+def measure(folder: str, work: str, setting: str, limit_gib: str, threads: str) -> None:
     """What a process of its own does: one update, its figures into `folder`."""
     import torch
 
     torch.set_num_threads(int(threads))
-    path, work, how = Path(folder), SIZES[size], Setting(**json.loads(setting))
+    path, given, how = Path(folder), Workload(**json.loads(work)), Setting(**json.loads(setting))
     samples = json.loads((path / "rollout.json").read_text())
+    if float(limit_gib):
+        limit = int(float(limit_gib) * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if how == LOADED:
         run = load_only(path)
     else:
-        run = update_ours(path, work, samples) if how == OURS else update_trl(path, work, samples, how)
+        run = update_ours(path, given, samples) if how == OURS else update_trl(path, given, samples, how)
     (path / "run.json").write_text(json.dumps(run))
 
 
-def prepare(folder: Path, work: Workload) -> None:
-    """Writes the model, a tokenizer for it and the rollout."""
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**work.model)).save_pretrained(folder)
-    words = models.WordLevel({f"w{i}": i for i in range(work.vocabulary)}, unk_token="w0")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w0", pad_token="w1").save_pretrained(folder)
-    (folder / "rollout.json").write_text(json.dumps(work.rollout()))
-
-
-def in_a_process(folder: Path, size: str, setting: Setting, threads: int) -> Run:
-    """One measurement; what the process said is shown only if it failed."""
-    command = [sys.executable, "-c", MEASURE, str(folder), size, json.dumps(asdict(setting)), str(threads)]
+def spawn(folder: Path, code: str, *arguments: str, threads: int) -> str | None:
+    """Runs `code` in a process of its own; what it said if it ran out of memory, and the end if it failed otherwise."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(folder), *arguments, str(threads)]
     ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{setting} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
+    if not ended.returncode:
+        return None
+    if any(words in ended.stderr for words in FULL) or ended.returncode == -9:
+        return ended.stderr
+    raise SystemExit(f"{arguments} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
+
+
+def in_a_process(folder: Path, work: Workload, setting: Setting, threads: int, limit_gib: float = 0.0) -> Run | None:
+    """One measurement; None where there was less memory than it needs."""
+    asked = (json.dumps(asdict(work)), json.dumps(asdict(setting)), str(limit_gib))
+    if spawn(folder, MEASURE, *asked, threads=threads):
+        print(f"{setting}: out of memory", flush=True)
+        return None
     run = {"setting": str(setting)} | json.loads((folder / "run.json").read_text())
     if "seconds" in run:
         grown = run["peak_mib"] - run["baseline_mib"]
         print(f"{setting}: {run['seconds']:.1f} s, {grown:,.0f} MiB above the start", flush=True)
+    return run
+
+
+def ours_in_a_process(folder: Path, work: Workload, threads: int) -> Run:
+    """One warm update of ours."""
+    if said := spawn(folder, MEASURE_OURS, json.dumps(asdict(work)), threads=threads):
+        raise SystemExit(said)
+    run = json.loads((folder / "run.json").read_text())
+    print(f"{work.prompts} prompts, {work.flat} flat: {run['cpu_seconds']:.1f} CPU s", flush=True)
     return run
 
 
@@ -330,55 +236,97 @@ def about(threads: int) -> dict[str, Any]:
     return {"date": date, "commit": commit or "unknown", "machine": machine, "versions": versions}
 
 
-def update(options: argparse.Namespace) -> dict[str, Any]:
-    """The benchmark of the update."""
-    work = SIZES[options.size]
-    rivals = [] if options.alone else TRL
+def update(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Skewed lengths, every setting of TRL's."""
+    yield from contest(options, SIZES[options.size], lambda one: TRL)
+
+
+def outlier(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One long answer among short ones, TRL at the largest micro-batch that fits."""
+
+    def largest(one: Callable[[Setting], Run | None]) -> list[Setting]:
+        fits = (setting for setting in DESCENDING if one(setting))
+        return [next(fits)]
+
+    yield from contest(options, OUTLIER[options.size], largest, options.limit_gib)
+
+
+def contest(
+    options: argparse.Namespace,
+    work: Workload,
+    choose: Callable[[Callable[[Setting], Run | None]], Sequence[Setting]],
+    limit_gib: float = 0.0,
+) -> Iterator[dict[str, Any]]:
+    """Reports of what was measured so far; the last one is whole."""
+    lengths = work.lengths
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, work)
 
-        def one(setting: Setting) -> Run:
-            return in_a_process(folder, options.size, setting, options.threads)
+        def one(setting: Setting) -> Run | None:
+            return in_a_process(folder, work, setting, options.threads, limit_gib if setting.side == "trl" else 0.0)
 
-        loaded, runs = one(LOADED), []
+        def surely(setting: Setting) -> Run:
+            if run := one(setting):
+                return run
+            raise SystemExit(f"{setting}: less memory than at first")
+
+        loaded = surely(LOADED)
+        rivals, runs = [] if options.alone else choose(one), list[Run]()
+        workload = asdict(work) | {
+            "parameters": loaded["parameters"], "completion_tokens": sum(lengths), "longest_completion": max(lengths),
+            "lora_r": LORA_R, "kl_coef": work.kl,
+        }  # fmt: skip
         for _ in range(options.repeats):
-            for rival in rivals or [OURS]:
-                runs += [one(OURS), one(rival)] if rivals else [one(OURS)]
-    lengths = work.lengths
-    workload = asdict(work) | {
-        "parameters": loaded["parameters"], "completion_tokens": sum(lengths), "longest_completion": max(lengths),
-        "lora_r": LORA_R, "kl_coef": KL,
-    }  # fmt: skip
-    figures = summarise(runs, loaded["baseline_mib"]) | {"agreement": agreement(runs)}
-    return {"workload": workload, "loaded_mib": loaded["baseline_mib"]} | figures | {"runs": runs}
+            for rival in rivals or [None]:
+                runs += [surely(OURS)] + ([surely(rival)] if rival else [])
+                figures = summarise(runs, loaded["baseline_mib"]) | {"agreement": agreement(runs)}
+                holds = all(difference < ALIKE for difference in figures["agreement"].values())
+                report = {"workload": workload, "loaded_mib": loaded["baseline_mib"], "limit_gib": limit_gib}
+                yield report | figures | {"holds": holds, "runs": runs}
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"update": update}
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "update": update,
+    "outlier": outlier,
+    "linearity": lambda options: scaling.linearity(options, ours_in_a_process),
+    "dropping": lambda options: scaling.dropping(options, ours_in_a_process),
+}
+RIVALRIES = ("update", "outlier")
+REPEATS = {"update": 3, "outlier": 3, "linearity": 5, "dropping": 5}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures, prints a table and writes results/benchmark_<name>.json; 1 where the two sides do not agree."""
-    parser = argparse.ArgumentParser(prog="nanorlhf benchmark", description=__doc__)
-    parser.add_argument("--only", choices=BENCHMARKS, default=None, help="One benchmark (default: all).")
-    parser.add_argument("--repeats", type=int, default=3, help="Measurements of each setting (default: 3).")
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="nanorlhf benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=BENCHMARKS, nargs="+", default=list(BENCHMARKS), help="Default: all.")
+    parser.add_argument("--repeats", type=int, default=None, help=f"Measurements of each setting (default: {REPEATS}).")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="For both sides (default: all cores).")
     parser.add_argument("--size", choices=SIZES, default="full", help="tiny only shows that it works.")
     parser.add_argument("--alone", action="store_true", help="Measure our side only, without TRL.")
+    parser.add_argument("--limit_gib", type=float, default=20.0, help="TRL's memory in outlier (default: 20).")
     parser.add_argument("--output", type=Path, default=Path("results"), help="Folder (default: results).")
-    options = parser.parse_args(argv)
-    if not options.alone and find_spec("trl") is None:
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, writes results/benchmark_<name>.json as figures come in, prints a table; 1 where something is off."""
+    options = parse(argv)
+    if not options.alone and set(options.only) & set(RIVALRIES) and find_spec("trl") is None:
         print("nanorlhf benchmark: error: TRL is not installed: pip install -e .[bench], or --alone", file=sys.stderr)
         return 2
-    agreed = True
-    for name in [options.only] if options.only else BENCHMARKS:
-        report: dict[str, Any] = {"benchmark": name} | about(options.threads) | BENCHMARKS[name](options)
-        options.output.mkdir(parents=True, exist_ok=True)
-        path = options.output / f"benchmark_{name}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\n{table(report)}\n-> {path}")
-        agreed &= all(difference < ALIKE for difference in report["agreement"].values())
-    return 0 if agreed else 1
+    options.output.mkdir(parents=True, exist_ok=True)
+    everything_holds = True
+    for name in options.only:
+        now = argparse.Namespace(**vars(options) | {"repeats": options.repeats or REPEATS[name]})
+        path, described, report = options.output / f"benchmark_{name}.json", about(options.threads), {}
+        for report in BENCHMARKS[name](now):
+            path.write_text(json.dumps({"benchmark": name} | described | report, indent=1) + "\n")
+        print(f"\n{table(report) if name in RIVALRIES else scaling.as_table(report)}\n-> {path}")
+        everything_holds &= report["holds"]
+    return 0 if everything_holds else 1
 
 
 if __name__ == "__main__":

@@ -71,8 +71,10 @@ def test_the_workload_is_the_one_it_claims_to_be() -> None:
     assert model.num_parameters() == pytest.approx(11.5e6, rel=0.005)
 
 
+@pytest.mark.slow
 def test_our_side_for_real(tmp_path: Path) -> None:
-    argv = ["--alone", "--repeats", "1", "--size", "tiny", "--threads", "1", "--output", str(tmp_path / "new")]
+    argv = ["--only", "update", "outlier", "--alone", "--repeats", "1", "--size", "tiny", "--threads", "1"]
+    argv += ["--output", str(tmp_path / "new")]
     assert benchmark.main(argv) == 0
     report = json.loads((tmp_path / "new" / "benchmark_update.json").read_text())
     (run,) = report["runs"]
@@ -80,6 +82,47 @@ def test_our_side_for_real(tmp_path: Path) -> None:
     assert run["peak_mib"] > run["baseline_mib"] > 100
     assert run["grad_norm"] > 0 and report["trl_over_ours"] == {}
     assert report["workload"]["completion_tokens"] == sum(benchmark.SIZES["tiny"].lengths)
+    report = json.loads((tmp_path / "new" / "benchmark_outlier.json").read_text())
+    assert report["workload"]["longest_completion"] == 64 and report["runs"][0]["grad_norm"] > 0
+
+
+def test_trl_is_given_the_largest_micro_batch_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    measured, limits = made_up(0.5, order), []
+
+    def run(folder: Any, work: Any, setting: Any, _: int, limit_gib: float = 0.0) -> dict[str, Any] | None:
+        limits.append(limit_gib)
+        fits = setting.side != "trl" or (setting.micro_batch <= 8 and setting.checkpointing)
+        return measured(folder, work, setting) if fits else None
+
+    monkeypatch.setattr(benchmark, "in_a_process", run)
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: name)
+    argv = ["--only", "outlier", "--repeats", "2", "--limit_gib", "12", "--output", str(tmp_path)]
+    assert benchmark.main(argv) == 0
+    best = "trl, micro-batch 8, checkpointing"
+    assert order == ["loaded", best, "ours", best, "ours", best]
+    assert limits == [0, *[12] * 6, 0, 12, 0, 12]  # only TRL's processes are held to it
+    assert json.loads((tmp_path / "benchmark_outlier.json").read_text())["trl_best"]["seconds"] == best
+
+
+def test_a_process_that_needs_more_memory_than_there_is(tmp_path: Path) -> None:
+    full = "import sys; print(sys.argv, 'DefaultCPUAllocator: can't allocate memory', file=sys.stderr); sys.exit(1)"
+    assert "allocate" in str(benchmark.spawn(tmp_path, full, "a", threads=1))
+    assert benchmark.spawn(tmp_path, "pass", threads=1) is None
+    with pytest.raises(SystemExit, match="ended with 3"):
+        benchmark.spawn(tmp_path, "import sys; sys.exit(3)", threads=1)
+
+
+def test_the_limit_is_real(tmp_path: Path) -> None:
+    work, threads = benchmark.SIZES["tiny"], 1
+    benchmark.prepare(tmp_path, work)
+    assert benchmark.in_a_process(tmp_path, work, benchmark.OURS, threads, limit_gib=0.2) is None
+
+
+def test_one_long_answer_among_short_ones() -> None:
+    lengths = sorted(benchmark.OUTLIER["full"].lengths)
+    assert len(lengths) == 32 and lengths[-1] == 4096 and lengths[-2] <= 256
+    assert benchmark.OUTLIER["full"].limit == 4096
 
 
 def test_without_trl_it_says_what_to_install(
