@@ -14,8 +14,8 @@ from nanorlhf.errors import UsageError
 R = TypeVar("R")
 SAID = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what the driver and its libraries call it
 HELP = (
-    "lower max_completion_length or lora_r, or give the update more room: gradient_checkpointing: true, "
-    "engine_sleep: true, a lower gpu_memory_utilization"
+    "lower max_completion_length or lora_r, or give the update more room: gradient_checkpointing true, "
+    "offload always, a lower gpu_memory_gib"
 )
 
 

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -20,6 +20,7 @@ from nanorlhf.errors import RewardError, UsageError, nearest
 from nanorlhf.task import TaskConfig
 
 C = TypeVar("C", bound=TaskConfig)
+Shown = Literal["config", "plan", ""]
 
 
 def command(name: str, config_class: type[C]) -> Callable[..., int]:
@@ -29,14 +30,17 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
         package = importlib.import_module(f"nanorlhf.{name}")
         try:
             recipes = Path(package.__path__[0]) / "recipes"
-            print_only, config = parse(config_class, name, recipes, sys.argv[1:] if argv is None else argv)
-            if print_only:
+            shown, config = parse(config_class, name, recipes, sys.argv[1:] if argv is None else argv)
+            if shown == "config":
                 print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+                return 0
+            trainer = config_class.__name__.replace("Config", "Trainer")
+            if shown == "plan":
+                print(getattr(package, trainer).plan_of(config).table())
                 return 0
             model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
             print(f"nanorlhf {name}: {model} on {dataset}", flush=True)
-            trainer = getattr(package, config_class.__name__.replace("Config", "Trainer"))  # torch is imported here
-            trainer(args=config).train()
+            getattr(package, trainer)(args=config).train()  # torch is imported here
         except (UsageError, RewardError) as error:
             print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
             return 2 if isinstance(error, UsageError) else 1
@@ -58,13 +62,14 @@ def lazily(module: str, *names: str) -> Callable[[str], Any]:
 
 def parse(
     config_class: type[C], name: str, recipes: Path, argv: list[str], below: Mapping[str, Any] | None = None
-) -> tuple[bool, C]:
-    """Whether only to print it, and the configuration that a command line asks for: each layer over the one before."""
+) -> tuple[Shown, C]:
+    """What only to print, and the configuration that a command line asks for: each layer over the one before."""
     parser = build_parser(config_class, name, recipes)
     argv = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in argv]
     try:
         given = parser.parse_args(argv).as_dict()
-        print_only, chosen = bool(given.pop("print_config")), given.pop("recipe") or ""
+        wanted = "plan" if given.pop("plan", False) else "config" if given.pop("print_config") else ""
+        chosen = given.pop("recipe") or ""
         files = [recipe_path(recipe, recipes) for recipe in chosen.split(",") if recipe]
         if given.get("resume"):
             files.insert(0, saved_config(given["resume"]))
@@ -74,8 +79,8 @@ def parse(
         raise UsageError(one_line(str(error), config_class)) from None
     options = defaults(config_class) | dict(below or {})
     for layer in [*layers, given]:
-        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config")}, options)
-    return print_only, config_class(**options)
+        options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config", "plan")}, options)
+    return wanted, config_class(**options)
 
 
 def recipe_path(name: str, recipes: Path) -> Path:
@@ -107,6 +112,8 @@ def build_parser(config_class: type[TaskConfig], name: str, recipes: Path) -> Ar
     parser.add_argument("--recipe", type=str, help=f"Where to start: {listed}, or a YAML file; several with commas.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and stop.")
     hints, standard = get_type_hints(config_class), defaults(config_class)
+    if "offload" in hints:
+        parser.add_argument("--plan", action="store_true", help="Print the memory plan (--gpu_memory_gib) and stop.")
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(config_class):
         section = f.metadata["group"]

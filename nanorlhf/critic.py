@@ -87,6 +87,11 @@ class Critic:
                 averages.add("value/mean", old)
         self.optimizer.step()
 
+    def tensors(self) -> list[Tensor]:
+        """What it does not share with the policy."""
+        own = [] if self.shares_base else self.body.tensors()
+        return [*self.weights.values(), *own]
+
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of head and adapter (or model)."""
         return {name: p.detach().to("cpu", copy=True) for name, p in self.weights.items()}

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config import shipped_model, split_names
@@ -34,6 +34,7 @@ class Entry:
     """What passed the door: everything a run is made of, before anything is loaded."""
 
     config: TrainConfig
+    about: PretrainedConfig
     rewards: list[Reward]
     train: Rows
     held_out: Rows | None
@@ -63,7 +64,7 @@ def enter(
     samples = not (reader or replays)
     if samples and not rewards:
         find_rewards([])
-    check_model(config, model)
+    about = check_model(config, model)
     if environment_class and train is None and not config.dataset_name:
         train, held_out = own_questions(environment_class, config)
     train, held_out = load_datasets(config, rewards, reader, train, held_out)
@@ -71,7 +72,7 @@ def enter(
     if generates:
         check_engine(config)
     chosen = find_algorithm(config, algorithm)
-    return Entry(config, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
+    return Entry(config, about, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
 
 
 def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algorithm]:
@@ -105,8 +106,8 @@ def find_judges(config: TaskConfig, given: Any, environment_class: type[Environm
     return [Reward("environment", environment), *found] if earns else found
 
 
-def check_model(config: TrainConfig, model: Any) -> None:
-    """Refuses a model or adapter that cannot be found, or a context that is too short, before weights are loaded."""
+def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
+    """The model's config; refuses one that cannot be found or whose context is too short, before weights are loaded."""
     if config.adapter_name_or_path:
         config.require(not config.full_finetuning, "lora", "there is an adapter to go on from; leave lora as it is")
         find_adapter(config.adapter_name_or_path)
@@ -129,6 +130,7 @@ def check_model(config: TrainConfig, model: Any) -> None:
             f"max_prompt_length={config.max_prompt_length} and max_completion_length={config.max_completion_length} "
             f"make {wanted} tokens, and the model takes {context}; shorten one"
         )
+    return about
 
 
 def load_datasets(

@@ -15,12 +15,13 @@ from nanorlhf.algorithm import Algorithm
 from nanorlhf.budget import Budget
 from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.engines.base import Engine
-from nanorlhf.metrics import Averages, Clock, peak_gib, rollout_metrics
+from nanorlhf.metrics import Averages, Clock, rollout_metrics
 from nanorlhf.optim import Optimizer
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack, token_weights
 from nanorlhf.policy import Policy
 from nanorlhf.rehearsal import rehearse
+from nanorlhf.residency import Residency
 from nanorlhf.reward import TrainerState
 from nanorlhf.rollout import Progress, Source
 from nanorlhf.scoring import Scorer
@@ -55,10 +56,14 @@ class Loop:
         scorer: Scorer | None = None,
         engine: Engine | None = None,
         critic: Critic | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self.config, self.algorithm, self.policy, self.source = config, algorithm, policy, source
         self.scorer, self.engine, self.critic = scorer, engine, critic
-        self.budget = Budget(TOKENS[policy.device.type] if config.token_budget == "auto" else config.token_budget)
+        self.residency = residency or Residency(device=policy.device)
+        plan = self.residency.plan
+        fitting = plan.tokens if plan else TOKENS[policy.device.type]
+        self.budget = Budget(fitting if config.token_budget == "auto" else config.token_budget)
         self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate)
         self.reuses_rollout = config.updates * config.epochs > 1
 
@@ -72,17 +77,17 @@ class Loop:
         """The policy's, and the critic's."""
         return [self.optimizer, self.critic.optimizer] if self.critic else [self.optimizer]
 
+    def moments(self) -> list[Tensor]:
+        """What the optimizers remember of past gradients."""
+        states = [state for optimizer in self.optimizers for state in optimizer.adam.state.values()]
+        return [t for state in states for t in state.values() if isinstance(t, Tensor)]
+
     def probe(self) -> list[str]:
         """Before training on CUDA, where the budget is ours to choose: lowers it until the longest samples fit."""
         if self.policy.device.type != "cuda" or self.config.token_budget != "auto":
             return []
-        sleeper = self.engine if self.config.engine_sleep else None
-        if sleeper:
-            sleeper.sleep()
-        rehearse(self)
-        if sleeper:
-            sleeper.wake()
-            sleeper.update(self.policy)
+        with self.residency.phase("update"):
+            rehearse(self)
         return self.budget.told()
 
     def step(self, step: int, progress: Progress = lambda tokens: None) -> Step:
@@ -92,21 +97,19 @@ class Loop:
         if self.scorer:
             self.scorer.state = TrainerState(step - 1, self.config.max_steps)
         rollout = self.source.rollout(step, clock, progress)
-        if self.engine and self.config.engine_sleep:
-            self.engine.sleep()
         dropped = self.algorithm.drop(rollout)
-        with clock("measure"):
+        with clock("measure"), self.residency.phase("measure"):
             self.measure(rollout, ~dropped & ~rollout.rewards.isnan())
         credit = self.algorithm.credit(rollout)
-        with clock("update"):
+        with clock("update"), self.residency.phase("update"):
             updated = self.update(rollout, credit, credit.keep & ~dropped)
         self.algorithm.observe(updated)
         if self.algorithm.refreshes_reference(step):
             self.policy.keep_reference()
         if self.engine:
-            with clock("sync"):
-                self.engine.wake()
-                self.engine.update(self.policy)
+            with clock("sync"), self.residency.phase("generate"):
+                if self.engine.version != self.policy.version:  # who was away is up to date
+                    self.engine.update(self.policy)
         metrics = {"step": step} | rollout_metrics(rollout) | updated
         metrics["groups/dropped_fraction"] = dropped.float().mean().item()
         warnings += self.budget.told() + (self.engine.told() if self.engine else [])
@@ -116,7 +119,7 @@ class Loop:
             warnings += failures
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics["memory/token_budget"] = self.token_budget
-        metrics["memory/peak_gib"] = peak_gib(self.policy.device)
+        metrics |= self.residency.metrics()
         return Step(rollout, credit, metrics, warnings + self.disagreement(metrics))
 
     def fit(self, phase: str, rollout: Rollout, chosen: Tensor, work: Callable[[], R], together: int = 1) -> R:

@@ -24,9 +24,18 @@ class TrainConfig(TaskConfig):
     lora_alpha: int = option(32, "Its scale: alpha / r (alpha / sqrt(r) with use_rslora).", "model")
     lora_dropout: float = option(0.0, "Dropout before the adapter, in updates only.", "model")
     use_rslora: bool = option(False, "Rank-stabilised scaling of the adapter.", "model")
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in backward: less memory, a third more time.", "model"
+    gradient_checkpointing: bool | Literal["auto"] = option(
+        "auto",
+        "Recompute activations in backward: less memory, a third more time; auto: on CUDA, where it must be.",
+        "model",
     )
+    offload: Literal["auto", "always", "never"] = option(
+        "auto",
+        "What a phase does not need leaves the GPU for main memory (engine, reward model, optimizer, policy): "
+        "auto moves only what does not fit.",
+        "model",
+    )
+
     activation_offload: Literal["auto", "on", "off"] = option(
         "auto",
         "With gradient_checkpointing, the inputs of layers wait in main memory; auto: on CUDA, where they would take "
@@ -38,7 +47,6 @@ class TrainConfig(TaskConfig):
     weight_sync: Literal["auto", "lora", "merged"] = option(
         "auto", "How weights reach the engine; auto: lora for 16-bit, merged for float32.", "rollout"
     )
-    engine_sleep: bool = option(False, "On CUDA, the engine leaves the GPU while the policy trains.", "rollout")
     prompts_per_step: int = option(64, "Prompts in a step.", "rollout")
 
     # training
@@ -54,7 +62,9 @@ class TrainConfig(TaskConfig):
     adam_beta1: float = option(0.9, "AdamW's first beta.", "training")
     adam_beta2: float = option(0.999, "AdamW's second beta.", "training")
     token_budget: int | Literal["auto"] = option(
-        "auto", "Tokens in a micro-batch; auto: 2,048 on a CPU, 4,096 on MPS, 16,384 on CUDA.", "training"
+        "auto",
+        "Tokens in a micro-batch; auto: 2,048 on a CPU, 4,096 on MPS, on CUDA what fits, 16,384 or the longest sample.",
+        "training",
     )
 
     # run

@@ -46,7 +46,7 @@ class Policy:
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         refuse_unsupported(self.model)
         self.base.set_attn_implementation(attention.NAME)
-        if config.gradient_checkpointing is True:
+        if config.gradient_checkpointing is True:  # auto is settled by the memory plan
             activations.recompute(self.base, config.activation_offload, self.device)
         self.head = head_of(self.model)
         self.one_per_row = attention.one_per_row(self.base)
@@ -60,11 +60,7 @@ class Policy:
     @property
     def lora_rank(self) -> int:
         """The adapter's largest rank; 0 without one."""
-        if not isinstance(self.model, PeftModel):
-            return 0
-        lora = self.model.peft_config[POLICY]
-        assert isinstance(lora, LoraConfig)
-        return max([lora.r, *(lora.rank_pattern or {}).values()])
+        return rank_of(self.model)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -89,6 +85,10 @@ class Policy:
         share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
         return f"LoRA adapts {share}; {trained:,} are trained"
 
+    def tensors(self) -> list[Tensor]:
+        """Every weight and buffer, all adapters' too."""
+        return [*self.model.parameters(), *self.model.buffers()]
+
     def add_adapter(self, name: str) -> None:
         """A second adapter of the same shape on the same base; the policy's own stays the active one."""
         assert isinstance(self.model, PeftModel), "full fine-tuning has no adapters"
@@ -109,7 +109,9 @@ class Policy:
 
     def keep_reference(self) -> None:
         """The reference is the policy as it is now; switching the adapter off gives it as long as that is empty."""
-        if not isinstance(self.model, PeftModel):
+        if self.frozen is not None:
+            self.frozen.load_state_dict(self.base.state_dict())  # in place, wherever it is
+        elif not isinstance(self.model, PeftModel):
             self.frozen = copy.deepcopy(self.base).requires_grad_(False).eval()
         elif any(p.any() for n, p in self.trainable.items() if "lora_B" in n):
             self.add_adapter(REFERENCE)
@@ -251,6 +253,22 @@ def with_adapter(
             task_type="CAUSAL_LM",
         ),
     )  # type: ignore[return-value]
+
+
+def rank_of(model: nn.Module) -> int:
+    """The largest rank of a model's adapter; 0 without one."""
+    if not isinstance(model, PeftModel):
+        return 0
+    lora = model.peft_config[POLICY]
+    assert isinstance(lora, LoraConfig)
+    return max([lora.r, *(lora.rank_pattern or {}).values()])
+
+
+def saved_adapter(name: str) -> LoraConfig:
+    """The form of an adapter that was trained before."""
+    found = PeftConfig.from_pretrained(find_adapter(name))
+    assert isinstance(found, LoraConfig)
+    return found
 
 
 def find_adapter(name: str) -> str:

@@ -16,6 +16,7 @@ from nanorlhf.engines.base import Completion, Engine, Request, Sampling
 from nanorlhf.environments import Environment, Stage
 from nanorlhf.metrics import Clock
 from nanorlhf.options import OnPolicyConfig
+from nanorlhf.residency import Residency
 from nanorlhf.scoring import Scorer
 from nanorlhf.seeds import derive
 from nanorlhf.task import TaskConfig
@@ -43,9 +44,11 @@ class Author:
         limit: int,
         stage: Stage | None = None,
         turns: int = 1,
+        residency: Residency | None = None,
     ) -> None:
         self.engine, self.tokenizer, self.scorer, self.limit = engine, tokenizer, scorer, limit
         self.stage, self.turns = stage, turns if stage else 1
+        self.residency = residency or Residency()
 
     def write(
         self,
@@ -69,13 +72,14 @@ class Author:
                 break
             asked = [self.request(i, everyone[i], i >= len(samples), limit) for i in playing]
             playing = []
-            for completion in self.engine.generate(asked, derive(seed, "turn", turn) if turn else seed, sampling):
-                sample = everyone[completion.id]
-                if self.extend(sample, completion, turn == self.turns - 1):
-                    playing.append(completion.id)
-                else:
-                    self.scorer.begin(sample)
-                progress(len(completion.token_ids))
+            with self.residency.phase("generate"):
+                for completion in self.engine.generate(asked, derive(seed, "turn", turn) if turn else seed, sampling):
+                    sample = everyone[completion.id]
+                    if self.extend(sample, completion, turn == self.turns - 1):
+                        playing.append(completion.id)
+                    else:
+                        self.scorer.begin(sample)
+                    progress(len(completion.token_ids))
             playing.sort()
         assert not playing and all(s.completion_ids for s in everyone), "the engine must finish every request"
         return samples, greedy
@@ -110,13 +114,14 @@ def make_author(
     scorer: Scorer,
     ends: tuple[int, ...],
     environment: type[Environment] | None,
+    residency: Residency | None = None,
 ) -> Author:
     """Who writes the completions that this task asks for, or plays its episodes."""
     limit = config.max_completion_length
     if environment is None:
-        return Author(engine, tokenizer, scorer, limit)
+        return Author(engine, tokenizer, scorer, limit, residency=residency)
     stage = Stage(environment, tokenizer, ends, limit, config.chat_template_kwargs)
-    return Author(engine, tokenizer, scorer, limit, stage, config.max_turns)
+    return Author(engine, tokenizer, scorer, limit, stage, config.max_turns, residency)
 
 
 class Sampler:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
+from nanorlhf.residency import Residency
 from nanorlhf.reward import Reward, TrainerState, Verdict, judge
 from nanorlhf.types import Sample
 from nanorlhf.workers import Pool, packable
@@ -40,8 +41,8 @@ class Tally:
 class Scorer:
     """The rewards of a run, at work in their own processes or, without any, in the trainer's."""
 
-    def __init__(self, rewards: Sequence[Reward], config: TrainConfig) -> None:
-        self.rewards, self.config = rewards, config
+    def __init__(self, rewards: Sequence[Reward], config: TrainConfig, residency: Residency | None = None) -> None:
+        self.rewards, self.config, self.residency = rewards, config, residency or Residency()
         self.state = TrainerState(0, config.max_steps)
         self.remarks: list[str] = []
         self.away: set[str] = set()  # rewards that the workers have
@@ -92,7 +93,9 @@ class Scorer:
             elif reward.name in asked:
                 self.take(reward, asked[reward.name].result(), samples)
             else:
-                self.take(reward, judge(reward, everything | self.at_home(samples), len(samples)), samples)
+                with self.residency.phase("score"):
+                    verdict = judge(reward, everything | self.at_home(samples), len(samples))
+                self.take(reward, verdict, samples)
         self.refuse_the_broken()
         for sample in samples:
             terms = [(r.weight, sample.rewards[r.name]) for r in self.rewards]

@@ -25,6 +25,9 @@ class TaskConfig:
         "auto", "Of the base weights: auto is bfloat16 on CUDA, else float32.", "model"
     )
     device: str = option("auto", "cuda, mps or cpu; auto takes the first there is.", "model")
+    gpu_memory_gib: float | Literal["auto"] = option(
+        "auto", "Memory of the GPU that may be used; auto: what is free at the start.", "model"
+    )
     trust_remote_code: bool = option(False, "Run code that comes with a model.", "model")
 
     # data
@@ -84,7 +87,6 @@ class TaskConfig:
         "auto", "Who writes completions; auto: vLLM where it is installed.", "rollout"
     )
     stop: str | list[str] = option([], "Strings that end a completion, beside the model's end tokens.", "rollout")
-    gpu_memory_utilization: float = option(0.4, "Share of the GPU that vLLM may take.", "rollout")
     engine_logs: bool = option(False, "Show the engine's own log.", "rollout")
     max_completion_length: int = option(512, "Tokens a completion may have.", "rollout")
     temperature: float = option(
@@ -137,7 +139,7 @@ class TaskConfig:
         self.above_zero("reward_timeout", "reward_step_timeout", "reward_memory_gib")
         self.require(self.reward_workers == "auto" or self.reward_workers >= 0, "reward_workers", "0 or more, or auto")
         self.require(0 <= self.reward_failure_limit <= 1, "reward_failure_limit", "it must be between 0 and 1")
-        self.require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "it must be above 0 and at most 1")
+        self.require(self.gpu_memory_gib == "auto" or self.gpu_memory_gib > 0, "gpu_memory_gib", "above 0, or auto")
         self.not_negative("few_shot")
         weights = self.reward_weights is None or not self.rewards or len(self.reward_weights) == len(self.rewards)
         self.require(weights, "reward_weights", f"one weight for each of {', '.join(self.rewards)}")

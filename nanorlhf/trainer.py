@@ -23,14 +23,17 @@ from nanorlhf.critic import Critic, check_critic
 from nanorlhf.data import Reader
 from nanorlhf.demonstrations import Demonstrations, judged
 from nanorlhf.engines.base import Sampling
-from nanorlhf.engines.build import build_engine
+from nanorlhf.engines.build import build_engine, engine_name
 from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
 from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop
+from nanorlhf.memory import Plan
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.policy import Policy
+from nanorlhf.planning import plan_command, plan_run, settled
+from nanorlhf.policy import Policy, pick_device
+from nanorlhf.residency import Residency, Served, Tensors
 from nanorlhf.rollout import Sampler, make_author
 from nanorlhf.scoring import Scorer
 from nanorlhf.stream import prompts_of
@@ -63,8 +66,10 @@ class Trainer:
         entry = door.enter(
             args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
         )
-        self.config = args = entry.config
-        self.entry, self.scorer = entry, Scorer(entry.rewards, args)
+        self.plan = self.make_plan(entry, peft_config)
+        self.config = args = settled(entry.config, self.plan)
+        self.residency = Residency(self.plan, pick_device(args.device))
+        self.entry, self.scorer = entry, Scorer(entry.rewards, args, self.residency)
         self.tokenizer = processing_class or load_tokenizer(args, model)
         use_template(self.tokenizer, args)
         if isinstance(args, CriticConfig):
@@ -74,7 +79,7 @@ class Trainer:
         if entry.held_out is not None:
             unseen = prompts_of(entry.held_out, self.tokenizer, args, self.reader, self.prompts.examples)
             self.held_out = unseen.held_out(args.eval_prompts)
-        self.run = rundir.prepare(args, entry.algorithm.name)
+        self.run = rundir.prepare(entry.config, entry.algorithm.name)
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.policy = Policy(args, model, peft_config)
@@ -85,36 +90,79 @@ class Trainer:
         if "ref_logprobs" in self.algorithm.needs:
             self.policy.keep_reference()
         self.sampling = how_to_sample(args, self.policy, self.tokenizer, stops(entry.environment))
+        self.critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
+        self.house()
         if entry.generates:
-            self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, self.run / "base_model")
-            ends = self.sampling.stop_token_ids
-            self.author = make_author(args, self.engine, self.tokenizer, self.scorer, ends, entry.environment)
+            with self.residency.phase("generate"):  # there is room for it now
+                self.start_engine()
         self.loop = self.make_loop()
+        self.residency.add("optimizer", Tensors(self.loop.moments))
         self.remarks = self.scorer.remarks
         self.done = 0
         self.interrupted = False
         if args.resume:
-            self.restore()
+            with self.residency.phase("update"):  # optimizers load what they had to where the weights are
+                self.restore()
         self.version_done = self.policy.version
         self.history = rundir.read_metrics(self.run, self.done)
         if self.entry.generates:
-            self.engine.update(self.policy)
+            self.freshen()
+
+    @classmethod
+    def plan_of(cls, config: TrainConfig) -> Plan:
+        """The memory plan of a configuration, on any machine and without loading anything."""
+        return plan_command(config, cls.algorithm_class, cls.reader is not None)
+
+    def make_plan(self, entry: door.Entry, peft_config: Any) -> Plan | None:
+        """Who is where in memory; only a GPU has some of its own."""
+        config = entry.config
+        if pick_device(config.device).type != "cuda":
+            return None
+        engine = engine_name(config) if entry.generates else None
+        return plan_run(config, entry.about, entry.algorithm(config), entry.rewards, engine, peft_config)
+
+    def house(self) -> None:
+        """Gives what is on the card into the residency's charge."""
+        critic, policy = self.critic, self.policy
+        apart = {id(p) for p in critic.weights.values()} if critic and critic.shares_base else set()
+        self.residency.add("policy", Tensors(lambda: (t for t in policy.tensors() if id(t) not in apart)))
+        if policy.frozen is not None:
+            self.residency.add("reference", Tensors(policy.frozen.state_dict(keep_vars=True).values))
+        if critic is not None:
+            self.residency.add("critic", Tensors(critic.tensors))
+        for reward in self.entry.rewards:
+            if movable := getattr(reward.function, "classifier", None):
+                self.residency.add("reward model", movable)
+
+    def start_engine(self) -> None:
+        """The engine, and who writes with it."""
+        args, ends = self.config, self.sampling.stop_token_ids
+        folder = self.run / "base_model"
+        self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, folder, self.plan)
+        who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
+        self.author = make_author(args, self.engine, *who)
+        self.residency.add("engine", Served(self.engine, self.policy))
+
+    def freshen(self) -> None:
+        """The engine awake and up to date."""
+        with self.residency.phase("generate"):
+            if self.engine.version != self.policy.version:
+                self.engine.update(self.policy)
 
     def make_loop(self) -> Loop:
         """The loop over the engine's samples, over another run's, or over the dataset's own answers."""
-        args, algorithm = self.config, self.algorithm
+        args, algorithm, residency = self.config, self.algorithm, self.residency
         if self.reader:
             ends = self.sampling.stop_token_ids
             source = Demonstrations(args, self.tokenizer, self.prompts, self.held_out, ends)
-            return Loop(args, algorithm, self.policy, source)
+            return Loop(args, algorithm, self.policy, source, residency=residency)
         assert isinstance(args, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
-        critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
         if self.entry.replays:
             vocabulary = self.policy.base.config.get_text_config().vocab_size
             source = Saved(self.entry.replays, self.scorer, algorithm.plan().samples, vocabulary)
-            return Loop(args, algorithm, self.policy, source, self.scorer, critic=critic)
+            return Loop(args, algorithm, self.policy, source, self.scorer, critic=self.critic, residency=residency)
         source = Sampler(args, algorithm.plan(), self.author, self.prompts)
-        return Loop(args, algorithm, self.policy, source, self.scorer, self.engine, critic)
+        return Loop(args, algorithm, self.policy, source, self.scorer, self.engine, self.critic, residency)
 
     def train(self) -> list[dict[str, Any]]:
         """Trains to the last step and returns each step's metrics; Ctrl-C ends it after the step, with a checkpoint."""
@@ -193,15 +241,12 @@ class Trainer:
             return {}
         start, source, metrics = time.perf_counter(), self.loop.source, {}
         if isinstance(source, Demonstrations) and source.held_out:
-            metrics |= judged(self.loop, source.held_out)
+            with self.residency.phase("measure"):
+                metrics |= judged(self.loop, source.held_out)
         if self.entry.generates:
-            if not self.entry.samples:  # the loop has no engine to keep fresh
-                self.engine.wake()
-                self.engine.update(self.policy)
+            self.freshen()
             metrics |= evaluate(self.author, self.held_out, self.config.seed)[0]
             self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
-            if not self.entry.samples and self.config.engine_sleep:
-                self.engine.sleep()
         return metrics | {"time/eval": time.perf_counter() - start}
 
     def introduce(self) -> None:
@@ -210,6 +255,8 @@ class Trainer:
         engine = type(self.engine).__name__ if self.entry.generates else "none needed"
         print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         print(self.policy.coverage)
+        if self.plan:
+            print(self.plan.table())
         print(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together

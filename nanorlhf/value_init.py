@@ -71,18 +71,13 @@ def learn(loop: Loop, critic: Critic, progress: Progress, say: Say) -> tuple[dic
     usable = loop.algorithm.counted(rollout)
     held_out = rollout.group % EVERY == 0
     say(f"value initialisation: {int(usable.sum())} episodes in {time.perf_counter() - start:.0f} s")
-    engine = loop.engine if loop.config.engine_sleep else None
-    if engine:
-        engine.sleep()
     study = Study(loop, critic, rollout, usable & ~held_out, usable & held_out)
-    before = study.explained()
-    study.solve_head()
-    with_head = study.explained()
-    epochs = study.fit(say) if with_head is not None else 0
-    after = study.explained()
-    if engine:
-        engine.wake()
-        engine.update(loop.policy)
+    with loop.residency.phase("update"):
+        before = study.explained()
+        study.solve_head()
+        with_head = study.explained()
+        epochs = study.fit(say) if with_head is not None else 0
+        after = study.explained()
     seconds = time.perf_counter() - start
     shown = " -> ".join("-" if x is None else f"{x:.3f}" for x in (before, with_head, after))
     say(

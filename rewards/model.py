@@ -11,39 +11,71 @@ TOKENS = 16384  # that the classifier reads at once
 
 def model(name: Any) -> Callable[..., list[float]]:
     """A reward function around the classifier `name`, loaded at its first call, or around one that is loaded."""
-    loaded: list[tuple[Any, Any]] = []
+    classifier = Classifier(name)
 
     def model(prompts: list[Any], completions: list[Any]) -> list[float]:
-        if not loaded:
-            loaded.append(load(name))
-        classifier, tokenizer = loaded[0]
-        with on_the_gpu(classifier):
-            return classify(classifier, tokenizer, prompts, completions)
+        with classifier.on_the_gpu() as loaded:
+            return classify(loaded, classifier.tokenizer, prompts, completions)
 
     model.in_trainer = True  # type: ignore[attr-defined]  where the GPU is
+    model.classifier = classifier  # type: ignore[attr-defined]  for whoever plans memory
     return model
 
 
-def load(name: Any) -> tuple[Any, Any]:
-    """The classifier, in main memory, and its tokenizer."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+class Classifier:
+    """A sequence classifier with its tokenizer: in main memory, unless somebody moves it."""
 
-    if not isinstance(name, str):
-        return name.eval(), AutoTokenizer.from_pretrained(name.config.name_or_path)
-    classifier = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
-    return classifier.eval(), AutoTokenizer.from_pretrained(name)
+    def __init__(self, name: Any) -> None:
+        self.name, self.loaded, self.tokenizer = name, None, None
 
+    def load(self) -> Any:
+        """The model, read from where it lies the first time."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-@contextmanager
-def on_the_gpu(classifier: Any) -> Iterator[None]:
-    """The classifier is on the GPU, where there is one, while it scores and no longer."""
-    import torch
+        if self.loaded is None and isinstance(self.name, str):
+            self.loaded = AutoModelForSequenceClassification.from_pretrained(self.name, num_labels=1).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name)
+        elif self.loaded is None:
+            self.loaded = self.name.eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
+        return self.loaded
 
-    home = classifier.device
-    try:
-        yield classifier.to("cuda" if torch.cuda.is_available() else home)
-    finally:
-        classifier.to(home)
+    def to(self, device: Any) -> None:
+        """Moves it; what was never loaded is away already."""
+        if self.loaded is not None or device.type != "cpu":
+            self.load().to(device)
+
+    @contextmanager
+    def on_the_gpu(self) -> Iterator[Any]:
+        """It is on the GPU, where there is one, while it scores; afterwards back where it was."""
+        import torch
+
+        loaded = self.load()
+        home = loaded.device
+        try:
+            yield loaded.to("cuda" if torch.cuda.is_available() else home)
+        finally:
+            loaded.to(home)
+
+    def footprint(self, longest: int) -> tuple[int, int]:
+        """Bytes of its weights, and roughly those it works in with completions of so many tokens."""
+        import torch
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        if not isinstance(self.name, str):
+            about, size = self.name.config, sum(p.nbytes for p in self.name.parameters())
+            skeleton, item = self.name, self.name.dtype.itemsize
+        else:
+            about: Any = AutoConfig.from_pretrained(self.name, num_labels=1)
+            item = (about.dtype or torch.float32).itemsize
+            with torch.device("meta"):
+                skeleton = AutoModelForSequenceClassification.from_config(about)
+            size = item * sum(p.numel() for p in skeleton.parameters())
+        text = about.get_text_config()
+        values = 4 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size) + 8 * text.hidden_size
+        if not skeleton._supports_sdpa:  # noqa: SLF001  its attention holds every token's scores for every other
+            values += 4 * text.num_attention_heads * min(longest, text.max_position_embeddings)
+        return size, TOKENS * values * item
 
 
 def classify(classifier: Any, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> list[float]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Engine, Sampling
 from nanorlhf.errors import UsageError
+from nanorlhf.memory import GIB, Plan
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 from nanorlhf.types import WeightSync
@@ -48,14 +49,22 @@ def sync_way(config: TrainConfig, policy: Policy) -> WeightSync:
 
 
 def build_engine(
-    config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, base_folder: Path
+    config: TrainConfig,
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    base_folder: Path,
+    plan: Plan | None = None,
 ) -> Engine:
-    """The engine, started; a model that came as an object is written to `base_folder` for vLLM to load."""
+    """The engine, started, as large as planned; without a plan it takes what is free of a GPU.
+
+    A model that came as an object is written to `base_folder` for vLLM to load.
+    """
     sync = sync_way(config, policy)
     if engine_name(config) == "hf":
         from nanorlhf.engines.hf import HFEngine
 
-        return HFEngine(policy, tokenizer, sampling, sync)
+        return HFEngine(policy, tokenizer, sampling, sync, policy.device)
     from nanorlhf.engines.vllm import VLLMEngine
 
     name = shipped_model(config.model_name_or_path)
@@ -71,8 +80,19 @@ def build_engine(
         max_model_len=config.max_prompt_length + config.max_completion_length,
         lora_rank=policy.lora_rank,
         seed=config.seed,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        sleep=config.engine_sleep,
+        gpu_memory_utilization=free_share(config),
+        kv_cache_bytes=plan.cache if plan else None,
+        sleep=plan is not None and "engine" in plan.moved,
         verbose=config.engine_logs,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def free_share(config: TrainConfig) -> float:
+    """Nine tenths of what is free of the GPU (and may be used), as a share of all; where a plan sizes the cache, vLLM
+    only looks whether so much is there."""
+    if not torch.cuda.is_available():
+        return 0.5
+    free, total = torch.cuda.mem_get_info()
+    may = total if config.gpu_memory_gib == "auto" else config.gpu_memory_gib * GIB
+    return 0.9 * min(free, may) / total

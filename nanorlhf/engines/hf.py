@@ -31,10 +31,17 @@ class HFEngine:
     """A second copy of the model, refreshed in memory, that decodes with a key-value cache."""
 
     def __init__(
-        self, weights: Weights, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, sync: WeightSync
+        self,
+        weights: Weights,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        sync: WeightSync,
+        device: torch.device | None = None,
     ) -> None:
         self.tokenizer, self.sampling, self.sync = tokenizer, sampling, sync
         self.model: Any = weights.serving_copy(sync)
+        if device is not None:
+            self.model.to(device)  # the policy may be away
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         base.set_attn_implementation("sdpa")
         self.device: torch.device = base.device

@@ -40,7 +40,8 @@ def test_scores_are_the_classifiers_whatever_the_batch(folder: Path, monkeypatch
     batch = [Sample(Prompt(0, [1], prompt, {}), [1], [0.0], True, text) for text in ("2", "a longer answer", "12", "")]  # type: ignore[arg-type]
     monkeypatch.setattr(module, "TOKENS", 64)  # so that there are several batches
     Scorer(find_rewards(f"model:{folder}"), TrainConfig()).score(batch)
-    classifier, tokenizer = module.load(str(folder))
+    judge = module.Classifier(str(folder))
+    classifier, tokenizer = judge.load(), judge.tokenizer
     for s in batch:
         chat = [*prompt, {"role": "assistant", "content": s.text}]
         ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")

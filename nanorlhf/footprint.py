@@ -1,0 +1,198 @@
+"""What a recipe puts on a GPU: residents by exact counts, workspaces by tracing, before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from nanorlhf.algorithm import Algorithm, OnPolicy
+from nanorlhf.config import shipped_model
+from nanorlhf.engines.cache import sequence_bytes
+from nanorlhf.engines.vllm import BLOCK, PREFILL, SEQUENCES, room_for
+from nanorlhf.memory import GIB, Needs, Phase, Resident
+from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
+from nanorlhf.policy import rank_of, saved_adapter
+from nanorlhf.tracing import skeleton, trace
+from nanorlhf.workspace import Workspace
+
+LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
+UPDATE: frozenset[Phase] = frozenset({"update"})
+GRAPHS = GIB  # vLLM's CUDA graphs and buffers, which do not sleep
+SAMPLED = 5  # (sequences, vocabulary) tensors in float32 that sampling holds
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A model as a recipe trains it."""
+
+    config: TrainConfig
+    about: PretrainedConfig
+    peft_config: Any
+    base: int  # bytes of what does not learn
+    trained: int  # and of what does
+    weights: int  # number of those without an adapter's
+    rank: int  # of the adapter; 0 without one
+
+    @classmethod
+    def of(cls, config: TrainConfig, about: PretrainedConfig, peft_config: Any = None) -> Body:
+        model = skeleton(config, about, peft_config)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        base = [p for p in model.parameters() if not p.requires_grad]
+        rank = rank_of(model)
+        weights = sum(p.numel() for p in (base if rank else trained))
+        return cls(config, about, peft_config, size(base), size(trained), weights, rank)
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in bfloat16, as the engine then does."""
+        return self.config.dtype != "float32"
+
+    def workspace(self, longest: int, *, grad: bool, recompute: bool = False, entropy_grad: bool = False) -> Workspace:
+        """What a pass through it takes."""
+        return trace(
+            lambda layers: skeleton(self.config, self.about, self.peft_config, layers),
+            self.about.get_text_config().num_hidden_layers,
+            longest,
+            grad=grad,
+            half=self.half,
+            recompute=recompute,
+            entropy_grad=entropy_grad,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A reward model."""
+
+    bytes: int
+    scoring: int  # bytes it works in
+
+
+def needs_of(
+    config: TrainConfig,
+    about: PretrainedConfig,
+    algorithm: Algorithm,
+    *,
+    peft_config: Any = None,  # of an adapter that does not come from the options
+    judges: Sequence[Judge] = (),
+    engine: str | None = "vllm",
+) -> Needs:
+    """What a recipe needs of a card; `engine` is who generates, if anybody."""
+    if config.adapter_name_or_path and peft_config is None:
+        peft_config = saved_adapter(config.adapter_name_or_path)
+    body = Body.of(config, about, peft_config)
+    critic = own_critic(config)
+    residents = learners(body, critic, algorithm)
+    residents += [
+        Resident("reward model", j.bytes, frozenset({"score"}), "reward model", kept=True) for j in judges[:1]
+    ]
+    residents += engine_residents(body, engine) if engine else []
+    longest = (config.max_prompt_length + config.max_completion_length) * algorithm.together
+    bodies = [body, critic] if critic else [body]
+
+    def widest(**how: bool) -> Workspace:
+        return max((b.workspace(longest, **how) for b in bodies), key=lambda workspace: workspace(longest))
+
+    return Needs(
+        tuple(residents),
+        longest,
+        plain=widest(grad=True, entropy_grad=algorithm.entropy_grad),
+        recomputed=widest(grad=True, entropy_grad=algorithm.entropy_grad, recompute=True),
+        reading=widest(grad=False),
+        scoring=max((j.scoring for j in judges), default=0),
+        decoding=decoding(body) if engine else 0,
+        sequence=cached(body) if engine else 0,
+        requests=requests(config, algorithm) if engine else 0,
+        advice=advice(config),
+    )
+
+
+def learners(body: Body, critic: Body | None, algorithm: Algorithm) -> list[Resident]:
+    """The policy, its reference and its critic, with what training them takes."""
+    config, adapted = body.config, body.rank > 0
+    residents, learned = [], [body.trained]
+    if adapted:
+        residents += [Resident("policy", body.base, LEARNING, "policy", kept=True)]
+        residents += [Resident("adapter", body.trained, LEARNING, "policy")]
+    else:
+        residents += [Resident("policy", body.trained, LEARNING, "policy")]
+    refreshed = isinstance(config, OnPolicyConfig) and config.ref_refresh_steps > 0
+    if "ref_logprobs" in algorithm.needs and not adapted:
+        residents += [Resident("reference", body.trained, frozenset({"measure"}), "reference", kept=True)]
+    elif "ref_logprobs" in algorithm.needs and (config.adapter_name_or_path or refreshed):
+        residents += [Resident("reference", body.trained, frozenset({"measure"}), "policy", kept=True)]
+    if isinstance(config, CriticConfig):
+        own = critic or body
+        head = 4 * (own.about.get_text_config().hidden_size + 1)
+        learned.append(own.trained + head)
+        if critic:
+            residents += [
+                Resident("critic", critic.base + critic.trained + head, LEARNING, "critic", kept=critic.rank > 0)
+            ]
+        else:
+            residents += [Resident("critic", body.trained + head, LEARNING, "critic")]
+    # One after the other takes its step, so their gradients are never there together.
+    residents += [Resident("gradients", max(learned), UPDATE, passing=True)]
+    return [*residents, Resident("optimizer", 2 * sum(learned), UPDATE, "optimizer")]
+
+
+def own_critic(config: TrainConfig) -> Body | None:
+    """The critic's own model, where it has one."""
+    name = config.critic_model_name_or_path if isinstance(config, CriticConfig) else None
+    if name is None:
+        return None
+    about = AutoConfig.from_pretrained(shipped_model(name), trust_remote_code=config.trust_remote_code)
+    return Body.of(dataclasses.replace(config, model_name_or_path=name, adapter_name_or_path=None), about)
+
+
+def engine_residents(body: Body, engine: str) -> list[Resident]:
+    """The engine's weights, room for the adapter it serves, and vLLM's buffers."""
+    half, lora = body.half, body.half and body.rank > 0 and body.config.weight_sync != "merged"
+    weights, generate = body.weights * (2 if half else 4), frozenset[Phase]({"generate"})
+    if lora:
+        weights += body.trained // 4 * 2 * (room_for(body.rank) if engine == "vllm" else body.rank) // body.rank
+    residents = [Resident("engine", weights, generate, "engine", kept=engine == "vllm" and not lora)]
+    if engine == "vllm":
+        residents.append(Resident("engine's graphs", GRAPHS, frozenset()))
+    return residents
+
+
+def decoding(body: Body) -> int:
+    """What the engine works in: a prefill's widest layer, and logits of every sequence."""
+    text: Any = body.about.get_text_config()
+    wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = PREFILL * (3 * wide + 4 * text.hidden_size) * (2 if body.half else 4)
+    return max(layer, SAMPLED * SEQUENCES * text.vocab_size * 4)
+
+
+def cached(body: Body) -> int:
+    """Bytes of cache for one completion of full length."""
+    tokens = body.config.max_prompt_length + body.config.max_completion_length
+    return sequence_bytes(body.about, torch.bfloat16 if body.half else torch.float32, tokens, BLOCK)
+
+
+def requests(config: TrainConfig, algorithm: Algorithm) -> int:
+    """Completions that are asked for at once."""
+    evaluated = config.eval_prompts if config.dataset_test_split or config.dataset_test_name else 0
+    if not isinstance(algorithm, OnPolicy):
+        return max(1, evaluated)
+    plan = algorithm.plan()
+    return max(config.prompts_per_step * (plan.samples + plan.greedy), evaluated)
+
+
+def advice(config: TrainConfig) -> tuple[str, ...]:
+    """What would make this recipe smaller."""
+    ways = ["lora all-linear"] if config.full_finetuning else [f"lora_r below {config.lora_r}"]
+    ways += ["dtype auto (bfloat16)"] if config.dtype == "float32" else []
+    own = isinstance(config, CriticConfig) and config.critic_model_name_or_path and not config.full_finetuning
+    return (*ways, *(["no critic_model_name_or_path (an adapter then)"] if own else []))
+
+
+def size(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(p.numel() * p.itemsize for p in parameters)

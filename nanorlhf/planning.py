@@ -1,0 +1,72 @@
+"""From a configuration to its memory plan: the card's size, the model's config, and who else is on the GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from transformers import PretrainedConfig
+
+from nanorlhf import door
+from nanorlhf.algorithm import Algorithm
+from nanorlhf.errors import UsageError
+from nanorlhf.footprint import Judge, needs_of
+from nanorlhf.memory import CONTEXT, GIB, Plan, make_plan
+from nanorlhf.options import OnPolicyConfig, TrainConfig
+from nanorlhf.reward import Reward, find_rewards
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def plan_run(
+    config: TrainConfig,
+    about: PretrainedConfig,
+    algorithm: Algorithm,
+    rewards: Sequence[Reward],
+    engine: str | None,
+    peft_config: Any = None,
+) -> Plan:
+    """The plan for this card; `engine` is who generates, if anybody."""
+    longest = config.max_prompt_length + config.max_completion_length
+    judges = [judge for reward in rewards if (judge := judge_of(reward, longest))]
+    needs = needs_of(config, about, algorithm, peft_config=peft_config, judges=judges, engine=engine)
+    budget = None if config.token_budget == "auto" else config.token_budget
+    return make_plan(needs, card_bytes(config), config.offload, config.gradient_checkpointing, budget)
+
+
+def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -> Plan:
+    """The plan of a command line as on CUDA, on any machine; `reads`: it learns from the dataset's own answers."""
+    about = door.check_model(config, None)
+    chosen = door.find_algorithm(config, algorithm)
+    rewards = find_rewards(config.rewards, config.reward_weights, config.reward_options) if config.rewards else []
+    replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
+    evaluates = bool(rewards) and bool(config.dataset_test_name or config.dataset_test_split)
+    engine = config.engine if config.engine == "hf" else "vllm"
+    return plan_run(config, about, chosen(config), rewards, engine if evaluates or not (reads or replays) else None)
+
+
+def judge_of(reward: Reward, longest: int) -> Judge | None:
+    """What a reward has on the GPU, if it says so."""
+    footprint = getattr(getattr(reward.function, "classifier", None), "footprint", None)
+    return Judge(*footprint(longest)) if footprint else None
+
+
+def card_bytes(config: TrainConfig) -> int:
+    """What may be used of the card: as much as was said, or what is free, with what CUDA itself has taken by now."""
+    there = None
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        there = min(total, free + CONTEXT)
+    if config.gpu_memory_gib == "auto":
+        if there is None:
+            raise UsageError("gpu_memory_gib='auto': there is no GPU here to look at; say how large it is, such as 40")
+        return there
+    return int(config.gpu_memory_gib * GIB)
+
+
+def settled(config: C, plan: Plan | None) -> C:
+    """The configuration with what the plan decided for the model; without a plan activations are kept."""
+    again = plan.recompute if plan else config.gradient_checkpointing is True
+    return dataclasses.replace(config, gradient_checkpointing=again)

@@ -1,0 +1,48 @@
+"""Bytes that a pass over a row of tokens takes beside the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Bytes by the tokens of a row."""
+
+    fixed: float
+    per_token: float
+
+    def __call__(self, tokens: int) -> int:
+        return round(self.fixed + self.per_token * tokens)
+
+    @classmethod
+    def through(cls, first: tuple[int, float], second: tuple[int, float]) -> Line:
+        """The line through two points (tokens, bytes)."""
+        slope = (second[1] - first[1]) / (second[0] - first[0])
+        return cls(first[1] - slope * first[0], slope)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """What a pass over a row takes beside the weights: in the layers, or what they keep and the LM head's share."""
+
+    body: Line  # the most that the layers have at once
+    kept: Line  # of which this is there when they are through
+    head: Line
+
+    def __call__(self, tokens: int) -> int:
+        return max(self.body(tokens), self.kept(tokens) + self.head(tokens))
+
+    def tokens(self, room: float) -> int:
+        """The longest row that fits; 0 where none does."""
+        if self(1) > room:
+            return 0
+        fits = (room - self.body.fixed) / max(self.body.per_token, 1e-9)
+        beside = (room - self.kept.fixed - self.head.fixed) / max(self.kept.per_token + self.head.per_token, 1e-9)
+        return max(0, int(min(fits, beside)))
+
+
+def between(low: Line, high: Line, at: float) -> Line:
+    """The line that lies `at` of the way from one to the other, or beyond."""
+    fixed = low.fixed + at * (high.fixed - low.fixed)
+    return Line(fixed, low.per_token + at * (high.per_token - low.per_token))
