@@ -1,0 +1,94 @@
+"""Writes the model of a run or a checkpoint as one whole, its adapter merged, for transformers and `vllm serve`.
+
+    python -m nanorlhf.scripts.merge runs/mine merged/mine
+
+With it go the tokenizer and a model card that says how it was made and what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+from nanorlhf.config import shipped_model
+from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
+from nanorlhf.policy import Policy
+from nanorlhf.scripts.evaluate import about
+from nanorlhf.trainer import load_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHOWN = ("eval/reward", "eval/accuracy", "eval/loss", "reward/mean", "kl", "entropy", "completion/length_mean")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 where it was written, 2 where that cannot be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run directory, or one of its checkpoints")
+    parser.add_argument("output", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: that of the base model's files)")
+    args = parser.parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        print(f"merged into {merge(args.run, args.output, args.dtype)}")
+    except UsageError as error:
+        print(f"merge: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def merge(run: str, output: Path, dtype: str | None = None) -> Path:
+    """The folder, written."""
+    task, model = about(run)
+    if not task:
+        raise UsageError(f"{run!r} is neither a run directory nor a checkpoint in one: there is no config.yaml")
+    if output.exists():
+        raise UsageError(f"{str(output)!r} exists; choose another folder")
+    names = {name: task[name] for name in ("model_name_or_path", "trust_remote_code")} | model
+    adapter = "adapter_name_or_path" in names
+    config = TrainConfig(**names, device="cpu", dtype="float32", lora="all-linear" if adapter else "none")
+    policy = Policy(config)  # in float32, in which nothing is rounded away before the sum
+    merged: Any = policy.serving_copy("merged")
+    saved = transformers.AutoConfig.from_pretrained(
+        shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
+    )
+    kind = DTYPES[dtype] if dtype else saved.dtype or torch.float32
+    merged.to(kind).save_pretrained(str(output))
+    load_tokenizer(config, None).save_pretrained(str(output))
+    where = next(folder for folder in (Path(run), *Path(run).parents) if (folder / "config.yaml").is_file())
+    (output / "README.md").write_text(card(where))
+    return output
+
+
+def card(run: Path) -> str:
+    """A model card: the recipe, and the first and last figures."""
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    standard = TrainConfig().to_dict()
+    said = {k: v for k, v in options.items() if v != standard.get(k) and k not in ("output_dir", "resume", "run_name")}
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = []
+    for name in SHOWN:
+        found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if found:
+            (first, before), (last, after) = found[0], found[-1]
+            lines.append(f"| {name} | {before:.4g} (step {first}) | {after:.4g} (step {last}) |")
+    base = options["model_name_or_path"]
+    head = {"library_name": "transformers", "tags": ["nanorlhf"]}
+    head |= {} if base.startswith("nanorlhf:") or Path(base).exists() else {"base_model": base}
+    table = "\n".join(["| | first | last |", "|---|---|---|", *lines])
+    return (
+        f"---\n{yaml.safe_dump(head)}---\n# {run.name}\n\n{base}, trained with nanorlhf; the adapter is merged.\n\n"
+        f"## Results\n\n{table}\n\n## Recipe\n\n```yaml\n{yaml.safe_dump(said, sort_keys=False)}```\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
