@@ -23,8 +23,12 @@ ALIGNED = 64  # bytes
 class Movable(Protocol):
     """Something that can be on the card or away from it."""
 
-    def to(self, device: torch.device) -> None:
-        """Moves it; nobody may use it before the device is through with its copies."""
+    def leave(self) -> None:
+        """Goes to main memory."""
+        ...
+
+    def enter(self, device: torch.device) -> None:
+        """Comes to the card; it may be used when the card is through with its copies."""
         ...
 
 
@@ -43,12 +47,6 @@ class Tensors:
     def tensors(self) -> list[Tensor]:
         """Each once, tied or not."""
         return list({id(t): t for t in self.listed()}.values())
-
-    def to(self, device: torch.device) -> None:
-        if device.type == "cpu":
-            self.leave()
-        else:
-            self.enter(device)
 
     @torch.no_grad()
     def leave(self) -> None:
@@ -98,12 +96,12 @@ class Served:
     def __init__(self, engine: Engine, weights: Weights) -> None:
         self.engine, self.weights = engine, weights
 
-    def to(self, device: torch.device) -> None:
-        if device.type == "cpu":
-            self.engine.sleep()
-        else:
-            self.engine.wake()
-            self.engine.update(self.weights)
+    def leave(self) -> None:
+        self.engine.sleep()
+
+    def enter(self, device: torch.device) -> None:
+        self.engine.wake()
+        self.engine.update(self.weights)
 
 
 class Residency:
@@ -148,14 +146,14 @@ class Residency:
         start = time.perf_counter()
         for unit in leaving:
             for movable in self.units[unit]:
-                movable.to(CPU)
+                movable.leave()
             self.away.add(unit)
         if self.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()  # the engine's memory is not torch's, so room must be given back to the driver
         for unit in coming:
             for movable in self.units[unit]:
-                movable.to(self.device)
+                movable.enter(self.device)
             self.away.remove(unit)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -40,10 +40,14 @@ class Classifier:
             self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
         return self.loaded
 
-    def to(self, device: Any) -> None:
-        """Moves it; what was never loaded is away already."""
-        if self.loaded is not None or device.type != "cpu":
-            self.load().to(device)
+    def leave(self) -> None:
+        """Goes to main memory; what was never loaded is there already."""
+        if self.loaded is not None:
+            self.loaded.to("cpu")
+
+    def enter(self, device: Any) -> None:
+        """Comes to the GPU."""
+        self.load().to(device)
 
     @contextmanager
     def on_the_gpu(self) -> Iterator[Any]:

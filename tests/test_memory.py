@@ -1,0 +1,290 @@
+"""Memory plans: the arithmetic against numbers worked out by hand, and against real tensors of small models."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, Qwen2Config
+
+from nanorlhf.errors import UsageError
+from nanorlhf.footprint import Body, Judge, learners, needs_of
+from nanorlhf.grpo import GRPO, GRPOConfig
+from nanorlhf.grpo.__main__ import main as grpo
+from nanorlhf.logprobs import backbone_hidden
+from nanorlhf.memory import BUS, CONTEXT, GIB, SCATTERED, Needs, Phase, Resident, make_plan
+from nanorlhf.optim import Optimizer
+from nanorlhf.policy import Policy
+from nanorlhf.ppo import PPO, PPOConfig
+from nanorlhf.workspace import Line, Workspace
+from tests.models import tiny
+
+LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+
+QWEN_1_5B: dict[str, Any] = {
+    "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768,
+}  # fmt: skip
+QWEN_7B: dict[str, Any] = {
+    "num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False, "max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+def sides(shape: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of a layer's linear parts, heads being 128 wide."""
+    h, i, kv = shape["hidden_size"], shape["intermediate_size"], 128 * shape["num_key_value_heads"]
+    return dict(zip(LINEAR, [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)], strict=True))
+
+
+def weights(shape: dict[str, Any]) -> int:
+    """Parameters: linear parts, biases of q, k and v, two norms a layer; embeddings (once, if tied) and a last norm."""
+    h, kv = shape["hidden_size"], 128 * shape["num_key_value_heads"]
+    layer = sum(a * b for a, b in sides(shape).values()) + (h + 2 * kv) + 2 * h
+    tables = 1 if shape["tie_word_embeddings"] else 2
+    return 28 * layer + tables * shape["vocab_size"] * h + h
+
+
+def lora(shape: dict[str, Any], r: int) -> int:
+    return 28 * sum(r * (a + b) for a, b in sides(shape).values())
+
+
+def kept(shape: dict[str, Any], r: int) -> int:
+    """Bytes that a layer keeps of a token for backward, in bfloat16 under a float32 adapter."""
+    h, i, kv = shape["hidden_size"], shape["intermediate_size"], 128 * shape["num_key_value_heads"]
+    norms = 2 * (4 * h + 4)  # their input in float32, and one over its length
+    adapter = 2 * sum(a for a, _ in sides(shape).values()) + 7 * 2 * r  # a 16-bit copy of each input, and A's output
+    attention = 2 * (h + kv + kv + h) + 4 * shape["num_attention_heads"]  # q, k, v, output, and log-sums in float32
+    mlp = 3 * 2 * i  # gate, its silu, and up
+    return norms + adapter + attention + mlp
+
+
+@functools.cache
+def reasoner(length: int, large: bool = False) -> Needs:
+    """GRPO with rank 64 and long answers."""
+    config = GRPOConfig(max_completion_length=length, lora_r=64)
+    return needs_of(config, Qwen2Config(**(QWEN_7B if large else QWEN_1_5B)), GRPO(config))
+
+
+def rows_of(needs: Needs) -> dict[str, int]:
+    return {r.name: r.bytes for r in needs.residents}
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "length", "cache"),
+    [(QWEN_1_5B, 1_543_714_304, 8000, 28_672), (QWEN_7B, 7_615_616_512, 16000, 57_344)],
+)
+def test_qwen_by_hand(shape: dict[str, Any], count: int, length: int, cache: int) -> None:
+    needs = reasoner(length, large=shape is QWEN_7B)
+    assert weights(shape) == count
+    adapter = 4 * lora(shape, 64)
+    assert rows_of(needs) == {
+        "policy": 2 * count,
+        "adapter": adapter,
+        "gradients": adapter,
+        "optimizer": 2 * adapter,
+        "engine": 2 * count + adapter // 2,
+        "engine's graphs": GIB,
+    }
+    assert cache == 2 * 28 * shape["num_key_value_heads"] * 128 * 2
+    assert needs.sequence == cache * (length + 512)
+    # What is not in a layer: the output, the last norm's input but not the first's, rotations, token ids.
+    outer = 2 * shape["hidden_size"] + 2 * 2 * 128 + 8
+    assert needs.plain.kept.per_token == pytest.approx(28 * kept(shape, 64) + outer, rel=1e-9)
+    assert needs.plain.kept.fixed == pytest.approx(adapter / 2, rel=0.01)  # autocast keeps the adapter in 16 bits too
+    last = 4 * shape["hidden_size"] + 4
+    assert needs.recomputed.kept.per_token == pytest.approx(28 * 2 * shape["hidden_size"] + outer + last, rel=1e-9)
+    # Recomputing brings one layer back, and no more than twice what it keeps is there while it is passed backwards.
+    layer = needs.recomputed.body.per_token - needs.recomputed.kept.per_token
+    assert kept(shape, 64) < layer < 2 * kept(shape, 64)
+
+
+def test_a_reasoner_of_1_5b_fits_a_card_of_40_gib() -> None:
+    plan = make_plan(reasoner(8000), 40 * GIB)
+    # Kept activations of 8,512 tokens: 8,512 x 3.1 MB = 24.6 GiB, and a tenth: they fit where the engine leaves.
+    assert plan.moved == {"engine"} and not plan.recompute
+    assert 8512 <= plan.tokens < 16384
+    # 40 - CUDA 1 - graphs 1 - engine 3.01 - policy 2.88 - adapter .28 - moments .55 - sampling .72 = 30.6 GiB
+    assert plan.sequences == int(30.6 * GIB / (28_672 * 8512)) == 134
+    assert plan.seconds == pytest.approx(2 * rows_of(plan.needs)["engine"] / BUS)
+    assert all(plan.total(phase) <= 40 * GIB for phase in ("generate", "score", "measure", "update"))
+
+
+def test_seven_billion_at_16000_alternate_on_40_gib() -> None:
+    needs = reasoner(16000, large=True)
+    plan = make_plan(needs, 40 * GIB)
+    assert plan.moved == {"engine", "optimizer", "policy"} and plan.recompute
+    assert plan.tokens == 16512  # one of the longest
+    # 40 - CUDA 1 - graphs 1 - engine 14.49 - prefill 1.09 = 22.4 GiB for sequences of .88 GiB
+    assert plan.sequences == int(22.4 * GIB / (57_344 * 16512)) == 25
+    policy, adapter, moments = (rows_of(needs)[name] for name in ("policy", "adapter", "optimizer"))
+    # The frozen base is copied in, never out; the adapter, its moments and the engine both ways.
+    copied = 2 * rows_of(needs)["engine"] + policy + 2 * adapter + 2 * moments
+    assert plan.seconds == pytest.approx(copied / BUS)
+    with pytest.raises(UsageError, match=r"GiB more than the card has; try: .*offload auto"):
+        make_plan(needs, 40 * GIB, "never")
+
+
+def test_ppo_has_a_second_adapter_a_head_and_moments_of_both() -> None:
+    config = PPOConfig(max_completion_length=1000, lora_r=32)
+    rows = rows_of(needs_of(config, Qwen2Config(**QWEN_1_5B), PPO(config), judges=[Judge(5 * GIB, 2 * GIB)]))
+    adapter, head = 4 * lora(QWEN_1_5B, 32), 4 * 1537
+    assert rows["critic"] == rows["gradients"] == adapter + head  # one after the other has gradients
+    assert rows["optimizer"] == 2 * (2 * adapter + head)
+    assert rows["reward model"] == 5 * GIB and "reference" not in rows  # which is the adapter switched off
+
+
+def test_full_finetuning_holds_masters_gradients_moments_and_a_reference() -> None:
+    config = GRPOConfig(max_completion_length=1000, lora="none", kl_coef=0.01)
+    rows = rows_of(needs_of(config, Qwen2Config(**QWEN_1_5B), GRPO(config)))
+    count = weights(QWEN_1_5B)
+    assert rows["policy"] == rows["gradients"] == rows["reference"] == 4 * count
+    assert rows["optimizer"] == 8 * count and rows["engine"] == 2 * count
+
+
+FLAT = Workspace(Line(0, 1000), Line(0, 0), Line(0, 0))
+NOTHING = Workspace(Line(0, 0), Line(0, 0), Line(0, 0))
+
+
+def a_need(**changes: Any) -> Needs:
+    """An engine of 4 GiB, a policy of 3, an optimizer of 2, gradients of 1; 1,000 tokens take 1 MB or none."""
+    residents = (
+        Resident("engine", 4 * GIB, frozenset({"generate"}), "engine", kept=True),
+        Resident("policy", 3 * GIB, LEARNING, "policy"),
+        Resident("gradients", GIB, frozenset({"update"}), passing=True),
+        Resident("optimizer", 2 * GIB, frozenset({"update"}), "optimizer"),
+    )
+    needs = Needs(residents, 1000, FLAT, NOTHING, NOTHING, sequence=GIB // 8, requests=128)
+    return dataclasses.replace(needs, **changes)
+
+
+def test_where_everything_fits_nothing_moves() -> None:
+    # 1 CUDA + 4 + 3 + 2 + 1 gradients + a row = 11 GiB, and 64 sequences of 1/8 GiB are enough: 19.01
+    plan = make_plan(a_need(), 20 * GIB)
+    assert not plan.moved and plan.seconds == 0 and plan.sequences == 71
+    assert all(plan.on_card(p) == {"engine", "policy", "optimizer"} for p in ("generate", "score", "measure", "update"))
+
+
+@pytest.mark.parametrize(
+    ("card", "moved", "sequences"),
+    [
+        (18, {"engine"}, 64),  # 18 - 1 - 4 - 3 - 2 = 8 GiB while it generates
+        (17, {"engine", "optimizer"}, 72),  # 17 - 1 - 4 - 3 = 9
+        (13, {"engine", "optimizer", "policy"}, 64),  # 13 - 1 - 4 = 8
+        (8, {"engine", "optimizer", "policy"}, 24),  # fewer than are wanted: 8 - 1 - 4 = 3
+    ],
+)
+def test_only_so_much_moves_as_must(card: int, moved: set[str], sequences: int) -> None:
+    plan = make_plan(a_need(), card * GIB)
+    assert plan.moved == moved and plan.sequences == sequences
+
+
+def test_each_phase_has_whom_it_needs() -> None:
+    plan = make_plan(a_need(), 8 * GIB)
+    assert plan.on_card("generate") == plan.on_card("score") == {"engine"}  # no reward needs the card
+    assert plan.on_card("measure") == {"policy"} and plan.on_card("update") == {"policy", "optimizer"}
+    # engine 4 in; policy 3 and optimizer 2, in and out: 14 GiB
+    assert plan.seconds == pytest.approx(14 * GIB / BUS) and plan.main_memory == 9 * GIB
+
+
+def test_a_reward_model_comes_for_the_scoring_alone() -> None:
+    judge = Resident("reward model", 5 * GIB, frozenset({"score"}), "reward model", kept=True)
+    plan = make_plan(a_need(residents=(*a_need().residents, judge)), 8 * GIB)
+    assert [p for p in ("generate", "score", "measure", "update") if "reward model" in plan.on_card(p)] == ["score"]
+
+
+def test_always_and_never() -> None:
+    assert make_plan(a_need(), 80 * GIB, "always").moved == {"engine", "optimizer", "policy"}
+    assert not make_plan(a_need(), 13 * GIB, "never").moved
+    with pytest.raises(UsageError, match=r"the update phase needs 11\.1 GiB .*, 1\.1 GiB more .*offload auto"):
+        make_plan(a_need(), 10 * GIB, "never")
+    with pytest.raises(UsageError, match=r"the update phase needs 7\.0 GiB .* 1,000 tokens, 2\.0 GiB more.*lora_r"):
+        make_plan(a_need(advice=("lora_r below 8",)), 5 * GIB, recompute=False)
+
+
+def test_activations_are_recomputed_only_where_they_do_not_fit() -> None:
+    heavy = Workspace(Line(0, GIB / 1000), Line(0, 0), Line(0, 0))  # 1 GiB for a row of 1,000
+    assert not make_plan(a_need(plain=heavy), 8 * GIB + GIB // 5).recompute  # 1 + 3 + 2 + 1 + 1.1
+    assert make_plan(a_need(plain=heavy), 8 * GIB).recompute
+    with pytest.raises(UsageError, match="gradient_checkpointing auto"):
+        make_plan(a_need(plain=heavy), 8 * GIB, recompute=False)
+
+
+def test_micro_batches_take_what_is_left() -> None:
+    heavy = Workspace(Line(0, GIB / 1000), Line(0, 0), Line(0, 0))
+    room = 12 * GIB - CONTEXT - (3 + 2 + 1) * GIB
+    plan = make_plan(a_need(plain=heavy), 12 * GIB, recompute=False)
+    assert plan.tokens == int(room / (1 + SCATTERED) / (GIB / 1000))
+    assert plan.total("update") == pytest.approx(12 * GIB, rel=0.001)
+    assert make_plan(a_need(plain=heavy), 12 * GIB, recompute=False, token_budget=2000).tokens == 2000
+    with pytest.raises(UsageError, match="token_budget auto"):
+        make_plan(a_need(plain=heavy), 12 * GIB, recompute=False, token_budget=9000)
+
+
+def test_the_real_bytes_of_a_small_models_weights_moments_and_cache() -> None:
+    model = tiny("qwen3", num_hidden_layers=3)
+    cache = DynamicCache()
+    model(torch.zeros(1, 48, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))  # type: ignore[union-attr]
+    config = PPOConfig(device="cpu", dtype="float32", lora_r=4, max_prompt_length=10, max_completion_length=38)
+    policy = Policy(config, model)
+    body = Body.of(config, model.config)
+    assert body.base == sum(p.nbytes for p in policy.model.parameters() if not p.requires_grad)
+    assert body.trained == sum(p.nbytes for p in policy.trainable.values())
+    optimizer = Optimizer(config, policy.trainable.values(), 1e-3)
+    for p in policy.trainable.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    real = sum(t.nbytes for state in optimizer.adam.state.values() for name, t in state.items() if name != "step")
+    planned = {r.name: r.bytes for r in learners(body, None, GRPO(GRPOConfig()))}
+    assert planned["optimizer"] == pytest.approx(2 * body.trained + 2 * (body.trained + 4 * 33))  # PPO's critic too
+    assert real == 2 * body.trained
+    assert needs_of(config, model.config, PPO(config)).sequence == held
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "phi3", "gemma2", "cohere"])
+def test_what_a_pass_keeps_is_what_autograd_saves(architecture: str, recompute: bool) -> None:
+    config = GRPOConfig(device="cpu", dtype="float32", lora_r=4, gradient_checkpointing=recompute)
+    model = tiny(architecture, num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    about = model.config
+    policy = Policy(config, model)
+    policy.model.train()
+    weights = {p.untyped_storage().data_ptr() for p in policy.tensors()}
+    saved: dict[int, int] = {}
+    alive = []  # so that no two share an address
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        alive.append(storage)
+        return t
+
+    length = 96
+    ids, ends = torch.arange(length) % 64, torch.tensor([0, length], dtype=torch.int32)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = backbone_hidden(policy.model, ids, torch.arange(length), ends)
+    out_bytes = 0 if out.untyped_storage().data_ptr() in saved else out.nbytes
+    workspace = Body.of(config, about).workspace(length, grad=True, recompute=recompute)
+    assert workspace.kept(length) == pytest.approx(sum(saved.values()) + out_bytes, rel=0.1)
+
+
+def test_the_table_is_printed_for_any_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape: dict[str, Any] = QWEN_1_5B | {"num_hidden_layers": 3}
+    Qwen2Config(**shape).save_pretrained(tmp_path)
+    line = ["--model_name_or_path", str(tmp_path), "--max_completion_length", "8000", "--plan"]
+    assert grpo([*line, "--gpu_memory_gib", "24"]) == 0
+    shown = capsys.readouterr().out
+    assert [word in shown for word in ("generate", "KV cache", "optimizer", "in all")] == [True] * 4
+    assert "card: 24.00 GiB; nothing is moved" in shown and "micro-batches: 16,384 tokens" in shown
+    assert grpo([*line, "--gpu_memory_gib", "3"]) == 2
+    assert "more than the card has; try: shorten max_completion_length" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert grpo(line) == 2
+        assert "say how large it is" in capsys.readouterr().err
