@@ -102,6 +102,10 @@ def find_judges(config: TaskConfig, given: Any, environment_class: type[Environm
     """The rewards given or named, behind what the environment itself gives; tools give none."""
     specs = config.rewards if given is None else given
     found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
+    for reward in found:
+        seconds = reward.options.get("seconds", 0)
+        longer = f"reward {reward.name!r} itself takes up to {seconds:g} s (its option seconds), so it must be more"
+        config.require(seconds < config.reward_timeout, "reward_timeout", longer)
     earns = environment_class is not None and not issubclass(environment_class, ToolCalls)
     return [Reward("environment", environment), *found] if earns else found
 

@@ -65,6 +65,12 @@ class Reward:
         return {p.name for p in self.parameters}
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Its options, as they are set."""
+        inner = self.function.func if isinstance(self.function, partial) else self.function
+        return defaults_of(inner) | (self.function.keywords if isinstance(self.function, partial) else {})
+
+    @property
     def is_async(self) -> bool:
         inner = self.function.func if isinstance(self.function, partial) else self.function
         return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)

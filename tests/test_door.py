@@ -81,3 +81,12 @@ def test_what_is_missing_is_named() -> None:
         enter([ROW], exact, demonstration)
     with pytest.raises(UsageError, match="a list of rows; not int"):
         enter(3)
+
+
+def test_a_rewards_own_time_limit_must_end_before_its_workers() -> None:
+    def graded(completions: list[str], *, seconds: float = 5) -> list[float]:
+        return [seconds for _ in completions]
+
+    assert door.find_judges(TrainConfig(), graded, None)[0].options == {"seconds": 5}
+    with pytest.raises(UsageError, match=r"reward_timeout=10.0 cannot work: reward 'graded' itself takes up to 12 s"):
+        door.find_judges(TrainConfig(reward_options={"graded": {"seconds": 12}}), graded, None)
