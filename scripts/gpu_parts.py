@@ -1,0 +1,316 @@
+"""What each part of scripts/gpu.py measures; every function has a process to itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import math
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nanorlhf import activations
+from nanorlhf.engines.base import Completion, Request, Sampling
+from nanorlhf.engines.build import build_engine
+from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
+from nanorlhf.logprobs import head_of, token_logprobs
+from nanorlhf.loop import Loop
+from nanorlhf.metrics import Averages
+from nanorlhf.packing import pack
+from nanorlhf.policy import Policy
+from nanorlhf.scripts.workloads import Given, Meter, as_rollout
+from nanorlhf.types import Rollout
+
+LORA_R, PROMPT, REPEATS = 16, 64, 3
+SMALL = 128  # what --tiny divides lengths by
+
+
+def options(folder: Path, device: str, **others: Any) -> GRPOConfig:
+    """Those that every part shares."""
+    shared = {"model_name_or_path": str(folder / "model"), "device": device, "lora_r": LORA_R, "lora_alpha": LORA_R}
+    return GRPOConfig(**shared | {"output_dir": str(folder / "run"), "eval_steps": 0, "save_steps": 0} | others)
+
+
+def timed(work: Callable[[], Any], device: str) -> tuple[float, float | None]:
+    """Seconds of the median run after a warm one, and the peak of memory (GiB) over all of them."""
+    seconds = []
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(1 + REPEATS):
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:]), torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+
+
+def apart(a: Tensor, b: Tensor) -> dict[str, float]:
+    """How far two sets of log-probabilities lie from each other."""
+    gap = (a.cpu() - b.cpu()).abs()
+    return {"mean_abs": gap.mean().item(), "max_abs": gap.max().item()}
+
+
+def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> dict[str, Any]:
+    """Log-probabilities of what the engine wrote, by everybody; gradients in every way of keeping activations."""
+    from transformers import AutoTokenizer
+
+    samples, tokens = (4, 16) if tiny else (samples, tokens)
+    limits = {"max_prompt_length": PROMPT, "max_completion_length": tokens}
+    config = options(folder, device, engine="hf" if device == "cpu" else "auto", gradient_checkpointing=False, **limits)
+    policy = Policy(config)
+    policy.verify()
+    disturb_adapter(policy)
+    tokenizer, sampling = AutoTokenizer.from_pretrained(folder / "model"), Sampling(1.0, tokens, (0,))
+    engine = build_engine(config, policy, tokenizer, sampling, folder / "base")
+    engine.update(policy)
+    draw = random.Random(0)
+    prompts = [[draw.randrange(2, 500) for _ in range(draw.randint(4, PROMPT))] for _ in range(samples)]
+    asked = [Request(i, ids, max_tokens=draw.randint(tokens // 4, tokens)) for i, ids in enumerate(prompts)]
+    written = sorted(engine.generate(asked, seed=0), key=lambda c: c.id)
+    engine.sleep()
+    rollout = as_rollout(
+        [{"prompt_ids": prompts[c.id], "completion_ids": c.token_ids, "logprobs": c.logprobs, "reward": 1.0}
+         for c in written], 1,
+    )  # fmt: skip
+    packed, alone = (everything(policy, rollout, budget) for budget in (4096, 1))
+    found: dict[str, Any] = {
+        "engine": type(engine).__name__,
+        "engine_and_trainer": apart(rollout.columns["engine_logprobs"], packed),
+        "packed_and_one_by_one": apart(packed, alone),
+    }
+    expected, found["plain"] = gradient(policy, rollout, device)
+    ways: tuple[tuple[str, Literal["off", "on"]], ...] = (("recomputed", "off"), ("recomputed_and_offloaded", "on"))
+    for name, offload in ways:
+        activations.recompute(policy.base, offload, policy.device)
+        got, found[name] = gradient(policy, rollout, device)
+        found[name]["relative_difference"] = ((got - expected).norm() / expected.norm()).item()
+    engine.close()
+    return found
+
+
+def disturb_adapter(policy: Policy) -> None:
+    """An adapter that does something, of the size that training gives it."""
+    draw = torch.Generator().manual_seed(0)
+    for _, parameter in sorted(policy.trainable.items()):
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=draw).to(parameter)
+
+
+def rows(policy: Policy, rollout: Rollout, budget: int) -> Iterator[Any]:
+    everyone = torch.ones(len(rollout.samples), dtype=torch.bool)
+    weights = torch.full((int(rollout.lengths.sum()),), 1 / int(rollout.lengths.sum()))
+    for batch in pack(rollout, everyone, weights, budget):
+        yield batch.to(policy.device)
+
+
+@torch.no_grad()
+def everything(policy: Policy, rollout: Rollout, budget: int) -> Tensor:
+    """(N,) the trainer's log-probabilities."""
+    found = torch.zeros(int(rollout.lengths.sum()))
+    for batch in rows(policy, rollout, budget):
+        found[batch.tokens] = policy.logprobs(batch)[0].cpu()
+    return found
+
+
+def gradient(policy: Policy, rollout: Rollout, device: str) -> tuple[Tensor, dict[str, Any]]:
+    """The adapter's gradient, with its time and memory."""
+    policy.model.train()
+
+    def work() -> None:
+        policy.model.zero_grad(set_to_none=True)
+        for batch in rows(policy, rollout, 4096):
+            (policy.logprobs(batch)[0] * batch.weights).sum().backward()
+
+    seconds, peak = timed(work, device)
+    policy.model.eval()
+    flat = torch.cat([p.grad.flatten().float().cpu() for p in policy.trainable.values() if p.grad is not None])
+    return flat, {"seconds": seconds, "peak_gib": peak}
+
+
+def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: str = "auto") -> dict[str, Any]:
+    """One row of one sample, there and back, and an optimizer step; every layer recomputed."""
+    tokens = tokens // SMALL if tiny else tokens
+    config = options(
+        folder, device, gradient_checkpointing=True, activation_offload=offload, token_budget=tokens,
+        max_prompt_length=16, max_completion_length=tokens - 16, num_generations=2, prompts_per_step=1,
+    )  # fmt: skip
+    draw = random.Random(0)
+    ids = [draw.randrange(2, 500) for _ in range(tokens)]
+    sample = {"prompt_ids": ids[:16], "completion_ids": ids[16:], "logprobs": [-6.0] * (tokens - 16), "reward": 1.0}
+    rollout = as_rollout([sample], 1)
+    rollout.columns["advantages"] = torch.ones(tokens - 16)
+    policy = Policy(config)
+    policy.model.train()
+    loop = Loop(config, GRPO(config), policy, Given(Meter()))
+    everyone = torch.ones(1, dtype=torch.bool)
+    (batch,) = pack(rollout, everyone, torch.full((tokens - 16,), 1 / tokens), tokens)
+    seconds, peak = timed(lambda: loop.optimize([batch], Averages(), measured=False), device)
+    return {"tokens": tokens, "tokens_per_s": tokens / seconds, "seconds": seconds, "peak_gib": peak}
+
+
+def coin(completions: Sequence[str], **_: Any) -> list[float | None]:
+    """A reward that says nothing, and differs within every group."""
+    return [float(zlib.crc32(c.encode()) & 1) for c in completions]
+
+
+def questions(count: int, letters: int) -> list[dict[str, str]]:
+    """Rows of so many letters, each of which is a token."""
+    draw = random.Random(0)
+    return [{"prompt": "".join(draw.choices("abcdefghij", k=letters))} for _ in range(count)]
+
+
+def drawn(engine: Any, limit: int) -> None:
+    """Has the engine end every completion at a length of its own: log-normal, its median a quarter of the limit."""
+    generate = engine.generate
+
+    def limited(requests: Sequence[Request], seed: int, sampling: Sampling | None = None) -> Iterator[Completion]:
+        draw = random.Random(seed)
+        lengths = [min(limit, max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8))))) for _ in requests]
+        asked = [dataclasses.replace(r, max_tokens=n) for r, n in zip(requests, lengths, strict=True)]
+        return generate(asked, seed, sampling)
+
+    engine.generate = limited
+
+
+def ours(folder: Path, device: str, tiny: bool, length: int, draw: bool, **others: Any) -> list[dict[str, Any]]:
+    """Metrics of a few whole steps of 16 x 8 episodes."""
+    from datasets import Dataset
+
+    prompts, letters = (2, 4) if tiny else (16, PROMPT)
+    trainer = GRPOTrainer(
+        reward_funcs=coin,
+        train_dataset=Dataset.from_list(questions(64, letters)),
+        args=options(
+            folder, device, engine="hf" if device == "cpu" else "vllm", prompts_per_step=prompts, num_generations=8,
+            max_prompt_length=letters, max_completion_length=length, max_steps=1 + REPEATS, keep_rollouts=False,
+            **others,
+        ),
+    )  # fmt: skip
+    if draw:
+        drawn(trainer.engine, length)
+    return [row for row in trainer.train() if row["step"] > 0]
+
+
+def steps(folder: Path, device: str, tiny: bool, length: int, gigabytes: float) -> dict[str, Any]:
+    """Whole steps held to so much memory: the median of each figure after the first step."""
+    length = max(8, length // 1000) if tiny else length
+    metrics = ours(folder, device, tiny, length, draw=True, gpu_memory_gib=gigabytes * 1e9 / 2**30)
+    wanted = [n for n in metrics[0] if n.split("/")[0] in ("time", "memory", "throughput", "tokens", "completion")]
+    found = {
+        n: median(m[n] for m in metrics[1:] if m.get(n) is not None) for n in wanted if metrics[1].get(n) is not None
+    }
+    return {"episodes": 16 if tiny else 128, "seconds_per_episode": 1 / found["throughput/episodes_per_s"], **found}
+
+
+def versus_trl(folder: Path, device: str, tiny: bool, length: int, side: str) -> dict[str, Any]:
+    """Whole steps of 16 x 8 completions of one length, by ours or by TRL."""
+    length = max(8, length // 1000) if tiny else length
+    if side == "ours":
+        metrics = ours(folder, device, tiny, length, draw=False)
+        seconds = median(m["time/step"] for m in metrics[1:])
+        return {"seconds_per_step": seconds, "peak_gib": max(m["memory/peak_gib"] for m in metrics)}
+    times = trl_steps(folder, device, tiny, length)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+    return {"seconds_per_step": median(b - a for a, b in itertools.pairwise(times[1:])), "peak_gib": peak}
+
+
+def trl_steps(folder: Path, device: str, tiny: bool, length: int) -> list[float]:
+    """When each of TRL's steps ended, and before them when the first began."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig as Config  # type: ignore[import-not-found]
+    from trl import GRPOTrainer as Trainer  # type: ignore[import-not-found]
+    from trl import ModelConfig, get_peft_config  # type: ignore[import-not-found]
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not times:
+                times.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    cpu, prompts, letters = device == "cpu", 2 if tiny else 16, 4 if tiny else PROMPT
+    served: dict[str, Any] = {} if cpu else {
+        "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": True, "vllm_gpu_memory_utilization": 0.4,
+        "vllm_max_model_length": letters + length, "generation_kwargs": {"ignore_eos": True},
+    }  # fmt: skip
+    adapter = ModelConfig(use_peft=True, lora_r=LORA_R, lora_alpha=LORA_R, lora_target_modules=["all-linear"])
+    trainer = Trainer(
+        model=str(folder / "model"),
+        reward_funcs=coin,
+        train_dataset=Dataset.from_list(questions(64, letters)),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        peft_config=get_peft_config(adapter),
+        callbacks=[Clock()],
+        args=Config(
+            output_dir=str(folder / "trl"), use_cpu=cpu, bf16=not cpu, max_steps=1 + REPEATS, learning_rate=1e-5,
+            per_device_train_batch_size=8, gradient_accumulation_steps=prompts, gradient_checkpointing=True,
+            num_generations=8, max_completion_length=length, beta=0.0, loss_type="dapo", logging_steps=1,
+            report_to=[], save_strategy="no", disable_tqdm=True,
+            model_init_kwargs={"dtype": "float32" if cpu else "bfloat16"},
+            **served,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    return times
+
+
+def head(folder: Path, device: str, tiny: bool, tokens: int) -> dict[str, Any]:
+    """Log-probabilities and entropies of so many tokens, there and back to the hidden states."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="auto")
+    model = model.to(device).requires_grad_(False)
+    here, tokens = head_of(model), tokens // SMALL if tiny else tokens
+    weight = here.weight
+    del model
+    gc.collect()
+    draw = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(tokens, weight.shape[1], generator=draw, device=device, dtype=weight.dtype).requires_grad_()
+    targets = torch.randint(len(weight), (tokens,), generator=draw, device=device)
+    found: dict[str, Any] = {"tokens": tokens, "vocabulary": len(weight)}
+    expected: tuple[Tensor, Tensor] | None = None
+    for name, score in scorers(here).items():
+
+        def work(score: Callable[..., tuple[Tensor, Tensor]] = score) -> tuple[Tensor, Tensor]:
+            hidden.grad = None
+            logprobs, entropy = score(hidden, targets)
+            logprobs.sum().backward()
+            return logprobs.detach(), entropy.detach()
+
+        seconds, peak = timed(work, device)
+        expected = expected or work()
+        logprobs, entropy = work()
+        gaps = {"logprobs": apart(logprobs.float(), expected[0]), "entropy": apart(entropy.float(), expected[1])}
+        found[name] = {"seconds": seconds, "peak_gib": peak, **gaps}
+    return found
+
+
+def scorers(here: Any) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """Ours, and liger-kernel's where it is installed."""
+
+    def fused(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        from liger_kernel.ops.fused_linear_scaled_cross_entropy import (  # type: ignore[import-not-found]
+            LigerFusedLinearScaledCrossEntropyFunction as Fused,
+        )
+
+        loss, entropy = Fused.apply(hidden, here.weight, targets, 1.0, -100, 1, True)
+        return -loss, entropy
+
+    sides: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+        "ours": lambda hidden, targets: token_logprobs(hidden, here, targets, 1.0)
+    }
+    return sides | ({"liger": fused} if find_spec("liger_kernel") else {})
