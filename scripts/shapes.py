@@ -33,7 +33,7 @@ TINY = {
 
 
 def write(folder: Path, shape: str, device: str, tiny: bool = False) -> None:
-    """The model in bfloat16 (float32 on a CPU), and a tokenizer of bytes: what AutoTokenizer makes of a Qwen's folder."""
+    """The model in bfloat16 (float32 on a CPU), and a tokenizer of bytes: AutoTokenizer reads a Qwen so."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
