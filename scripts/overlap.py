@@ -2,9 +2,9 @@
 
     python -m nanorlhf.scripts.overlap
 
-Writes results/overlap.json: for each number of workers, medians over steps of the step's time, of the rollout alone (from
-a run whose reward costs nothing), of the update, and the rest of the step over the larger of rollout and scoring, which
-nothing can beat.
+Writes results/overlap.json: for each number of workers, medians over steps of the step's time, of the rollout alone
+(from a run whose reward costs nothing), of the update, and the rest of the step over the larger of rollout and scoring,
+which nothing can beat.
 """
 
 from __future__ import annotations

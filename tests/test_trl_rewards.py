@@ -1,5 +1,8 @@
 """Reward functions that come with TRL are passed as they are, and train."""
 
+# pyright: reportPrivateImportUsage=false
+# TRL exports them when they are asked for, which pyright cannot see.
+
 from __future__ import annotations
 
 from pathlib import Path
