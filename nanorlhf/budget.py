@@ -19,6 +19,10 @@ HELP = (
 )
 
 
+class TooLongError(UsageError):
+    """Not even the longest sample passes through the model on its own."""
+
+
 class Budget:
     """Tokens in a micro-batch; what was done about full memory is kept in `remarks` until somebody says it."""
 
@@ -49,7 +53,7 @@ class Budget:
         """Half of what was tried at most, but room for the longest."""
         longest, tried = max(lengths), min(self.tokens, sum(lengths))
         if tried <= longest:
-            raise UsageError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
+            raise TooLongError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
         self.tokens = max(longest, tried // 2)
         self.lowered = True
         self.remarks.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
+from nanorlhf import activations
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.cache import sequence_bytes
@@ -19,11 +21,12 @@ from nanorlhf.memory import GIB, Needs, Phase, Resident
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.policy import rank_of, saved_adapter
 from nanorlhf.tracing import skeleton, trace
-from nanorlhf.workspace import Workspace
+from nanorlhf.workspace import Line, Workspace
 
 LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
 UPDATE: frozenset[Phase] = frozenset({"update"})
 GRAPHS = GIB  # vLLM's CUDA graphs and buffers, which do not sleep
+AT_HAND = 2  # layers whose inputs are on the card when all are parked: one at work, one on its way
 SAMPLED = 5  # (sequences, vocabulary) tensors in float32 that sampling holds
 
 
@@ -53,11 +56,23 @@ class Body:
         """Whether it computes in bfloat16, as the engine then does."""
         return self.config.dtype != "float32"
 
-    def workspace(self, longest: int, *, grad: bool, recompute: bool = False, entropy_grad: bool = False) -> Workspace:
-        """What a pass through it takes."""
+    @property
+    def layers(self) -> int:
+        return self.about.get_text_config().num_hidden_layers
+
+    def workspace(
+        self,
+        longest: int,
+        *,
+        grad: bool,
+        recompute: bool = False,
+        entropy_grad: bool = False,
+        layers: int | None = None,
+    ) -> Workspace:
+        """What a pass through it (or its first `layers`) takes."""
         return trace(
-            lambda layers: skeleton(self.config, self.about, self.peft_config, layers),
-            self.about.get_text_config().num_hidden_layers,
+            lambda depth: skeleton(self.config, self.about, self.peft_config, depth),
+            layers or self.layers,
             longest,
             grad=grad,
             half=self.half,
@@ -96,14 +111,18 @@ def needs_of(
     longest = (config.max_prompt_length + config.max_completion_length) * algorithm.together
     bodies = [body, critic] if critic else [body]
 
-    def widest(**how: bool) -> Workspace:
+    def widest(**how: Any) -> Workspace:
         return max((b.workspace(longest, **how) for b in bodies), key=lambda workspace: workspace(longest))
 
+    backward = {"grad": True, "entropy_grad": algorithm.entropy_grad}
     return Needs(
         tuple(residents),
         longest,
-        plain=widest(grad=True, entropy_grad=algorithm.entropy_grad),
-        recomputed=widest(grad=True, entropy_grad=algorithm.entropy_grad, recompute=True),
+        plain=widest(**backward),
+        recomputed=widest(**backward, recompute=True),
+        parked=widest(**backward, recompute=True, layers=AT_HAND),
+        inputs=Line(0, max(b.layers * b.about.get_text_config().hidden_size * (2 if b.half else 4) for b in bodies)),
+        parks_from={"on": 0.0, "off": math.inf, "auto": activations.SHARE}[config.activation_offload],
         reading=widest(grad=False),
         scoring=max((j.scoring for j in judges), default=0),
         decoding=decoding(body) if engine else 0,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanorlhf.errors import UsageError
-from nanorlhf.workspace import Workspace
+from nanorlhf.workspace import Line, Workspace
 
 Phase = Literal["generate", "score", "measure", "update"]
 Unit = Literal["engine", "reward model", "reference", "optimizer", "critic", "policy"]
@@ -44,8 +44,10 @@ class Needs:
     longest: int  # tokens of the longest row that cannot be cut
     plain: Workspace  # of forward and backward
     recomputed: Workspace  # the same with gradient checkpointing
+    parked: Workspace  # and with the layers' inputs in main memory
+    inputs: Line  # these
+    parks_from: float  # where they are more than this share of the card, they go there
     reading: Workspace  # of forward alone
-    optimizer_step: int = 0  # bytes that it takes for a moment
     scoring: int = 0  # bytes that the reward model works in
     decoding: int = 0  # bytes that the engine works in
     sequence: int = 0  # bytes of cache for one completion of full length; 0: no engine
@@ -58,15 +60,20 @@ class Needs:
             phase = "generate"
         return [r for r in self.residents if phase in r.phases or not (r.passing or r.unit in moved)]
 
-    def workspace(self, phase: Phase, tokens: int, recompute: bool) -> int:
+    def learning(self, tokens: int, recompute: bool, card: int) -> Workspace:
+        """What forward and backward of such a row take."""
+        if not recompute:
+            return self.plain
+        return self.parked if self.inputs(tokens) >= self.parks_from * card else self.recomputed
+
+    def workspace(self, phase: Phase, tokens: int, recompute: bool, card: int) -> int:
         """Bytes that a phase works in, with rows of so many tokens."""
         if phase == "generate":
             return self.decoding
         if phase == "score":
             return self.scoring
-        if phase == "measure":
-            return round(self.reading(tokens) * (1 + SCATTERED))
-        return round(max((self.recomputed if recompute else self.plain)(tokens) * (1 + SCATTERED), self.optimizer_step))
+        work = self.reading if phase == "measure" else self.learning(tokens, recompute, card)
+        return round(work(tokens) * (1 + SCATTERED))
 
     @property
     def units(self) -> list[Unit]:
@@ -91,7 +98,10 @@ class Plan:
         rows = {r.name: r.bytes for r in there}
         if any(r.unit == "engine" for r in there):
             rows["KV cache"] = self.cache
-        return rows | {"workspace": self.needs.workspace(phase, self.tokens, self.recompute), "CUDA": CONTEXT}
+        return rows | {
+            "workspace": self.needs.workspace(phase, self.tokens, self.recompute, self.card),
+            "CUDA": CONTEXT,
+        }
 
     def total(self, phase: Phase) -> int:
         return sum(self.rows(phase).values())
@@ -197,7 +207,7 @@ def attempt(
     least = max(needs.longest, 0 if token_budget is None else token_budget)
 
     def left(tokens: int, sequences: int) -> dict[Phase, int]:
-        taken = {p: needs.workspace(p, tokens, recompute) for p in PHASES}
+        taken = {p: needs.workspace(p, tokens, recompute, card) for p in PHASES}
         return {p: room[p] - taken[p] - (p in cached) * sequences * needs.sequence for p in PHASES}
 
     before = left(least, 1)
@@ -207,14 +217,12 @@ def attempt(
     wanted = max(least, ROW) if recompute and token_budget is None else least
     spare = min((left(wanted, 1)[p] for p in cached), default=0)
     sequences = min(needs.requests, 1 + max(0, spare) // needs.sequence) if needs.sequence else 0
-    cache = sequences * needs.sequence
-    tokens = least
-    if token_budget is None:
-        free = {p: (room[p] - (p in cached) * cache) / (1 + SCATTERED) for p in PHASES}
-        work = needs.recomputed if recompute else needs.plain
-        fits = min(work.tokens(free["update"]), needs.reading.tokens(free["measure"]), ROW)
-        tokens = max(least, fits)
-    return Plan(needs, card, moved, recompute, tokens, cache), max(lacking)
+    tokens, beyond = least, max(least, ROW if token_budget is None else 0) + 1
+    while beyond - tokens > 1:  # the most that fit
+        middle = (tokens + beyond) // 2
+        fits = min(left(middle, sequences).values()) >= 0
+        tokens, beyond = (middle, beyond) if fits else (tokens, middle)
+    return Plan(needs, card, moved, recompute, token_budget or tokens, sequences * needs.sequence), max(lacking)
 
 
 def remedies(needs: Needs, offload: Offload, recompute: bool | str, token_budget: Tokens) -> str:

@@ -67,6 +67,6 @@ def card_bytes(config: TrainConfig) -> int:
 
 
 def settled(config: C, plan: Plan | None) -> C:
-    """The configuration with what the plan decided for the model; without a plan activations are kept."""
-    again = plan.recompute if plan else config.gradient_checkpointing is True
-    return dataclasses.replace(config, gradient_checkpointing=again)
+    """The configuration with what the plan decided for the model; what is left open may change once it is tried out."""
+    again = plan is not None and plan.recompute
+    return dataclasses.replace(config, gradient_checkpointing=True) if again else config

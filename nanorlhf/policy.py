@@ -46,8 +46,9 @@ class Policy:
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         refuse_unsupported(self.model)
         self.base.set_attn_implementation(attention.NAME)
-        if config.gradient_checkpointing is True:  # auto is settled by the memory plan
-            activations.recompute(self.base, config.activation_offload, self.device)
+        self.recomputes = False
+        if config.gradient_checkpointing is True:  # auto is the memory plan's to settle
+            self.recompute()
         self.head = head_of(self.model)
         self.one_per_row = attention.one_per_row(self.base)
         self.frozen: PreTrainedModel | None = None
@@ -84,6 +85,11 @@ class Policy:
         covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
         share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
         return f"LoRA adapts {share}; {trained:,} are trained"
+
+    def recompute(self) -> None:
+        """Layers keep nothing but their input for backward from now on."""
+        activations.recompute(self.base, self.config.activation_offload, self.device)
+        self.recomputes = True
 
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer, all adapters' too."""

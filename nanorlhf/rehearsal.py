@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nanorlhf import checkpoint
+from nanorlhf.budget import TooLongError, empty_cache
 from nanorlhf.packing import pack
 from nanorlhf.types import MicroBatch, Prompt, Rollout, Sample
 
@@ -19,7 +20,36 @@ if TYPE_CHECKING:
 
 
 def rehearse(loop: Loop) -> None:
-    """Lowers the loop's budget until both fit; weights, optimizers and random numbers stay as they are."""
+    """Lowers the loop's budget until both fit; weights, optimizers and random numbers stay as they are.
+
+    Where not even the longest sample fits, activations are recomputed from now on, if that was left open.
+    """
+    planned = loop.budget.tokens
+    if passes(loop):
+        return
+    # Out here the failed call's tensors have gone with its frames.
+    empty_cache()
+    loop.policy.recompute()
+    if loop.critic and not loop.critic.shares_base:
+        loop.critic.body.recompute()
+    loop.budget.tokens, loop.budget.lowered = planned, False
+    loop.budget.remarks = ["activations take more than was planned, so they are recomputed: gradient_checkpointing"]
+    passes(loop)
+
+
+def passes(loop: Loop) -> bool:
+    """Whether there is a budget that fits; an error where nothing more can be done about it."""
+    try:
+        try_out(loop)
+    except TooLongError:
+        if loop.config.gradient_checkpointing != "auto" or loop.policy.recomputes:
+            raise
+        return False
+    return True
+
+
+def try_out(loop: Loop) -> None:
+    """The longest sample and a full row, in ever smaller rows."""
     config, together = loop.config, loop.algorithm.together
     longest = (config.max_prompt_length + config.max_completion_length) * together
     before = checkpoint.random_state()

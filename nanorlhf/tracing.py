@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from nanorlhf import attention
+from nanorlhf import activations, attention
 from nanorlhf.logprobs import CHUNK, Head, head_of, plain, token_logprobs
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import with_adapter
@@ -157,8 +157,7 @@ def trace(
             base = plain(model)
             base.set_attn_implementation(attention.NAME)
             if recompute:
-                base.gradient_checkpointing_enable()
-                base.enable_input_require_grads()
+                activations.recompute(base, "off", torch.device("cpu"))
             one = through_layers(model, [longest], grad=grad, half=half)
             two = through_layers(model, [longest, longest], grad=grad, half=half)
             peak, kept = (Line.through((longest, one[i]), (2 * longest, two[i])) for i in (0, 1))

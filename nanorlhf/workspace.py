@@ -33,14 +33,6 @@ class Workspace:
     def __call__(self, tokens: int) -> int:
         return max(self.body(tokens), self.kept(tokens) + self.head(tokens))
 
-    def tokens(self, room: float) -> int:
-        """The longest row that fits; 0 where none does."""
-        if self(1) > room:
-            return 0
-        fits = (room - self.body.fixed) / max(self.body.per_token, 1e-9)
-        beside = (room - self.kept.fixed - self.head.fixed) / max(self.kept.per_token + self.head.per_token, 1e-9)
-        return max(0, int(min(fits, beside)))
-
 
 def between(low: Line, high: Line, at: float) -> Line:
     """The line that lies `at` of the way from one to the other, or beyond."""

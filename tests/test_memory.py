@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def test_qwen_by_hand(shape: dict[str, Any], count: int, length: int, cache: int
     assert needs.plain.kept.fixed == pytest.approx(adapter / 2, rel=0.01)  # autocast keeps the adapter in 16 bits too
     last = 4 * shape["hidden_size"] + 4
     assert needs.recomputed.kept.per_token == pytest.approx(28 * 2 * shape["hidden_size"] + outer + last, rel=1e-9)
+    assert needs.parked.kept.per_token == pytest.approx(2 * 2 * shape["hidden_size"] + outer + last, rel=1e-9)
+    assert needs.inputs(1000) == 1000 * 28 * 2 * shape["hidden_size"] and needs.parks_from == 0.05
     # Recomputing brings one layer back, and no more than twice what it keeps is there while it is passed backwards.
     layer = needs.recomputed.body.per_token - needs.recomputed.kept.per_token
     assert kept(shape, 64) < layer < 2 * kept(shape, 64)
@@ -159,7 +162,9 @@ def a_need(**changes: Any) -> Needs:
         Resident("gradients", GIB, frozenset({"update"}), passing=True),
         Resident("optimizer", 2 * GIB, frozenset({"update"}), "optimizer"),
     )
-    needs = Needs(residents, 1000, FLAT, NOTHING, NOTHING, sequence=GIB // 8, requests=128)
+    needs = Needs(
+        residents, 1000, FLAT, NOTHING, NOTHING, Line(0, 0), math.inf, NOTHING, sequence=GIB // 8, requests=128
+    )
     return dataclasses.replace(needs, **changes)
 
 
@@ -213,6 +218,17 @@ def test_activations_are_recomputed_only_where_they_do_not_fit() -> None:
     assert make_plan(a_need(plain=heavy), 8 * GIB).recompute
     with pytest.raises(UsageError, match="gradient_checkpointing auto"):
         make_plan(a_need(plain=heavy), 8 * GIB, recompute=False)
+
+
+def test_layer_inputs_wait_in_main_memory_where_they_would_take_too_much() -> None:
+    held, parked = (Workspace(Line(0, gib * GIB / 1000), Line(0, 0), Line(0, 0)) for gib in (3, 1))
+    needs = a_need(recomputed=held, parked=parked, inputs=Line(0, 2 * GIB / 1000), parks_from=0.1)
+    assert needs.learning(1000, True, 20 * GIB) is needs.learning(1100, True, 20 * GIB) is parked
+    assert needs.learning(999, True, 20 * GIB) is held and needs.learning(2000, False, 20 * GIB) is FLAT
+    # 1 + 3 + 2 + 1 and 1.1 for a row of 1,000, while one of 500 would have to hold what it keeps
+    assert make_plan(needs, 8 * GIB + GIB // 5, recompute=True).tokens == 1090
+    with pytest.raises(UsageError, match=r"2\.1 GiB more"):
+        make_plan(dataclasses.replace(needs, parks_from=math.inf), 8 * GIB + GIB // 5, recompute=True)
 
 
 def test_micro_batches_take_what_is_left() -> None:

@@ -55,10 +55,34 @@ def test_the_budget_is_lowered_until_it_fits_and_nothing_else_changes(monkeypatc
 
 
 def test_a_longest_sample_that_cannot_be_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = made_up(token_budget=170)
+    loop = made_up(token_budget=170, gradient_checkpointing=False)
     room_for(loop, 39, monkeypatch)
     with pytest.raises(UsageError, match=r"out of memory \(rehearsal\): a row of 40 tokens does not fit"):
         rehearse(loop)
+    assert not loop.policy.recomputes
+
+
+@pytest.mark.parametrize(("then", "budget"), [(200, 170), (100, 85), (39, None)])
+def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
+    then: int, budget: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = made_up(token_budget=170)
+    hidden, recompute = loop.policy.hidden, loop.policy.recompute
+
+    def roomier() -> None:
+        recompute()
+        monkeypatch.setattr(loop.policy, "hidden", hidden)
+        room_for(loop, then, monkeypatch)
+
+    room_for(loop, 39, monkeypatch)
+    monkeypatch.setattr(loop.policy, "recompute", roomier)
+    if budget is None:
+        with pytest.raises(UsageError, match="a row of 40 tokens does not fit"):
+            rehearse(loop)
+        return
+    rehearse(loop)
+    assert loop.policy.recomputes and loop.policy.base.is_gradient_checkpointing
+    assert loop.token_budget == budget and "recomputed" in loop.budget.told()[0]
 
 
 @pytest.mark.parametrize(("together", "lengths"), [(1, [8 + 32] * 4 + [10]), (2, [8 + 32] * 4 + [5, 5])])
@@ -73,7 +97,7 @@ def test_a_full_row_is_full_of_the_longest_samples(
 
 
 def test_models_of_one_sample_a_row_are_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = made_up(token_budget=170)
+    loop = made_up(token_budget=170, gradient_checkpointing=False)
     loop.policy.one_per_row = True
     asked = room_for(loop, 39, monkeypatch)
     with pytest.raises(UsageError, match="a row of 40 tokens"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def a_plan(*moved: Unit) -> Plan:
     """A plan by which these units move, and the others stay."""
     residents = tuple(Resident(unit, GIB, USED[unit], unit) for unit in MOVES)
     flat = Workspace(Line(0, 0), Line(0, 0), Line(0, 0))
-    return Plan(Needs(residents, 100, flat, flat, flat), 80 * GIB, frozenset(moved), False, 300, 0)
+    return Plan(
+        Needs(residents, 100, flat, flat, flat, Line(0, 0), math.inf, flat), 80 * GIB, frozenset(moved), False, 300, 0
+    )
 
 
 class Fake:
@@ -199,5 +202,5 @@ def test_the_plan_says_how_many_tokens_a_micro_batch_has(tmp_path: Path, monkeyp
     monkeypatch.setattr(Trainer, "make_plan", lambda *_: a_plan())
     config = GRPOConfig(output_dir=str(tmp_path / "run"), **SUM)
     trainer = GRPOTrainer(args=config)
-    assert trainer.loop.token_budget == 300 and trainer.config.gradient_checkpointing is False
+    assert trainer.loop.token_budget == 300 and not trainer.policy.recomputes
     trainer.close()
