@@ -29,7 +29,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "Anthropic/hh-rlhf": HH,
     "trl-lib/tldr": TLDR,
 }
-BEGINNINGS = {  # what a prompt of each must hold, as the model sees it
+BEGINNINGS = {  # what a prompt of each dataset (or recipe) must hold, as the model sees it
+    "r1_zero": "User: What is 6 times 7?\nReason step by step, and put the final answer into \\boxed{}.\nAssistant: <think>",
     "openai/gsm8k": "<|im_start|>user\nNatalia sold 48 clips. How many?",
     "meta-math/MetaMathQA": "6 times 7?\nReason step by step, and put the final answer into \\boxed{}.<|im_end|>",
     "Jiayi-Pan/Countdown-Tasks-3to4": "User: Using each of the numbers [44, 19, 35] exactly once",
@@ -112,6 +113,6 @@ def test_recipes_of_real_tasks_train(
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert all(math.isfinite(sample["reward"]) for sample in samples)  # so no answer is missing
     shown = capsys.readouterr().out
-    assert BEGINNINGS[said["dataset_name"]] in shown.replace("\\n", "\n").replace("\\\\", "\\")
+    assert BEGINNINGS.get(recipe, BEGINNINGS[said["dataset_name"]]) in shown.replace("\\n", "\n").replace("\\\\", "\\")
     if config.chat_template == "r1_zero":
         assert all(sample["completion"].startswith("<think>\n") for sample in samples)
