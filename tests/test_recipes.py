@@ -30,7 +30,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "trl-lib/tldr": TLDR,
 }
 BEGINNINGS = {  # what a prompt of each dataset (or recipe) must hold, as the model sees it
-    "r1_zero": "User: What is 6 times 7?\nReason step by step, and put the final answer into \\boxed{}.\nAssistant: <think>",
+    "r1_zero": "6 times 7?\nReason step by step, and put the final answer into \\boxed{}.\nAssistant: <think>",
     "openai/gsm8k": "<|im_start|>user\nNatalia sold 48 clips. How many?",
     "meta-math/MetaMathQA": "6 times 7?\nReason step by step, and put the final answer into \\boxed{}.<|im_end|>",
     "Jiayi-Pan/Countdown-Tasks-3to4": "User: Using each of the numbers [44, 19, 35] exactly once",
