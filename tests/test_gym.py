@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from reasoning_gym.factory import DATASETS
 
 from nanorlhf.errors import UsageError
+from nanorlhf.grpo.__main__ import main
 from nanorlhf.gym import OURS, read_options, reasoning_gym_dataset
 from nanorlhf.rewards.reasoning import reasoning
 
 SMALL = "{size: 40, test_size: 10}"
+RECIPES = sorted((Path(__file__).parents[1] / "grpo" / "recipes").glob("gym_*.yaml"))
 
 
 def questions(*arguments: Any) -> list[str]:
@@ -99,6 +103,27 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_have_defaults() -> None:
     assert read_options("gcd", None) == read_options("gcd", "") == OURS
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipes_train_with_nothing_but_options(recipe: Path, tmp_path: Path) -> None:
+    said = yaml.safe_load(recipe.read_text())
+    assert recipe.stem == "gym_" + said["dataset_name"].removeprefix("reasoning_gym:")
+    sizes = {**yaml.safe_load(said.get("dataset_config", "{}")), "size": 24, "test_size": 4}
+    options: dict[str, Any] = {
+        "recipe": recipe.stem, "model_name_or_path": "nanorlhf:adder", "engine": "hf", "device": "cpu",
+        "dataset_config": json.dumps(sizes), "max_prompt_length": 384, "max_completion_length": 8, "max_steps": 2,
+        "prompts_per_step": 2, "num_generations": 2, "eval_prompts": 2, "eval_steps": 0, "reward_workers": 0,
+        "output_dir": tmp_path / "run",
+    }  # fmt: skip
+    assert main([word for name, value in options.items() for word in (f"--{name}", str(value))]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(0 <= row["eval/reward"] <= 1 for row in (rows[0], rows[-1]))
+
+
+def test_there_are_five_recipes() -> None:
+    assert len(RECIPES) == 5
 
 
 @pytest.mark.slow
