@@ -104,9 +104,8 @@ def needs_of(
     body = Body.of(config, about, peft_config)
     critic = own_critic(config)
     residents = learners(body, critic, algorithm)
-    residents += [
-        Resident("reward model", j.bytes, frozenset({"score"}), "reward model", kept=True) for j in judges[:1]
-    ]
+    if judged := sum(j.bytes for j in judges):
+        residents.append(Resident("reward model", judged, frozenset({"score"}), "reward model", kept=True))
     residents += engine_residents(body, engine) if engine else []
     longest = (config.max_prompt_length + config.max_completion_length) * algorithm.together
     bodies = [body, critic] if critic else [body]
@@ -197,12 +196,12 @@ def cached(body: Body) -> int:
 
 
 def requests(config: TrainConfig, algorithm: Algorithm) -> int:
-    """Completions that are asked for at once."""
+    """Completions that may decode at once: as many as are asked for, and the engine takes."""
     evaluated = config.eval_prompts if config.dataset_test_split or config.dataset_test_name else 0
     if not isinstance(algorithm, OnPolicy):
-        return max(1, evaluated)
+        return min(SEQUENCES, max(1, evaluated))
     plan = algorithm.plan()
-    return max(config.prompts_per_step * (plan.samples + plan.greedy), evaluated)
+    return min(SEQUENCES, max(config.prompts_per_step * (plan.samples + plan.greedy), evaluated))
 
 
 def advice(config: TrainConfig) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class Needs:
     scoring: int = 0  # bytes that the reward model works in
     decoding: int = 0  # bytes that the engine works in
     sequence: int = 0  # bytes of cache for one completion of full length; 0: no engine
-    requests: int = 0  # completions that may be asked for at once
+    requests: int = 0  # completions that may decode at once
     advice: tuple[str, ...] = ()  # what would make it smaller
 
     def present(self, phase: Phase, moved: frozenset[Unit]) -> list[Resident]:
@@ -145,7 +145,7 @@ class Plan:
         lines.append(f"micro-batches: {self.tokens:,} tokens, {again} gradient checkpointing")
         if self.sequences:
             lines.append(
-                f"cache: {self.sequences} completions of full length at once, of {self.needs.requests} asked for"
+                f"cache: {self.sequences} completions of full length at once, of at most {self.needs.requests}"
             )
         if moved:
             lines.append(

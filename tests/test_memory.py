@@ -135,7 +135,9 @@ def test_seven_billion_at_16000_alternate_on_40_gib() -> None:
 
 def test_ppo_has_a_second_adapter_a_head_and_moments_of_both() -> None:
     config = PPOConfig(max_completion_length=1000, lora_r=32)
-    rows = rows_of(needs_of(config, Qwen2Config(**QWEN_1_5B), PPO(config), judges=[Judge(5 * GIB, 2 * GIB)]))
+    rows = rows_of(
+        needs_of(config, Qwen2Config(**QWEN_1_5B), PPO(config), judges=[Judge(2 * GIB, GIB), Judge(3 * GIB, 2 * GIB)])
+    )
     adapter, head = 4 * lora(QWEN_1_5B, 32), 4 * 1537
     assert rows["critic"] == rows["gradients"] == adapter + head  # one after the other has gradients
     assert rows["optimizer"] == 2 * (2 * adapter + head)
