@@ -264,3 +264,11 @@ def test_options_are_checked_at_the_door(options: dict[str, Any]) -> None:
     check(need_boxed=True, decimals=3)
     with pytest.raises(UsageError, match=next(iter(options))):
         check(**{"need_boxed": False, "decimals": 6} | options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "reward"),
+    [("4", "2+2", 1), ("2^{-99}", "2^{-98}", 1), ("0.1", "0.2", 0), (r"\frac{1}{2}", r"\int_0^1 x dx", 1)],
+)
+def test_habits_of_math_verify_that_the_page_warns_of(answer: str, said: str, reward: float) -> None:
+    expect(answer, rf"\boxed{{{said}}}", reward)
