@@ -171,5 +171,5 @@ def update_ours(folder: Path, work: Workload, samples: Sequence[dict[str, Any]],
     for step in range(len(first)):
         loop.step(step + 1)
     metrics = loop.step(len(first) + 1).metrics
-    figures = ("loss", "grad_norm", "tokens/trained", "groups/dropped_fraction")
+    figures = ("loss", "grad_norm", "tokens/trained", "samples/dropped_fraction")
     return meter.stop() | {name: metrics[name] for name in figures}

@@ -37,7 +37,7 @@ PROMISED = [
     "completion/length_mean",
     "completion/length_max",
     "completion/truncated_fraction",
-    "groups/dropped_fraction",
+    "samples/dropped_fraction",
     "groups/no_spread_fraction",
     "mismatch/mean_abs",
     "mismatch/max_abs",

@@ -62,7 +62,7 @@ def test_both_for_real(tmp_path: Path) -> None:
     argv = ["--only", "linearity", "dropping", "--repeats", "1", "--size", "tiny", "--threads", "1"]
     benchmark.main([*argv, "--output", str(tmp_path)])
     report = json.loads((tmp_path / "benchmark_dropping.json").read_text())
-    dropped = [runs[0]["groups/dropped_fraction"] for runs in report["runs"]]
+    dropped = [runs[0]["samples/dropped_fraction"] for runs in report["runs"]]
     assert dropped == [0, 0.25, 0.5, 0.75]
     trained = [runs[0]["tokens/trained"] for runs in report["runs"]]
     assert trained == sorted(trained, reverse=True) and trained[-1] < trained[0] / 2
