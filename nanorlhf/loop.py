@@ -111,9 +111,9 @@ class Loop:
                 if self.engine.version != self.policy.version:  # who was away is up to date
                     self.engine.update(self.policy)
         metrics = {"step": step} | rollout_metrics(rollout) | updated
+        metrics["samples/dropped_fraction"] = dropped.float().mean().item()
         warnings += self.budget.told() + (self.engine.told() if self.engine else [])
         if self.scorer:
-            metrics["samples/dropped_fraction"] = dropped.float().mean().item()
             noted, failures = self.scorer.report()
             metrics |= noted
             warnings += failures
