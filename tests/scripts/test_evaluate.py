@@ -50,7 +50,7 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
     [
         ([], "give a run, a checkpoint or a model first"),
         (["nanorlhf:adder"], "no reward"),
-        (["nowhere", "--recipe", "grpo/recipes/tiny.yaml"], "model_name_or_path='nowhere' cannot be loaded"),
+        (["/nowhere", "--recipe", "grpo/recipes/tiny.yaml"], "model_name_or_path='/nowhere' cannot be loaded"),
         (["nanorlhf:adder", "--recipe", "nowhere.yaml"], "there is no recipe"),
         (["nanorlhf:adder", "--sample", "3"], "did you mean 'samples'"),
         (["nanorlhf:adder", "--samples", "0", "--greedy", "false"], "there must be some"),
