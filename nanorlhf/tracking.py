@@ -51,7 +51,8 @@ class Tracker:
                 "length": len(s.completion_ids),
                 "stopped": s.stopped,
             }
-            self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
+            row |= ({"fault": s.fault} if s.fault else {}) | ({"extras": s.extras} if s.extras else {})
+            self.samples.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         self.samples.flush()
         for tracker in self.trackers:
             if tracker.name == "wandb":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,5 @@ def test_they_train(tmp_path: Path) -> None:
         assert [row[f"reward/{name}/failed"] for name in names] == [0] * len(names)
         assert row["grad_norm"] > 0
     assert history[1][f"reward/{names[3]}"] < 0
+    first = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
+    assert first["extras"]["solution"].startswith("$"), "what a reward logs of a sample is kept with it"
