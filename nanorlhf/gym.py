@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -87,15 +88,23 @@ def as_row(name: str, options: Mapping[str, Any], entry: dict[str, Any]) -> dict
     }
 
 
+def registry() -> dict[str, tuple[type, type]]:
+    """Every task's class and that of its options; the package's libraries warn of their own syntax when compiled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from reasoning_gym.factory import DATASETS
+    return DATASETS
+
+
 def registered(name: str) -> tuple[type, type]:
     """A task's class and that of its options."""
     try:
-        from reasoning_gym.factory import DATASETS
+        known = registry()
     except ImportError as error:
         raise UsageError(f"reasoning_gym:{name} needs its package: pip install reasoning-gym") from error
-    if name not in DATASETS:
-        raise UsageError(f"reasoning_gym has no task {name!r}; {nearest(name, DATASETS)}")
-    return DATASETS[name]
+    if name not in known:
+        raise UsageError(f"reasoning_gym has no task {name!r}; {nearest(name, known)}")
+    return known[name]
 
 
 def made(name: str, options: Mapping[str, Any]) -> Any:

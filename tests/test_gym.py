@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from reasoning_gym.factory import DATASETS
 
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo.__main__ import main
-from nanorlhf.gym import OURS, read_options, reasoning_gym_dataset
+from nanorlhf.gym import OURS, read_options, reasoning_gym_dataset, registry
 from nanorlhf.rewards.reasoning import reasoning
 
 SMALL = "{size: 40, test_size: 10}"
@@ -128,7 +127,7 @@ def test_there_are_five_recipes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what a generator does in numpy is its own affair
-@pytest.mark.parametrize("task", sorted(DATASETS.keys() - {"composite"}))
+@pytest.mark.parametrize("task", sorted(registry().keys() - {"composite"}))
 def test_every_task_makes_rows_that_its_own_answers_solve(task: str) -> None:
     rows: Any = reasoning_gym_dataset(task, "{size: 6, test_size: 1}", "train")
     assert len(rows) == 6

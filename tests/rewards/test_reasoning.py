@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reasoning_gym.factory import DATASETS, get_score_answer_fn
 
 from nanorlhf.errors import UsageError
-from nanorlhf.gym import reasoning_gym_dataset
+from nanorlhf.gym import reasoning_gym_dataset, registry
 from nanorlhf.rewards.reasoning import FORMULAS, LITERALS, check, is_formula, reasoning
 
 SUM = {"question": "4 + 3 =", "answer": "7", "metadata": {"source_dataset": "chain_sum"}}
@@ -66,6 +65,8 @@ def test_answers_that_would_run_are_only_read(tmp_path: Path) -> None:
             score = reasoning([f"<answer>{attack}</answer>"], [entry])[0]
             assert score is not None and score < 0.2
     assert not made.exists()
+    from reasoning_gym.factory import get_score_answer_fn
+
     get_score_answer_fn("puzzle24")(f"eval({spelled})", GAME)  # type: ignore[call-arg]
     assert made.exists()  # that is what it would have done
 
@@ -78,7 +79,7 @@ def test_literals_are_read_as_before() -> None:
 def test_the_list_of_scorers_that_run_answers_is_complete() -> None:
     runs = {"eval", "exec", "compile", "parse_expr", "sympify", "parse_latex"}
     found = set()
-    for task, (made, _) in DATASETS.items():
+    for task, (made, _) in registry().items():
         tree = ast.parse(textwrap.dedent(inspect.getsource(made.score_answer)))
         called = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
         found |= {task} if called & runs else set()
