@@ -39,7 +39,7 @@ class Task:
 
 TASKS = {
     "chain_sum": Task("min_terms: 3, max_terms: 3, max_digits: 1", 400),  # 3 + 8 - 5, 2,916 of them
-    "spell_backward": Task("min_word_len: 3, max_word_len: 4, size: 5000", 400),
+    "spell_backward": Task("min_word_len: 3, max_word_len: 4, size: 5000", 350),
 }
 COMMON: dict[str, Any] = {
     "engine": "hf",
