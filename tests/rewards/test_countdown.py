@@ -69,6 +69,10 @@ def test_numbers_are_used_as_often_as_they_are_there() -> None:
     assert countdown(["<answer>4 * 4 / 2</answer>"], target=["8"], numbers=[["4", "4", "2"]]) == [1]
 
 
+def test_what_divides_by_zero_is_wrong() -> None:
+    assert countdown(["<answer>8 / (3 - 3)</answer>"] * 2, [0, 8], [[8, 3, 3]] * 2, format_score=0.1) == [0.1, 0.1]
+
+
 def test_fractions_are_exact() -> None:
     assert countdown(["<answer>8 / (3 - 8 / 3)</answer>"], [24], [[8, 8, 3, 3]]) == [1]
     assert countdown(["<answer>1 / 3 + 1 / 3 + 1 / 3</answer>"], [1], [[1, 1, 1, 3, 3, 3]]) == [1]

@@ -18,6 +18,7 @@ from nanorlhf.rewards.regex import check, regex
         (r"\d+", "42", 1, 1),
         (r"\d+", " 42\n", 1, 1),
         (r"\d+", "it is 42", 1, 0),
+        (r"\d+", "42 it is", 1, 0),
         (r"\d+", "none", 0, 0),
         (r"yes", "Yes", 0, 0),
         (r"(?i)yes", "Yes", 1, 1),
