@@ -15,7 +15,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.footprint import Judge, needs_of
 from nanorlhf.memory import CONTEXT, GIB, Plan, make_plan
 from nanorlhf.options import OnPolicyConfig, TrainConfig
-from nanorlhf.reward import Reward, find_rewards
+from nanorlhf.reward import Reward
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -40,7 +40,7 @@ def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -
     """The plan of a command line as on CUDA, on any machine; `reads`: it learns from the dataset's own answers."""
     about = door.check_model(config, None)
     chosen = door.find_algorithm(config, algorithm)
-    rewards = find_rewards(config.rewards, config.reward_weights, config.reward_options) if config.rewards else []
+    rewards = door.find_judges(config, None, door.find_world(config)[1])
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     evaluates = bool(rewards) and bool(config.dataset_test_name or config.dataset_test_split)
     engine = config.engine if config.engine == "hf" else "vllm"

@@ -65,15 +65,23 @@ class Reward:
         return {p.name for p in self.parameters}
 
     @property
+    def inner(self) -> RewardFunction:
+        """The function without the options that are set."""
+        return self.function.func if isinstance(self.function, partial) else self.function
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The options that are set."""
+        return self.function.keywords if isinstance(self.function, partial) else {}
+
+    @property
     def options(self) -> dict[str, Any]:
         """Its options, as they are set."""
-        inner = self.function.func if isinstance(self.function, partial) else self.function
-        return defaults_of(inner) | (self.function.keywords if isinstance(self.function, partial) else {})
+        return defaults_of(self.inner) | self.bound
 
     @property
     def is_async(self) -> bool:
-        inner = self.function.func if isinstance(self.function, partial) else self.function
-        return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
+        return inspect.iscoroutinefunction(self.inner) or inspect.iscoroutinefunction(type(self.inner).__call__)
 
     @property
     def in_trainer(self) -> bool:
@@ -88,9 +96,9 @@ class Reward:
 
     def wanted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Those arguments that the function takes; no column replaces an option."""
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
-        bound = self.function.keywords if isinstance(self.function, partial) else {}
-        return {k: v for k, v in arguments.items() if k not in bound and (takes_all or k in self.names)}
+        parameters, bound = self.parameters, self.bound  # looked up once, for this is done for every completion
+        takes_all, names = any(p.kind is p.VAR_KEYWORD for p in parameters), {p.name for p in parameters}
+        return {k: v for k, v in arguments.items() if k not in bound and (takes_all or k in names)}
 
 
 def judge(reward: Reward, arguments: Mapping[str, Any], count: int) -> Verdict:

@@ -101,10 +101,11 @@ class Author:
             return False
         assert sample.own is not None
         sample.own += [True] * len(ids)
-        goes_on = self.stage.goes_on(sample, completion, sample.prompt.prefill + written, last)
+        if self.stage.goes_on(sample, completion, sample.prompt.prefill + written, last):
+            return True
         whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
         sample.text = sample.prompt.prefill + whole
-        return goes_on
+        return False
 
 
 def make_author(

@@ -59,9 +59,18 @@ def majority_at(k: int, answers: Sequence[Hashable], passed: Sequence[bool]) -> 
 
 
 def differ(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """The two-sided p-value that two shares are one: the two-proportion z test."""
-    pooled = (sum(a) + sum(b)) / (len(a) + len(b))
-    spread = math.sqrt(pooled * (1 - pooled) * (1 / len(a) + 1 / len(b)))
-    if not spread:
-        return 1.0
-    return 2 * (1 - NormalDist().cdf(abs(fmean(map(float, a)) - fmean(map(float, b))) / spread))
+    """The two-sided p-value that two shares are one."""
+    return p_value(z_score(fmean(map(float, a)), fmean(map(float, b)), len(a), len(b)))
+
+
+def z_score(before: float, after: float, count: int, then: int | None = None) -> float:
+    """By how many standard errors a share of `count` rose to one of `then` (the same number): two proportions."""
+    then = count if then is None else then
+    pooled = (before * count + after * then) / (count + then)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / then))
+    return (after - before) / error if error else 0.0
+
+
+def p_value(z: float) -> float:
+    """How often chance alone goes as far, to either side."""
+    return 2 * NormalDist().cdf(-abs(z))

@@ -24,16 +24,15 @@ import yaml
 from tqdm.auto import tqdm
 
 from nanorlhf import checkpoint, door
-from nanorlhf.algorithm import Plan
+from nanorlhf.algorithm import Algorithm, Plan
 from nanorlhf.chat import use_template
 from nanorlhf.cli import parse
 from nanorlhf.config import config, option
-from nanorlhf.engines.build import build_engine, check_engine
-from nanorlhf.environments import own_questions, stops
+from nanorlhf.engines.build import build_engine
+from nanorlhf.environments import stops
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
-from nanorlhf.reward import find_rewards
 from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
 from nanorlhf.rollout import make_author
 from nanorlhf.scoring import Scorer
@@ -114,24 +113,18 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
     shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
     task = TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none")
-    task, environment = door.find_world(task)
-    rewards = door.find_judges(task, None, environment) or find_rewards([])
-    door.check_model(task, None)
-    check_engine(task)
-    train, held_out = None, None
-    if environment and not task.dataset_name:
-        train, held_out = own_questions(environment, task)
-    train, held_out = door.load_datasets(task, rewards, None, train, held_out)
+    entry = door.enter(task, None, None, None, None, None, Algorithm)
+    task, held_out, environment = entry.config, entry.held_out, entry.environment
     tokenizer = load_tokenizer(task, None)
     use_template(tokenizer, task)
-    seen = prompts_of(train, tokenizer, task)
+    seen = prompts_of(entry.train, tokenizer, task)
     unseen = seen if held_out is None else prompts_of(held_out, tokenizer, task, None, seen.examples)
     if held_out is None:
         print("no held-out split is named (dataset_test_split), so these are prompts of the training split")
     prompts = unseen.held_out(task.eval_prompts)
     policy = Policy(task)
     sampling = how_to_sample(task, policy, tokenizer, stops(environment))
-    scorer, plan = Scorer(rewards, task), Plan(chosen.samples, chosen.greedy)
+    scorer, plan = Scorer(entry.rewards, task), Plan(chosen.samples, chosen.greedy)
     with tempfile.TemporaryDirectory() as folder, closing(scorer):
         with closing(build_engine(task, policy, tokenizer, sampling, Path(folder))) as engine:
             engine.update(policy)

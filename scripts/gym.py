@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
@@ -23,6 +21,7 @@ from nanorlhf.rewards.reasoning import reasoning
 from nanorlhf.scripts.evidence import spread, where
 from nanorlhf.scripts.richness import write
 from nanorlhf.sft import SFTConfig, SFTTrainer
+from nanorlhf.statistics import p_value, z_score
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = 512
@@ -115,24 +114,17 @@ def measure(name: str, task: Task, seed: int, folder: str) -> dict[str, Any]:
     ).train()
     held_out = [row for row in history if "eval/right" in row]
     before, after = held_out[0]["eval/right"], held_out[-1]["eval/right"]
-    z = z_score(before, after, HELD_OUT)
+    z = z_score(before, after, HELD_OUT)  # as if they were independent; they share prompts
     return {
         "held_out_prompts": HELD_OUT,
         "start": before,
         "end": after,
         "z": z,
-        "p": 2 * NormalDist().cdf(-abs(z)),
+        "p": p_value(z),
         "sft_steps": task.sft_steps,
         "steps": held_out[-1]["step"],
         "training_seconds": sum(row["time/step"] for row in history[1:]),
     }
-
-
-def z_score(before: float, after: float, count: int) -> float:
-    """Of the difference of two shares of `count` answers each, as if they were independent; they share prompts."""
-    pooled = (before + after) / 2
-    error = math.sqrt(2 * pooled * (1 - pooled) / count)
-    return (after - before) / error if error else 0.0
 
 
 def table(runs: list[dict[str, Any]]) -> str:

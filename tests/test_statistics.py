@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from nanorlhf.statistics import differ, estimate, majority_at, pass_at
+from nanorlhf.statistics import differ, estimate, majority_at, pass_at, z_score
 
 
 @pytest.mark.parametrize("right", range(7))
@@ -50,3 +50,9 @@ def test_two_shares() -> None:
     assert differ(shares(50, 50), shares(50, 50)) == 1
     assert differ(shares(60, 40), shares(45, 55)) == pytest.approx(0.0337, abs=1e-4)  # z = 2.1240
     assert differ(shares(5, 0), shares(5, 0)) == 1
+
+
+def test_standard_errors_between_two_shares() -> None:
+    assert z_score(0.5, 0.6, 512) == pytest.approx(3.216, abs=1e-3)
+    assert z_score(0.6, 0.5, 512) == pytest.approx(-3.216, abs=1e-3)
+    assert z_score(0.0, 0.0, 512) == z_score(1.0, 1.0, 512) == 0

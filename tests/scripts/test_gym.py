@@ -12,12 +12,6 @@ from nanorlhf.gym import reasoning_gym_dataset
 from nanorlhf.scripts import gym
 
 
-def test_significance_by_hand() -> None:
-    assert gym.z_score(0.5, 0.6, 512) == pytest.approx(3.216, abs=1e-3)
-    assert gym.z_score(0.6, 0.5, 512) == pytest.approx(-3.216, abs=1e-3)
-    assert gym.z_score(0.0, 0.0, 512) == gym.z_score(1.0, 1.0, 512) == 0
-
-
 def test_only_what_is_wholly_right_counts() -> None:
     entry = json.dumps({"question": "?", "answer": "nus", "metadata": {"source_dataset": "spell_backward"}})
     answers = ["<answer>nus</answer>", "<answer>nut</answer>", "<answer>sun</answer>", ""]
