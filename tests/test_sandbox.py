@@ -58,7 +58,7 @@ def attempt(program: str, method: str, **limits: float) -> Outcome:
     return sandbox.run(program, limits=Limits(**limits), method=method)  # type: ignore[arg-type]
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.02)
@@ -282,12 +282,14 @@ def test_nothing_is_left_when_it_ends(method: str, scratch: Path) -> None:
 
 
 def test_nothing_is_left_when_the_caller_is_killed(method: str, scratch: Path) -> None:
-    program, limits = f"{DAEMON}time.sleep(60)", Limits(seconds=60)
-    call = f"from nanorlhf.sandbox import *; run({program!r}, limits={limits!r}, method={method!r})"
-    caller = subprocess.Popen([sys.executable, "-c", call], env=os.environ | {"TMPDIR": str(scratch)})
-    assert eventually(lambda: len(processes(scratch)) >= 3)  # who watches, the program, its daemon
-    caller.send_signal(signal.SIGKILL)
-    caller.wait()
+    program, limits = f"{DAEMON}time.sleep(600)".replace("(60)", "(600)"), Limits(seconds=600)
+    call = f"from nanorlhf.sandbox import *; print(run({program!r}, limits={limits!r}, method={method!r}))"
+    env = os.environ | {"TMPDIR": str(scratch)}
+    with subprocess.Popen([sys.executable, "-c", call], env=env, stdout=subprocess.PIPE) as caller:
+        all_there = eventually(lambda: len(processes(scratch)) >= 3)  # who watches, the program, its daemon
+        caller.kill()
+        said = caller.communicate()[0]
+    assert all_there, f"the caller said {said!r}"
     assert eventually(lambda: not processes(scratch) and not list(scratch.iterdir()))
 
 
