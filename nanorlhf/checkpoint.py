@@ -2,46 +2,91 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-STATE = "trainer_state.pt"
+from nanorlhf import state
+from nanorlhf.disk import digest, discard, sync, write_whole
+from nanorlhf.errors import UsageError
+from nanorlhf.rundir import CHECKPOINTS, run_of
+
+STATE, CHECKSUMS = "trainer_state", "checksums.json"
 
 
-def save(run: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int) -> Path:
-    """Writes `checkpoints/step_N` by `write(folder)` plus `state`, points `latest` at it, and drops the oldest."""
-    folder = run / "checkpoints" / f"step_{step:06d}"
+def save(run: Path, step: int, write: Callable[[Path], None], own: dict[str, Any], keep: int) -> Path:
+    """Writes `checkpoints/step_N`, by `write(folder)` and what is our own; `latest` points at it, the oldest go."""
+    folder = run / CHECKPOINTS / f"step_{step:06d}"
+    for leftover in folder.parent.glob(".step_*"):
+        shutil.rmtree(leftover)
     draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     write(draft)
-    torch.save({**state, "step": step, "random": random_state()}, draft / STATE)
+    state.write({**own, "step": step, "random": random_state()}, draft, STATE)
+    sums = {name: digest(draft / name) for name in files(draft)}
+    (draft / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
     for path in draft.rglob("*"):
         sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    discard(folder)
     draft.replace(folder)
     sync(folder.parent)
-    pointer = run / "checkpoints" / ".latest.draft"
-    pointer.write_text(folder.name + "\n")
-    sync(pointer)
-    pointer.replace(run / "checkpoints" / "latest")
-    sync(folder.parent)
-    for old in sorted(folder.parent.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+    write_whole(folder.parent / "latest", folder.name + "\n")
+    for old in whole(run)[:-keep]:
+        discard(old)
     return folder
 
 
+def whole(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest last."""
+    return sorted((run / CHECKPOINTS).glob("step_*"))
+
+
 def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
-    pointer = run / "checkpoints" / "latest"
-    return pointer.parent / pointer.read_text().strip() if pointer.is_file() else None
+    """The newest checkpoint of a run."""
+    pointer = run / CHECKPOINTS / "latest"
+    if not pointer.is_file():
+        return None
+    named = pointer.parent / pointer.read_text().strip()
+    return named if named.is_dir() else next(reversed(whole(run)), None)
+
+
+def chosen(resume: str) -> Path | None:
+    """The checkpoint from which a run goes on, sound to the last byte; those after it are forgotten."""
+    run = run_of(resume)
+    folder = latest(run) if run == Path(resume) else Path(resume)
+    if folder is None:
+        return None
+    if damage := damaged(folder):
+        sound = [str(path) for path in whole(run) if path < folder and not damaged(path)]
+        way = f"go on from the one before with --resume {sound[-1]}" if sound else "there is no sound one before it"
+        raise UsageError(f"the checkpoint {folder} is damaged ({damage}); {way}")
+    for later in whole(run):
+        if later > folder:
+            discard(later)
+    return folder
+
+
+def damaged(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, if anything is."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        for name, expected in sums.items():
+            if digest(folder / name) != expected:
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def files(folder: Path) -> Iterator[str]:
+    """Every file in a folder and below, by its path from there."""
+    return (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def step_of(folder: Path | None) -> int:
@@ -51,9 +96,9 @@ def step_of(folder: Path | None) -> int:
 
 def load_state(folder: Path) -> dict[str, Any]:
     """A checkpoint's state; random states are put back."""
-    state = torch.load(folder / STATE, weights_only=False)
-    restore_random(state["random"])
-    return state
+    kept = state.read(folder, STATE)
+    restore_random(kept["random"])
+    return kept
 
 
 def random_state() -> dict[str, Any]:
@@ -62,19 +107,10 @@ def random_state() -> dict[str, Any]:
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}  # noqa: NPY002
 
 
-def restore_random(state: dict[str, Any]) -> None:
+def restore_random(kept: dict[str, Any]) -> None:
     """Puts every random generator back to where it stood."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def sync(path: Path) -> None:
-    """Makes sure that a file, or a folder's list of files, has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    random.setstate(kept["python"])
+    np.random.set_state(kept["numpy"])  # noqa: NPY002
+    torch.set_rng_state(kept["torch"])
+    if kept["cuda"]:
+        torch.cuda.set_rng_state_all(kept["cuda"])

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults
 from nanorlhf.errors import RewardError, UsageError, nearest
+from nanorlhf.rundir import run_of
 from nanorlhf.task import TaskConfig
 
 C = TypeVar("C", bound=TaskConfig)
@@ -24,7 +25,10 @@ Shown = Literal["config", "plan", ""]
 
 
 def command(name: str, config_class: type[C]) -> Callable[..., int]:
-    """The `main` of an algorithm's folder: parses, trains, and gives 0 (done), 1 (a reward failed) or 2 (a mistake)."""
+    """The `main` of an algorithm's folder: parses, trains, and gives its exit status.
+
+    0: done; 1: a reward failed; 2: a mistake of the user's; 130: interrupted.
+    """
 
     def main(argv: list[str] | None = None) -> int:
         package = importlib.import_module(f"nanorlhf.{name}")
@@ -44,6 +48,9 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
         except (UsageError, RewardError) as error:
             print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
             return 2 if isinstance(error, UsageError) else 1
+        except KeyboardInterrupt as interrupt:
+            print("; ".join([f"nanorlhf {name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+            return 130
         return 0
 
     return main
@@ -73,7 +80,7 @@ def parse(
         files = [recipe_path(recipe, recipes) for recipe in chosen.split(",") if recipe]
         if given.get("resume"):
             files.insert(0, saved_config(given["resume"]))
-            given |= {"output_dir": given["resume"], "overwrite_output_dir": False}
+            given |= {"output_dir": str(run_of(given["resume"])), "overwrite_output_dir": False}
         layers = [parser.parse_path(str(path), defaults=False).as_dict() for path in files]
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
@@ -93,7 +100,7 @@ def recipe_path(name: str, recipes: Path) -> Path:
 
 def saved_config(run: str) -> Path:
     """The options of a run that is to go on."""
-    path = Path(run) / "config.yaml"
+    path = run_of(run) / "config.yaml"
     if not path.is_file():
         raise UsageError(f"resume={run!r}: there is no run to continue ({path} does not exist)")
     return path

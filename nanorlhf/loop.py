@@ -120,7 +120,8 @@ class Loop:
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics["memory/token_budget"] = self.token_budget
         metrics |= self.residency.metrics()
-        return Step(rollout, credit, metrics, warnings + self.disagreement(metrics))
+        metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None
+        return Step(rollout, credit, metrics, warnings)
 
     def fit(self, phase: str, rollout: Rollout, chosen: Tensor, work: Callable[[], R], together: int = 1) -> R:
         """What `work` makes of the samples `chosen (S,)`: all of it again, in smaller rows, where memory runs out."""
@@ -263,14 +264,6 @@ class Loop:
             return []
         served, current = self.engine.version, self.policy.version
         return [f"the engine is stale: it serves version {served} of the weights, the policy is at {current}"]
-
-    def disagreement(self, metrics: dict[str, Any]) -> list[str]:
-        """Says so where engine and trainer give the same tokens different probabilities."""
-        gap, limit = metrics["mismatch/mean_abs"], MISMATCH_LIMIT[self.policy.compute_dtype]
-        if self.engine is None or gap is None or gap <= limit:
-            return []
-        words = f"engine and trainer disagree by {gap:.3g} nats a token (more than {limit:g})"
-        return [f"{words}: the engine is stale, or computes otherwise"]
 
 
 def parts(rollout: Rollout, updates: int) -> Iterator[Tensor]:

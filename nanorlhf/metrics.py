@@ -81,8 +81,15 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
     metrics["reward/mean"], metrics["reward/std"] = mean_and_spread(rollout.rewards[~rollout.rewards.isnan()])
     return metrics | {
         "reward/unscored": float(rollout.rewards.isnan().sum()),
-        "groups/no_spread_fraction": 1 - has_spread(rollout.rewards, rollout.group).float().mean().item(),
+        "groups/no_spread_fraction": no_spread(rollout),
     }
+
+
+def no_spread(rollout: Rollout) -> float | None:
+    """The share of samples whose whole group earned one reward; None where every group is of one."""
+    if len(rollout.samples) == len(rollout.group.unique()):
+        return None
+    return 1 - has_spread(rollout.rewards, rollout.group).float().mean().item()
 
 
 def mean_and_spread(values: Tensor) -> tuple[float | None, float | None]:

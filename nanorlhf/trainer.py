@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, door, episodes, rundir, value_init
+from nanorlhf import checkpoint, door, episodes, health, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.chat import use_template
 from nanorlhf.config import shipped_model
@@ -39,6 +39,8 @@ from nanorlhf.scoring import Scorer
 from nanorlhf.stream import prompts_of
 from nanorlhf.tracking import Tracker
 from nanorlhf.types import Prompt
+
+SIGNALS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Trainer:
@@ -99,7 +101,7 @@ class Trainer:
         self.residency.add("optimizer", Tensors(self.loop.moments))
         self.remarks = self.scorer.remarks
         self.done = 0
-        self.interrupted = False
+        self.ending: str | None = None  # why it ends before its last step
         if args.resume:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
                 self.restore()
@@ -174,8 +176,8 @@ class Trainer:
         print(summary(self.history, self.run))
         if self.prompts.dropped > self.dropped:
             print(f"in all, {self.prompts.maker.why()}")
-        if self.interrupted:
-            print(f"stopped after step {self.done}; go on with --resume {self.run}")
+        if self.ending:
+            print(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
         return self.history
 
     def close(self) -> None:
@@ -190,11 +192,11 @@ class Trainer:
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
         try:
-            with self.finishing_on_ctrl_c(progress):
+            with self.finishing_on_signals(progress):
                 self.remarks += self.loop.probe()
                 if self.done == 0:
                     self.record(tracker, {"step": 0} | self.initialised(progress) | self.evaluated())
-                while self.done < self.config.max_steps and not self.interrupted:
+                while not (self.over() or self.ending):
                     yield self.one_step(tracker, progress)
         finally:
             progress.close()
@@ -208,7 +210,7 @@ class Trainer:
         step = self.loop.step(self.done + 1, progress.writing)
         self.done += 1
         self.version_done = self.policy.version
-        last = self.done == self.config.max_steps
+        last = self.over(step.metrics["time/step"])
         if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
             step.metrics |= self.evaluated()
         self.record(tracker, step.metrics)
@@ -216,13 +218,21 @@ class Trainer:
         tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
         if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
             episodes.keep(self.run, self.done, step.rollout)
-        for line in step.warnings + self.advice(step.metrics) + self.remarks:
+        found = health.begun(self.history)
+        self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
+        for line in step.warnings + [f"{r.words} (try {r.advice})" for r in found] + self.remarks:
             progress.say(f"step {self.done}: {line}")
         self.remarks.clear()
         progress.step(step.metrics)
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
             self.save()
         return step.metrics
+
+    def over(self, seconds: float = 0.0) -> bool:
+        """Whether steps or minutes are used up, `seconds` being those of a step that is not yet in the history."""
+        seconds += rundir.training_seconds(self.history)
+        limit = self.config.max_minutes
+        return self.done >= self.config.max_steps or (limit is not None and seconds >= 60 * limit)
 
     def record(self, tracker: Tracker, metrics: dict[str, Any]) -> None:
         """Puts metrics into the history and wherever they are tracked."""
@@ -261,40 +271,29 @@ class Trainer:
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
         print(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
+        ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
+        print(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
         print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)
 
-    def advice(self, metrics: dict[str, Any]) -> list[str]:
-        """What a user should know about a step that cannot go well."""
-        lines = []
-        truncated, limit = metrics["completion/truncated_fraction"], self.config.max_completion_length
-        if truncated > 0.9:
-            ends = self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids))
-            lines.append(
-                f"{truncated:.0%} of completions hit max_completion_length={limit} without an end token ({ends})"
-            )
-        compares = isinstance(self.algorithm, OnPolicy) and self.algorithm.plan().samples > 1
-        if compares and metrics["groups/no_spread_fraction"] == 1:
-            lines.append("no group has two different rewards, so nothing can be learned from this step")
-        return lines
-
     @contextmanager
-    def finishing_on_ctrl_c(self, progress: Progress) -> Iterator[None]:
-        """The first Ctrl-C lets the step finish, the second ends at once."""
+    def finishing_on_signals(self, progress: Progress) -> Iterator[None]:
+        """The first Ctrl-C, or SIGTERM, lets the step finish; the second ends at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def interrupt(*_: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            progress.say("stopping after this step; Ctrl-C again ends it at once")
+        def interrupt(number: int, _: Any) -> None:
+            if self.ending:
+                raise KeyboardInterrupt(f"go on with --resume {self.run}")
+            self.ending = f"by {SIGNALS[number]}"
+            progress.say(f"{SIGNALS[number]}: stopping after this step; once more ends it at once")
 
-        before = signal.signal(signal.SIGINT, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def save(self) -> None:
         """A checkpoint, and the learning curve so far."""
@@ -308,7 +307,8 @@ class Trainer:
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""
-        folder = checkpoint.latest(self.run)
+        assert self.config.resume is not None
+        folder = checkpoint.chosen(self.config.resume)
         if folder is None:
             return
         self.policy.restore(folder)

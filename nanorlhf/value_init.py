@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nanorlhf import checkpoint
 from nanorlhf.advantages import reward_to_go, token_rewards
 from nanorlhf.algorithm import OnPolicy
 from nanorlhf.critic import Critic, explained_variance
+from nanorlhf.disk import sync
 from nanorlhf.loop import Loop
 from nanorlhf.metrics import Clock
 from nanorlhf.options import CriticConfig
@@ -26,7 +28,7 @@ from nanorlhf.rollout import Progress, Sampler
 from nanorlhf.seeds import derive
 from nanorlhf.types import MicroBatch, Rollout
 
-FOLDER, WEIGHTS, RESULT = "value_init", "critic.pt", "result.json"
+FOLDER, WEIGHTS, RESULT = "value_init", "critic.safetensors", "result.json"
 EVERY = 5  # one prompt in so many is held out
 BATCH = 16  # episodes in an optimizer step
 PATIENCE = 2  # epochs that may pass without a better held-out explained variance
@@ -46,7 +48,7 @@ def initialise(loop: Loop, run: Path, progress: Progress, say: Say) -> Result:
         before = checkpoint.random_state()
         keep(folder, *learn(loop, critic, progress, say))
         checkpoint.restore_random(before)  # what follows is the same, whether this was done now or earlier
-    critic.restore(torch.load(folder / WEIGHTS))
+    critic.restore(load_file(folder / WEIGHTS))
     return json.loads((folder / RESULT).read_text())
 
 
@@ -55,12 +57,12 @@ def keep(folder: Path, weights: dict[str, Tensor], result: Result) -> None:
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    torch.save(weights, draft / WEIGHTS)
+    save_file(weights, draft / WEIGHTS)
     (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     for path in draft.iterdir():
-        checkpoint.sync(path)
+        sync(path)
     draft.replace(folder)
-    checkpoint.sync(folder.parent)
+    sync(folder.parent)
 
 
 def learn(loop: Loop, critic: Critic, progress: Progress, say: Say) -> tuple[dict[str, Tensor], Result]:

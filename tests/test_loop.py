@@ -170,5 +170,3 @@ def test_a_stale_engine_is_said() -> None:
     assert loop.stale() == []
     loop.policy.version += 1
     assert "serves version 0 of the weights, the policy is at 1" in loop.stale()[0]
-    assert loop.disagreement({"mismatch/mean_abs": 1e-5}) == []
-    assert "disagree by 0.2 nats" in loop.disagreement({"mismatch/mean_abs": 0.2})[0]

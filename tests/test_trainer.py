@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +22,8 @@ from nanorlhf.config import shipped_model
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.loop import Loop
+from nanorlhf.rloo import RLOOConfig, RLOOTrainer
 from nanorlhf.trainer import Trainer
 
 PROMISED = [
@@ -151,19 +154,58 @@ def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(tmp_path:
     assert_same_outcome(whole, parts)
 
 
-def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_lets_the_step_finish_and_saves(
+    number: int, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupting(completions: list[Any]) -> list[float]:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return [float(len(c)) for c in completions]
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     args = config(tmp_path / "run", dataset_test_split=None, reward_workers=0)
     trainer = GRPOTrainer(reward_funcs=interrupting, args=args)
     trainer.train()
     assert trainer.done == 1
     assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 1
-    assert "go on with --resume" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is before
+    assert f"stopped after step 1, by {name}; go on with --resume" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_at_once_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "update", twice)
+    options = config(tmp_path / "run").to_dict() | {"max_steps": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(options))
+    assert main(["--recipe", str(tmp_path / "recipe.yaml")]) == 130
+    assert "nanorlhf grpo: interrupted; go on with --resume" in capsys.readouterr().err
+
+
+def test_a_run_stops_for_what_it_was_told_to_stop_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"max_completion_length": 2, "dataset_test_split": None, "stop_on": ["truncation"]}
+    trainer = GRPOTrainer(args=config(tmp_path / "run", **options))
+    trainer.train()
+    assert trainer.done == 1 and "stopped after step 1, for truncation; go on with" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"stop_on.*'truncation'"):
+        config(tmp_path / "run", stop_on=["truncations"])
+
+
+def test_a_resumed_run_says_what_changed_and_refuses_to_be_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    take(GRPOTrainer(args=config(run)), 1)
+    with pytest.raises(UsageError, match=r"seed from 0 to 1, lora_r from 32 to 8: with this the checkpoint .* no use"):
+        GRPOTrainer(args=config(run, resume=str(run), lora_r=8, seed=1))
+    with pytest.raises(UsageError, match=r"algorithm from 'grpo' to 'rloo'"):
+        RLOOTrainer(args=RLOOConfig(**small(run) | {"resume": str(run)}))
+    take(GRPOTrainer(args=config(run, resume=str(run), temperature=0.9)), 1)
+    assert "going on with other options than before: temperature from 1.0 to 0.9\n" in capsys.readouterr().out
 
 
 def test_a_reward_that_raises_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
@@ -221,7 +263,8 @@ def test_the_python_call(kind: str, tmp_path: Path) -> None:
 def test_a_run_whose_completions_never_end_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     GRPOTrainer(args=config(tmp_path / "run", max_completion_length=2, max_steps=1, dataset_test_split=None)).train()
     said = capsys.readouterr().out
-    assert "100% of completions hit max_completion_length=2" in said
+    assert "completions end with <|im_end|>, or after 2 tokens" in said
+    assert "step 1: 100% of completions hit max_completion_length without an end token (try a larger" in said
     assert "nothing can be learned from this step" in said
 
 

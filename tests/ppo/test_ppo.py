@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanorlhf import checkpoint
+from nanorlhf import checkpoint, state
 from nanorlhf.ppo import PPO, PPOConfig, PPOTrainer
 from tests.samples import rollout, sample
 
@@ -61,16 +61,16 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
         metrics = [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in rows]
         last = checkpoint.latest(run)
         assert last is not None
-        return (run / "samples.jsonl").read_text(), metrics, torch.load(last / checkpoint.STATE, weights_only=False)
+        return (run / "samples.jsonl").read_text(), metrics, state.read(last, checkpoint.STATE)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     take(whole, 4)
     take(parts, 2)
     take(parts, 2, resume=str(parts))
-    (samples, metrics, state), (samples2, metrics2, state2) = outcome(whole), outcome(parts)
+    (samples, metrics, kept), (samples2, metrics2, kept2) = outcome(whole), outcome(parts)
     assert samples == samples2
     assert metrics == metrics2
-    critic, critic2 = state["critic"], state2["critic"]
+    critic, critic2 = kept["critic"], kept2["critic"]
     assert all(w.equal(critic2["weights"][name]) for name, w in critic["weights"].items())
     moments, moments2 = (s["optimizer"]["adam"]["state"] for s in (critic, critic2))
     assert len(moments) == len(critic["weights"]) == 44
