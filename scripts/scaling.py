@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nanorlhf.scripts.workloads import Run, Workload, prepare, update_ours
+from nanorlhf.scripts import ours
+from nanorlhf.scripts.workloads import Run, Workload, prepare
 
 SHORT = {  # many short samples; the first pass is on a model that is warm
     "full": Workload(prompts=8, median_length=64, sigma=0.5, longest=256),
@@ -40,7 +41,7 @@ def measure_ours(folder: str, work: str, threads: str) -> None:
 
     torch.set_num_threads(int(threads))
     path, given = Path(folder), Workload(**json.loads(work))
-    (path / "run.json").write_text(json.dumps(update_ours(path, given, given.rollout(), warm=1)))
+    (path / "run.json").write_text(json.dumps(ours.update(path, given, given.rollout(), warm=1)))
 
 
 def repeated(options: argparse.Namespace, works: Sequence[Workload], process: Measured) -> Iterator[list[list[Run]]]:

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: a random model, a made-up rollout, and a meter."""
+"""What the benchmarks work on: a random model, prompts, a made-up rollout, and a meter."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import math
 import random
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nanorlhf.types import Rollout
+from statistics import NormalDist, median
+from typing import Any
 
 KL, LORA_R, RATE = 0.05, 16, 1e-5
+STEPS, REFRESHES = 3, 10  # whole steps and refreshes that a process measures, after one of each that warms up
 
 Run = dict[str, Any]  # what one process measured
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A Qwen2 model and a rollout, whose lengths are mid-quantiles of a log-normal distribution: no lucky draw."""
+    """A Qwen2 model and a rollout, whose lengths are mid-quantiles of a log-normal distribution: no lucky draw.
 
+    For DPO the first of a prompt's two answers is the better one, for SFT every answer is a demonstration.
+    """
+
+    algorithm: str = "grpo"
     hidden: int = 256
     intermediate: int = 672
     layers: int = 4
@@ -63,6 +64,12 @@ class Workload:
         """Tokens that a completion may have."""
         return max(self.longest, self.outlier)
 
+    @property
+    def texts(self) -> list[str]:
+        """The rollout's prompts in words."""
+        samples = self.rollout()[:: self.generations]
+        return [" ".join(f"w{token}" for token in sample["prompt_ids"]) for sample in samples]
+
     def rollout(self) -> list[dict[str, Any]]:
         """Samples with prompts of 16 to 32 tokens and rewards of 0 or 1; those of one prompt are adjacent."""
         draw, samples = random.Random(0), []
@@ -73,22 +80,63 @@ class Workload:
         prompts = [tokens(draw.randint(16, 32)) for _ in range(self.prompts)]
         for i, length in enumerate(self.lengths):
             group = i // self.generations
-            reward = 1.0 if group < self.flat else float(i % 3 == 0)
+            reward = 1.0 if group < self.flat else float(i % (2 if self.algorithm == "dpo" else 3) == 0)
             sample = {"prompt_ids": prompts[group], "completion_ids": tokens(length), "reward": reward}
             samples.append(sample | {"logprobs": [-math.log(self.vocabulary)] * length})
         return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Who works, and how."""
+
+    side: str  # ours, trl, or loaded: the model alone, which both start from
+    micro_batch: int = 0  # in completions
+    checkpointing: bool = False
+    padding_free: bool = False
+    engine: str = ""  # who writes completions, where that is not the side's own choice
+    sync: str = ""  # how weights reach our engine, where that is not its own choice
+    seed: int = 0
+
+    def __str__(self) -> str:
+        words = [self.side, f"micro-batch {self.micro_batch}" * (self.micro_batch > 0)]
+        words += ["checkpointing" * self.checkpointing, "padding-free" * self.padding_free, self.engine, self.sync]
+        return ", ".join(filter(None, words))
+
+
+def spread_out(completions: list[Any], **_: Any) -> list[float | None]:
+    """A reward that costs nothing and differs within a group."""
+    return [float(sum(map(ord, str(completion))) % 3) for completion in completions]
 
 
 class Meter:
     """Seconds and memory between `start` and `stop`."""
 
     def start(self) -> None:
-        self.baseline, self.cpu, self.wall = memory()[0], time.process_time(), time.perf_counter()
+        self.baseline = memory()[0]
+        self.go()
+
+    def go(self) -> None:
+        """What came before does not count."""
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def lap(self) -> Run:
+        """What was used since `start`, `go` or the last lap."""
+        seconds = {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
+        self.go()
+        return seconds
 
     def stop(self) -> Run:
-        """What was used since, and the peak."""
-        seconds = {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
-        return seconds | {"baseline_mib": self.baseline, "peak_mib": memory()[1]}
+        """The same, and the peak."""
+        return self.lap() | self.peak()
+
+    def peak(self) -> Run:
+        return {"baseline_mib": self.baseline, "peak_mib": memory()[1]}
+
+
+def typical(laps: list[Run]) -> Run:
+    """The medians."""
+    return {name: median(lap[name] for lap in laps) for name in laps[0]}
 
 
 def memory() -> tuple[float, float]:
@@ -113,7 +161,7 @@ def disturb(model: Any) -> None:
 def prepare(folder: Path, work: Workload) -> None:
     """Writes the model and a tokenizer for it."""
     import torch
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
@@ -121,55 +169,7 @@ def prepare(folder: Path, work: Workload) -> None:
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**work.model)).save_pretrained(folder)
     words = models.WordLevel({f"w{i}": i for i in range(work.vocabulary)}, unk_token="w0")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w0", pad_token="w1").save_pretrained(folder)
+    tokens = Tokenizer(words)
+    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="w0", pad_token="w1").save_pretrained(folder)
     (folder / "rollout.json").write_text(json.dumps(work.rollout()))
-
-
-def as_rollout(samples: Sequence[dict[str, Any]], generations: int) -> Rollout:
-    """The same samples as our loop takes them."""
-    import torch
-
-    from nanorlhf.types import Prompt, Rollout, Sample
-
-    group = torch.arange(len(samples)) // generations
-    return Rollout(
-        [Sample(Prompt(i, s["prompt_ids"], "", {}), s["completion_ids"], s["logprobs"], True, "")
-         for i, s in zip(group.tolist(), samples, strict=True)],
-        group,
-        torch.tensor([s["reward"] for s in samples]),
-        columns={"engine_logprobs": torch.tensor([x for s in samples for x in s["logprobs"]])},
-    )  # fmt: skip
-
-
-class Given:
-    """A source whose rollouts were made elsewhere; the meter starts as one is asked for."""
-
-    def __init__(self, meter: Meter, *rollouts: Rollout) -> None:
-        self.meter, self.rollouts = meter, iter(rollouts)
-
-    def rollout(self, step: int, clock: Any, progress: Any) -> Rollout:
-        rollout = next(self.rollouts)
-        self.meter.start()
-        return rollout
-
-
-def update_ours(folder: Path, work: Workload, samples: Sequence[dict[str, Any]], warm: int = 0) -> Run:
-    """One step of our loop from the moment it has its completions; before it, one on `warm` groups."""
-    from nanorlhf.grpo import GRPO, GRPOConfig
-    from nanorlhf.loop import Loop
-    from nanorlhf.policy import Policy
-
-    config = GRPOConfig(
-        model_name_or_path=str(folder), device="cpu", lora_r=LORA_R, lora_alpha=LORA_R, kl_coef=work.kl,
-        learning_rate=RATE, prompts_per_step=work.prompts, num_generations=work.generations,
-        max_completion_length=work.limit,
-    )  # fmt: skip
-    policy, meter = Policy(config), Meter()
-    disturb(policy.model)
-    first = [as_rollout(samples[-warm * work.generations :], work.generations)] if warm else []
-    loop = Loop(config, GRPO(config), policy, Given(meter, *first, as_rollout(samples, work.generations)))
-    for step in range(len(first)):
-        loop.step(step + 1)
-    metrics = loop.step(len(first) + 1).metrics
-    figures = ("loss", "grad_norm", "tokens/trained", "samples/dropped_fraction")
-    return meter.stop() | {name: metrics[name] for name in figures}

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from nanorlhf.scripts import benchmark
+from nanorlhf.scripts import benchmark, contest, goal, ours, rivals
+from nanorlhf.scripts.workloads import Meter, Setting, Workload, prepare, typical
 
 SECONDS = {"ours": 2.0, "trl, micro-batch 8": 30.0, "trl, micro-batch 32": 20.0}  # of others: 40
 PEAKS = {"ours": 300.0, "trl, micro-batch 8": 1500.0, "trl, micro-batch 32": 2100.0}  # of others: 3,000
@@ -35,7 +36,7 @@ def test_ours_against_the_best_of_trl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loss: float, code: int
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr(benchmark, "in_a_process", made_up(loss, order))
+    monkeypatch.setattr(contest, "in_a_process", made_up(loss, order))
     monkeypatch.setattr(benchmark, "find_spec", lambda name: name)
     argv = ["--only", "update", "--repeats", "3", "--size", "tiny", "--threads", "1", "--output", str(tmp_path)]
     assert benchmark.main(argv) == code
@@ -57,7 +58,7 @@ def test_ours_against_the_best_of_trl(
 
 
 def test_the_workload_is_the_one_it_claims_to_be() -> None:
-    work = benchmark.SIZES["full"]
+    work = benchmark.WORKS["update"]["full"]
     lengths = sorted(work.lengths)
     assert len(lengths) == 32 and max(lengths) <= 1024
     assert lengths[15] < 128 < lengths[16]
@@ -81,7 +82,7 @@ def test_our_side_for_real(tmp_path: Path) -> None:
     assert run["seconds"] > 0 and run["cpu_seconds"] > 0
     assert run["peak_mib"] > run["baseline_mib"] > 100
     assert run["grad_norm"] > 0 and report["trl_over_ours"] == {}
-    assert report["workload"]["completion_tokens"] == sum(benchmark.SIZES["tiny"].lengths)
+    assert report["workload"]["completion_tokens"] == sum(benchmark.WORKS["update"]["tiny"].lengths)
     report = json.loads((tmp_path / "new" / "benchmark_outlier.json").read_text())
     assert report["workload"]["longest_completion"] == 64 and report["runs"][0]["grad_norm"] > 0
 
@@ -90,44 +91,169 @@ def test_trl_is_given_the_largest_micro_batch_that_fits(tmp_path: Path, monkeypa
     order: list[str] = []
     measured, limits = made_up(0.5, order), []
 
-    def run(folder: Any, work: Any, setting: Any, _: int, limit_gib: float = 0.0) -> dict[str, Any] | None:
-        limits.append(limit_gib)
+    def run(folder: Any, contest: contest.Contest, setting: Any, _: int) -> dict[str, Any] | None:
+        limits.append(contest.limit_gib)
         fits = setting.side != "trl" or (setting.micro_batch <= 8 and setting.checkpointing)
-        return measured(folder, work, setting) if fits else None
+        return measured(folder, contest, setting) if fits else None
 
-    monkeypatch.setattr(benchmark, "in_a_process", run)
+    monkeypatch.setattr(contest, "in_a_process", run)
     monkeypatch.setattr(benchmark, "find_spec", lambda name: name)
     argv = ["--only", "outlier", "--repeats", "2", "--limit_gib", "12", "--output", str(tmp_path)]
     assert benchmark.main(argv) == 0
     best = "trl, micro-batch 8, checkpointing"
     assert order == ["loaded", best, "ours", best, "ours", best]
-    assert limits == [0, *[12] * 6, 0, 12, 0, 12]  # only TRL's processes are held to it
+    assert set(limits) == {12}
     assert json.loads((tmp_path / "benchmark_outlier.json").read_text())["trl_best"]["seconds"] == best
 
 
 def test_a_process_that_needs_more_memory_than_there_is(tmp_path: Path) -> None:
     full = "import sys; print(sys.argv, 'DefaultCPUAllocator: can't allocate memory', file=sys.stderr); sys.exit(1)"
-    assert "allocate" in str(benchmark.spawn(tmp_path, full, "a", threads=1))
-    assert benchmark.spawn(tmp_path, "pass", threads=1) is None
+    assert "allocate" in str(contest.spawn(tmp_path, full, "a", threads=1))
+    assert contest.spawn(tmp_path, "pass", threads=1) is None
     with pytest.raises(SystemExit, match="ended with 3"):
-        benchmark.spawn(tmp_path, "import sys; sys.exit(3)", threads=1)
+        contest.spawn(tmp_path, "import sys; sys.exit(3)", threads=1)
 
 
-def test_the_limit_is_real(tmp_path: Path) -> None:
-    work, threads = benchmark.SIZES["tiny"], 1
-    benchmark.prepare(tmp_path, work)
-    assert benchmark.in_a_process(tmp_path, work, benchmark.OURS, threads, limit_gib=0.2) is None
+def test_the_limit_is_real_and_only_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(contest, "spawn", lambda _, __, *asked, **___: given.append(asked[3]) or "full")
+    limited = contest.Contest("update", benchmark.TINY, benchmark.TRL, limit_gib=0.2)
+    for setting in (contest.OURS, contest.LOADED, *benchmark.TRL[:1]):
+        assert contest.in_a_process(tmp_path, limited, setting, 1) is None
+    assert given == ["0.0", "0.0", "0.2"]
+    monkeypatch.undo()
+    prepare(tmp_path, benchmark.TINY)
+    assert contest.in_a_process(tmp_path, limited, benchmark.TRL[0], 1) is None
 
 
 def test_one_long_answer_among_short_ones() -> None:
-    lengths = sorted(benchmark.OUTLIER["full"].lengths)
+    lengths = sorted(benchmark.WORKS["outlier"]["full"].lengths)
     assert len(lengths) == 32 and lengths[-1] == 4096 and lengths[-2] <= 256
-    assert benchmark.OUTLIER["full"].limit == 4096
+    assert benchmark.WORKS["outlier"]["full"].limit == 4096
 
 
-def test_without_trl_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "TRL is not installed: pip install -e .[bench], or --alone"),
+        (["--alone", "--repeats", "0"], "argument --repeats: invalid count value: '0'"),
+        (["--alone", "--threads", "-1"], "argument --threads: invalid count value: '-1'"),
+        (["--alone", "--limit_gib", "0"], "argument --limit_gib: it must be above 0"),
+        (["--alone", "--only", "ppo"], "argument --only: invalid choice: 'ppo'"),
+        (["--alone", "--output", __file__], "is no folder"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str], words: str
 ) -> None:
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
-    assert benchmark.main(["--output", str(tmp_path)]) == 2
-    assert "[bench]" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(argv)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_never_got_there_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[str] = []
+
+    def run(folder: Any, asked: contest.Contest, setting: Setting, _: int) -> dict[str, Any]:
+        figures = made_up(0.5, order)(folder, asked, setting)
+        if setting.side == "loaded":
+            return figures
+        del figures["loss"], figures["grad_norm"]
+        return figures | {"reached": setting.side == "ours" or setting.seed < 2}
+
+    monkeypatch.setattr(contest, "in_a_process", run)
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: name)
+    argv = ["--only", "goal", "--size", "tiny", "--output", str(tmp_path)]
+    assert benchmark.main([*argv, "--repeats", "2"]) == 0
+    assert "never" not in capsys.readouterr().out
+    assert benchmark.main([*argv, "--repeats", "3"]) == 1
+    assert "trl, micro-batch 16, generate: a run never got there" in capsys.readouterr().out
+    report = json.loads((tmp_path / "benchmark_goal.json").read_text())
+    assert report["agreement"] == {} and len(report["medians"]) == 3
+
+
+@pytest.mark.parametrize(("name", "kept"), [("rloo", 32), ("sft", 32), ("dpo", 32), ("even", 32)])
+def test_every_update_is_of_as_many_completions(name: str, kept: int) -> None:
+    for work in benchmark.WORKS[name].values():
+        samples = work.rollout()
+        assert len(samples) == kept and max(work.lengths) <= 512
+    assert name != "even" or len(set(benchmark.WORKS[name]["full"].lengths)) == 1
+    if name == "dpo":
+        samples = benchmark.WORKS[name]["full"].rollout()
+        assert [s["reward"] for s in samples] == [1, 0] * 16
+        assert all(a["prompt_ids"] == b["prompt_ids"] for a, b in zip(samples[::2], samples[1::2], strict=True))
+
+
+def test_losses_near_zero_are_compared_as_if_larger() -> None:
+    alike = contest.agreement([{"loss": 1e-9, "grad_norm": 1.0}, {"loss": -1e-9, "grad_norm": 1.002}])
+    assert alike["loss"] == pytest.approx(2e-7) and alike["grad_norm"] == pytest.approx(2e-3)
+    assert not contest.alike(alike) and contest.alike({"loss": 1e-4, "tokens": 0.02})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's own
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "sft", "dpo"])
+def test_both_sides_compute_the_same(tmp_path: Path, algorithm: str) -> None:
+    work = benchmark.WORKS["update" if algorithm == "grpo" else algorithm]["tiny"]
+    prepare(tmp_path, work)
+    runs = [ours.update(tmp_path, work, work.rollout())]
+    padding_free = [Setting("trl", 8, padding_free=True)] if algorithm == "sft" else []
+    runs += [rivals.update(tmp_path, work, work.rollout(), how) for how in (Setting("trl", 8), *padding_free)]
+    differs = contest.agreement(runs)
+    assert runs[0]["grad_norm"] > 1e-3 and differs["grad_norm"] < 1e-4 and differs["loss"] < 1e-4
+    assert algorithm == "rloo" or abs(runs[0]["loss"]) > 1e-5  # RLOO's advantages add up to nothing
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_whole_steps_of_both_sides(tmp_path: Path) -> None:
+    work = benchmark.WORKS["step"]["tiny"]
+    prepare(tmp_path, work)
+    runs = [ours.step(tmp_path, work, Setting("ours", engine="hf"))]
+    runs.append(rivals.step(tmp_path, work, Setting("trl", 32, engine="generate")))
+    assert contest.alike(contest.agreement(runs)) and runs[0]["engine"] == "HFEngine"
+    assert runs[0]["tokens"] == pytest.approx(work.prompts * work.generations * 8 * 4, rel=0.03)
+    assert all(run["seconds"] > 0 and run["peak_mib"] >= run["baseline_mib"] for run in runs)
+    assert ours.refresh(tmp_path, work, Setting("ours", engine="hf"))["seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_both_sides_learn_the_shipped_task_from_the_same_prompts(tmp_path: Path) -> None:
+    work = benchmark.GOALS["tiny"]
+    goal.prepare(tmp_path)
+    seen = [run(tmp_path, work, Setting(side, 16, engine=engine)) for run, side, engine in (
+        (ours.reach, "ours", "hf"), (rivals.reach, "trl", "generate"))]  # fmt: skip
+    for run in seen:
+        assert run["reached"] and run["steps"] == 2 and run["seconds"] > 0
+        ((step, reward),) = run["held_out"]
+        assert step == 2 and 0 <= reward <= 1
+
+
+def test_the_race_counts_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanorlhf.scripts.workloads.time.perf_counter", lambda: now[0])
+    now, rewards = [0.0], iter([0.5, 0.95])
+    meter = Meter()
+    meter.start()
+    course = goal.Course(goal.Goal(every=2), meter)
+
+    def judge() -> float:
+        now[0] += 100
+        return next(rewards)
+
+    ends = []
+    for _ in range(4):
+        now[0] += 3
+        ends.append(course.step(judge))
+    assert ends == [False, False, False, True] and course.run()["seconds"] == 12
+    assert course.run()["held_out"] == [(2, 0.5), (4, 0.95)]
+
+
+def test_laps_and_their_medians() -> None:
+    laps = [{"seconds": s, "cpu_seconds": 2.0 * s} for s in (1.0, 9.0, 2.0)]
+    assert typical(laps) == {"seconds": 2.0, "cpu_seconds": 4.0}
+    assert Workload(sigma=0.0, longest=100).lengths == [100] * 32
