@@ -53,7 +53,10 @@ WORKS: dict[str, dict[str, Workload]] = {
     "rloo": {size: replace(work, algorithm="rloo") for size, work in SKEWED.items()},
     "sft": {size: replace(work, algorithm="sft", prompts=32, generations=1) for size, work in SKEWED.items()},
     "dpo": {size: replace(work, algorithm="dpo", prompts=16, generations=2) for size, work in SKEWED.items()},
-    "step": {"full": Workload(sigma=0.0, longest=128), "tiny": replace(TINY, sigma=0.0, longest=8, vocabulary=512)},
+    "step": {
+        "full": Workload(sigma=0.0, longest=128),
+        "tiny": replace(TINY, hidden=64, sigma=0.0, longest=8, vocabulary=512),
+    },
 }
 GOALS = {"full": Goal(), "tiny": Goal(reward=0.0, prompts=4, generations=4, max_steps=2, eval_prompts=8)}
 
