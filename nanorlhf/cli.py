@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults
-from nanorlhf.errors import RewardError, UsageError, nearest
+from nanorlhf.errors import RunError, UsageError, nearest
 from nanorlhf.rundir import run_of
 from nanorlhf.task import TaskConfig
 
@@ -27,7 +27,7 @@ Shown = Literal["config", "plan", ""]
 def command(name: str, config_class: type[C]) -> Callable[..., int]:
     """The `main` of an algorithm's folder: parses, trains, and gives its exit status.
 
-    0: done; 1: a reward failed; 2: a mistake of the user's; 130: interrupted.
+    0: done; 1: the run could not go on; 2: a mistake of the user's; 130: interrupted.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
             model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
             print(f"nanorlhf {name}: {model} on {dataset}", flush=True)
             getattr(package, trainer)(args=config).train()  # torch is imported here
-        except (UsageError, RewardError) as error:
+        except (UsageError, RunError) as error:
             print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
             return 2 if isinstance(error, UsageError) else 1
         except KeyboardInterrupt as interrupt:
@@ -91,8 +91,10 @@ def parse(
 
 
 def recipe_path(name: str, recipes: Path) -> Path:
-    """The file behind a recipe's name, or behind a path to one."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
+    """The file behind a path to a recipe, or behind the name of one that is shipped."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        path = recipes / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
         raise UsageError(f"unknown recipe {name!r}: {nearest(path.stem, (p.stem for p in recipes.glob('*.yaml')))}")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,17 +76,19 @@ class Critic:
         """(N,) the head's values."""
         return self.head(features)[:, 0]
 
-    def update(self, batches: Sequence[MicroBatch], averages: Averages) -> None:
-        """One optimizer step on the clipped value loss, the mean over tokens."""
-        total = sum(len(batch.targets) for batch in batches)
+    def update(self, batches: Sequence[MicroBatch], averages: Averages) -> tuple[float, float]:
+        """One optimizer step on the clipped value loss, the mean over tokens; the loss and the gradient's norm."""
+        total, mean = sum(len(batch.targets) for batch in batches), 0.0
         with self.active(), self.training():
             for batch in (b.to(self.body.device) for b in batches):
                 values, old = self.evaluate(self.features(batch)), batch.columns["values"]
                 loss = clipped_value(values, old, batch.columns["returns"], self.config.value_clip)
-                (loss.sum() / total).backward()
+                share = loss.sum() / total
+                share.backward()
+                mean += share.item()
                 averages.add("value/loss", loss)
                 averages.add("value/mean", old)
-        self.optimizer.step()
+        return mean, self.optimizer.step(math.isfinite(mean))
 
     def tensors(self) -> list[Tensor]:
         """What it does not share with the policy."""

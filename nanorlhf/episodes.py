@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
+from torch import Tensor
 
 from nanorlhf.errors import UsageError
 from nanorlhf.metrics import Clock
@@ -29,6 +30,7 @@ SCHEMA = pyarrow.schema(
         ("completion_ids", pyarrow.list_(pyarrow.int32())),
         ("own", pyarrow.list_(pyarrow.bool_())),  # null: the policy wrote all of it
         ("logprobs", pyarrow.list_(pyarrow.float32())),  # the engine's, of the policy's own tokens
+        ("advantages", pyarrow.list_(pyarrow.float32())),  # of the same tokens; for those who read, not for training
         ("stopped", pyarrow.bool_()),
         ("rewards", pyarrow.string()),  # JSON: by name
         ("reward", pyarrow.float64()),
@@ -37,8 +39,9 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def keep(run: Path, step: int, rollout: Rollout) -> None:
-    """Writes a step's rollout."""
+def keep(run: Path, step: int, rollout: Rollout, advantages: Tensor) -> None:
+    """Writes a step's rollout, with the advantage `(N,)` that each of its tokens was given."""
+    given = [part.tolist() for part in advantages.split(rollout.lengths.tolist())]
     baselines = [None] * len(rollout.samples) if rollout.baselines is None else rollout.baselines.tolist()
     rows = [
         {
@@ -51,12 +54,13 @@ def keep(run: Path, step: int, rollout: Rollout) -> None:
             "completion_ids": s.completion_ids,
             "own": s.own,
             "logprobs": s.engine_logprobs,
+            "advantages": advantage,
             "stopped": s.stopped,
             "rewards": json.dumps(s.rewards),
             "reward": s.reward,
             "baseline": baseline,
         }
-        for s, group, baseline in zip(rollout.samples, rollout.group.tolist(), baselines, strict=True)
+        for s, group, baseline, advantage in zip(rollout.samples, rollout.group.tolist(), baselines, given, strict=True)
     ]
     path = run / FOLDER / f"step_{step:06d}.parquet"
     path.parent.mkdir(exist_ok=True)

@@ -10,7 +10,11 @@ class UsageError(ValueError):
     """A setting that cannot work, answered before anything costly starts."""
 
 
-class RewardError(RuntimeError):
+class RunError(RuntimeError):
+    """A run that cannot go on, which is nobody's mistake or not at the door; said in one line."""
+
+
+class RewardError(RunError):
     """A reward function that raised, or that returned what no reward can be."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from nanorlhf.algorithm import Algorithm
 from nanorlhf.budget import Budget
 from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.engines.base import Engine
+from nanorlhf.faults import Fault, describe
 from nanorlhf.metrics import Averages, Clock, rollout_metrics
 from nanorlhf.optim import Optimizer
 from nanorlhf.options import TrainConfig
@@ -42,6 +44,7 @@ class Step:
     credit: Credit
     metrics: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)  # updates that were not taken
 
 
 class Loop:
@@ -65,6 +68,7 @@ class Loop:
         fitting = plan.tokens if plan else TOKENS[policy.device.type]
         self.budget = Budget(fitting if config.token_budget == "auto" else config.token_budget)
         self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate)
+        self.faults: list[Fault] = []
         self.reuses_rollout = config.updates * config.epochs > 1
 
     @property
@@ -92,7 +96,7 @@ class Loop:
 
     def step(self, step: int, progress: Progress = lambda tokens: None) -> Step:
         """Samples, rewards, credit, updates, new weights for the engine."""
-        clock = Clock()
+        clock, self.faults = Clock(), []
         warnings = self.stale()
         if self.scorer:
             self.scorer.state = TrainerState(step - 1, self.config.max_steps)
@@ -121,7 +125,7 @@ class Loop:
         metrics["memory/token_budget"] = self.token_budget
         metrics |= self.residency.metrics()
         metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None
-        return Step(rollout, credit, metrics, warnings)
+        return Step(rollout, credit, metrics, warnings, self.faults)
 
     def fit(self, phase: str, rollout: Rollout, chosen: Tensor, work: Callable[[], R], together: int = 1) -> R:
         """What `work` makes of the samples `chosen (S,)`: all of it again, in smaller rows, where memory runs out."""
@@ -181,13 +185,16 @@ class Loop:
                 chosen, together = trained & part, self.algorithm.together
                 cut = partial(self.batches, rollout, credit, chosen, credit.keep & part)
                 taught = partial(self.taught, cut, averages, epoch == 0)
-                loss, norm, averages = self.fit("update", rollout, chosen, taught, together)
+                loss, norm, seen = self.fit("update", rollout, chosen, taught, together)
+                tokens += int(rollout.lengths[chosen].sum())
+                if self.sound("policy", loss, norm, rollout, chosen):
+                    averages = seen
+                    losses.append(loss)
+                    norms.append(norm)
                 if self.critic is not None:
                     taught = partial(self.critic_taught, self.critic, cut, averages)
-                    averages = self.fit("critic", rollout, chosen, taught, together)
-                losses.append(loss)
-                norms.append(norm)
-                tokens += int(rollout.lengths[chosen].sum())
+                    loss, norm, seen = self.fit("critic", rollout, chosen, taught, together)
+                    averages = seen if self.sound("critic", loss, norm, rollout, chosen) else averages
         self.policy.model.eval()
         if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
             gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
@@ -196,8 +203,16 @@ class Loop:
         if self.critic is not None:
             values, returns = (rollout.columns[name][trained[rollout.sample]] for name in ("values", "returns"))
             means["value/explained_variance"] = explained_variance(values, returns)
-        updates = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), "learning_rate": rate}
+        updates = {"loss": mean(losses), "grad_norm": mean(norms), "learning_rate": rate}
+        updates["updates/left_out"] = len(self.faults)
         return updates | means | {"kl_coef": self.algorithm.kl_coef, "tokens/trained": tokens}
+
+    def sound(self, whose: str, loss: float, norm: float, rollout: Rollout, chosen: Tensor) -> bool:
+        """Whether an update was taken; one whose numbers were not finite was not, and is written down."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return True
+        self.faults.append(describe(whose, loss, norm, rollout, chosen))
+        return False
 
     def taught(
         self, cut: Callable[[], list[MicroBatch]], averages: Averages, measured: bool
@@ -206,11 +221,12 @@ class Loop:
         averages = copy.deepcopy(averages)
         return *self.optimize(cut(), averages, measured), averages
 
-    def critic_taught(self, critic: Critic, cut: Callable[[], list[MicroBatch]], averages: Averages) -> Averages:
+    def critic_taught(
+        self, critic: Critic, cut: Callable[[], list[MicroBatch]], averages: Averages
+    ) -> tuple[float, float, Averages]:
         """The same of the critic."""
         averages = copy.deepcopy(averages)
-        critic.update(cut(), averages)
-        return averages
+        return *critic.update(cut(), averages), averages
 
     def batches(self, rollout: Rollout, credit: Credit, trained: Tensor, counted: Tensor) -> list[MicroBatch]:
         """One update's micro-batches: weights over all that counts, rows of what passes through the model."""
@@ -222,8 +238,10 @@ class Loop:
     def optimize(self, batches: list[MicroBatch], averages: Averages, measured: bool) -> tuple[float, float]:
         """One optimizer step; without a gradient (no sample can teach) it leaves the weights as they are."""
         total = sum(self.backward(batch.to(self.policy.device), averages, measured) for batch in batches)
-        self.policy.version += bool(batches)
-        return total, self.optimizer.step()
+        self.policy.version += bool(batches)  # before the step: one that breaks off in the middle is no version to keep
+        norm = self.optimizer.step(math.isfinite(total))
+        self.policy.version -= bool(batches) and not (math.isfinite(total) and math.isfinite(norm))
+        return total, norm
 
     def backward(self, batch: MicroBatch, averages: Averages, measured: bool) -> float:
         """Adds one micro-batch's gradient, and its figures."""
@@ -264,6 +282,11 @@ class Loop:
             return []
         served, current = self.engine.version, self.policy.version
         return [f"the engine is stale: it serves version {served} of the weights, the policy is at {current}"]
+
+
+def mean(values: list[float]) -> float | None:
+    """None where there are none."""
+    return sum(values) / len(values) if values else None
 
 
 def parts(rollout: Rollout, updates: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -28,11 +29,12 @@ class Optimizer:
     def learning_rate(self) -> float:
         return float(self.scheduler.get_last_lr()[0])
 
-    def step(self) -> float:
-        """The gradient's norm before clipping; without a gradient the parameters stay as they are."""
+    def step(self, sound: bool = True) -> float:
+        """The gradient's norm before clipping; the parameters stay where there is no gradient, or no sound one."""
         norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
-        self.take()
-        self.scheduler.step()
+        if sound and math.isfinite(norm):
+            self.take()
+            self.scheduler.step()
         self.clear()
         return norm
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -30,11 +29,10 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One step's metrics; what was not measured is null."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        self.metrics.write(json.dumps(clean) + "\n")
+        self.metrics.write(json.dumps(metrics, allow_nan=False) + "\n")
         self.metrics.flush()
         for tracker in self.trackers:
-            tracker.log({k: v for k, v in clean.items() if v is not None and k != "step"}, step=step)
+            tracker.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=step)
 
     def log_samples(self, step: int, samples: Sequence[Sample], advantages: Sequence[float]) -> None:
         """Every sample of a step."""

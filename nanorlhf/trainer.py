@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, door, episodes, health, rundir, value_init
+from nanorlhf import checkpoint, door, episodes, faults, health, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.chat import use_template
 from nanorlhf.config import shipped_model
@@ -26,9 +27,9 @@ from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, engine_name
 from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
-from nanorlhf.errors import UsageError
+from nanorlhf.errors import RunError, UsageError
 from nanorlhf.evaluate import evaluate
-from nanorlhf.loop import Loop
+from nanorlhf.loop import Loop, Step
 from nanorlhf.memory import Plan
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.planning import plan_command, plan_run, settled
@@ -101,6 +102,7 @@ class Trainer:
         self.residency.add("optimizer", Tensors(self.loop.moments))
         self.remarks = self.scorer.remarks
         self.done = 0
+        self.left_out = 0  # updates in a row that were not finite
         self.ending: str | None = None  # why it ends before its last step
         if args.resume:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
@@ -217,7 +219,8 @@ class Trainer:
         ends = step.rollout.lengths.cumsum(0) - 1
         tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
         if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
-            episodes.keep(self.run, self.done, step.rollout)
+            episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
+        self.mind(step, progress)
         found = health.begun(self.history)
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
         for line in step.warnings + [f"{r.words} (try {r.advice})" for r in found] + self.remarks:
@@ -234,10 +237,29 @@ class Trainer:
         limit = self.config.max_minutes
         return self.done >= self.config.max_steps or (limit is not None and seconds >= 60 * limit)
 
+    def mind(self, step: Step, progress: Progress) -> None:
+        """Keeps a report of updates that were left out; ends the run where nothing else comes."""
+        if not step.faults:
+            self.left_out = 0
+            return
+        path = faults.keep(self.run, self.done, step.faults)
+        for fault in step.faults:
+            progress.say(f"step {self.done}: {fault.words}; the report is {path}")
+        taken = step.metrics["loss"] is not None
+        self.left_out = 0 if taken else self.left_out + len(step.faults)
+        if self.left_out >= faults.IN_A_ROW:
+            raise RunError(
+                f"{self.left_out} updates in a row had numbers that are not finite; see {path.parent}, and go on from "
+                f"the last checkpoint with --resume {self.run} and a lower learning_rate, or dtype float32"
+            )
+
     def record(self, tracker: Tracker, metrics: dict[str, Any]) -> None:
-        """Puts metrics into the history and wherever they are tracked."""
-        self.history.append(metrics)
-        tracker.log(metrics["step"], metrics)
+        """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""
+        clean: dict[str, Any] = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
+        }
+        self.history.append(clean)
+        tracker.log(clean["step"], clean)
 
     def initialised(self, progress: Progress) -> dict[str, Any]:
         """What a critic learned before the first update, where there is one."""

@@ -52,9 +52,9 @@ def recorded_gradients(optimizer: Any, into: list[float]) -> Any:
     """An optimizer's step that first notes every parameter's gradient, or its absence."""
     step = optimizer.step
 
-    def noting() -> float:
+    def noting(sound: bool = True) -> float:
         into.extend(0.0 if p.grad is None else p.grad.norm().item() for p in optimizer.parameters)
-        return step()
+        return step(sound)
 
     return noting
 

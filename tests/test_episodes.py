@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -19,8 +20,13 @@ def test_what_is_read_is_what_was_kept(tmp_path: Path) -> None:
     kept.samples[0].reward, kept.rewards[0] = None, torch.nan
     kept.samples[1].rewards = {"a": 1.0, "b": None}
     kept.baselines = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    keep(tmp_path, 7, kept)
-    again = read(tmp_path / "rollouts" / "step_000007.parquet")
+    advantages = torch.arange(int(kept.lengths.sum())).float()
+    keep(tmp_path, 7, kept, advantages)
+    again = read(path := tmp_path / "rollouts" / "step_000007.parquet")
+    written = pyarrow.parquet.read_table(path).column("advantages").to_pylist()
+    assert [len(part) for part in written] == kept.lengths.tolist() and [
+        x for part in written for x in part
+    ] == advantages.tolist()
     assert [(s.prompt, s.completion_ids, s.own, s.stopped, s.rewards, s.reward) for s in again.samples] == [
         (s.prompt, s.completion_ids, s.own, s.stopped, s.rewards, s.reward) for s in kept.samples
     ]

@@ -187,7 +187,7 @@ def test_the_second_signal_ends_at_once_without_a_traceback(
 
 
 def test_a_run_stops_for_what_it_was_told_to_stop_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"max_completion_length": 2, "dataset_test_split": None, "stop_on": ["truncation"]}
+    options: dict[str, Any] = {"max_completion_length": 2, "dataset_test_split": None, "stop_on": ["truncation"]}
     trainer = GRPOTrainer(args=config(tmp_path / "run", **options))
     trainer.train()
     assert trainer.done == 1 and "stopped after step 1, for truncation; go on with" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_a_resumed_run_says_what_changed_and_refuses_to_be_another(
     with pytest.raises(UsageError, match=r"seed from 0 to 1, lora_r from 32 to 8: with this the checkpoint .* no use"):
         GRPOTrainer(args=config(run, resume=str(run), lora_r=8, seed=1))
     with pytest.raises(UsageError, match=r"algorithm from 'grpo' to 'rloo'"):
-        RLOOTrainer(args=RLOOConfig(**small(run) | {"resume": str(run)}))
+        RLOOTrainer(args=RLOOConfig(**small(run), resume=str(run)))
     take(GRPOTrainer(args=config(run, resume=str(run), temperature=0.9)), 1)
     assert "going on with other options than before: temperature from 1.0 to 0.9\n" in capsys.readouterr().out
 
