@@ -18,7 +18,7 @@ from nanorlhf.rundir import Record
 from nanorlhf.scripts.pieces import Pieces, tokenizer_of
 
 LIMIT = 10_000  # samples in full
-TOKENS = 1_000_000  # in all of them: some 15 MB of page
+TOKENS = 2_000_000  # in all of them: some 20 MB of page
 BINS = 24
 
 

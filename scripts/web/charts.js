@@ -28,8 +28,21 @@ function axes(compact) {
   const common = { stroke: style("--soft"), font: AXIS_FONT, ticks: { show: false }, grid: { stroke: style("--line"), width: 1 } };
   return [
     { ...common, size: 26, space: 60, values: (_, ticks) => ticks.map((v) => (v === null ? "" : compact(v))) },
-    { ...common, size: 52, space: 34, values: (_, ticks) => ticks.map((v) => (v === null ? "" : compact(v))) },
+    {
+      ...common,
+      size: 52,
+      space: 34,
+      grid: { ...common.grid, filter: (plot, ticks) => (plot.scales.y.distr === 3 ? ticks.map((v) => (Number.isInteger(Math.log10(v)) ? v : null)) : ticks) },
+      values: (_, ticks) => ticks.map((v) => (v === null ? "" : compact(v))),
+    },
   ];
+}
+
+/** What the y axis spans: something, where all values are the same. */
+function span(_, low, high) {
+  if (low === null) return [0, 1];
+  if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+  return uPlot.rangeNum(low, high, 0.1, true);
 }
 
 /** What is drawn of a card: a line for each visible run and metric. */
@@ -39,10 +52,13 @@ function lines(metrics) {
   );
 }
 
-/** A chart that fills its box, is drawn anew when asked, and says what is under the pointer. */
+/** A chart that fills its box, is drawn once it comes into sight and whenever it changed, and says what is under the pointer. */
 function chart(box, height, build, hover) {
   let plot = null;
+  let stale = true;
+  let seen = false;
   const draw = () => {
+    stale = false;
     hush();
     plot?.destroy();
     const made = build();
@@ -59,8 +75,18 @@ function chart(box, height, build, hover) {
   new ResizeObserver(() => {
     if (plot && box.clientWidth && box.clientWidth !== plot.width) plot.setSize({ width: box.clientWidth, height });
   }).observe(box);
-  listeners.push(draw);
-  return draw;
+  const watch = new IntersectionObserver(
+    (entries) => {
+      seen = entries.at(-1).isIntersecting;
+      if (seen && stale) draw();
+    },
+    { rootMargin: "200px" },
+  );
+  watch.observe(box);
+  listeners.push(() => {
+    stale = true;
+    if (seen) draw();
+  });
 }
 
 /** Curves of some metrics against the chosen axis. */
@@ -84,10 +110,10 @@ function curves(metrics, logarithmic) {
   const options = {
     series,
     axes: axes(brief),
-    scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+    scales: { x: { time: false }, y: log ? { distr: 3 } : { range: span } },
     cursor: { y: false, drag: { x: true, y: false }, points: { show: false }, sync: { key: "curves", scales: ["x", null] } },
   };
-  return { options, data: uPlot.join(tables.map((table) => table)), drawn };
+  return { options, data: uPlot.join(tables), drawn };
 }
 
 /** The runs' figures nearest to an x, each as it was logged. */
@@ -115,8 +141,9 @@ function card(metric, title = WORDS[metric] || metric) {
   const metrics = [metric, ...(BESIDE[metric] ? [BESIDE[metric]] : [])];
   const box = el("div", { class: "plot" });
   const said = el("span", { class: "gist" });
-  const name = el("code", {}, metrics.length > 1 ? `${metric}, dashed ${metrics[1].split("/").pop()}` : metric);
-  const node = el("figure", { class: "card", "data-metric": metric }, el("figcaption", {}, el("b", {}, title), said, name), box);
+  const words = metrics.length > 1 ? `${metric}; dashed: ${metrics[1].split("/").pop()}` : metric;
+  const name = el("code", { title: words }, words);
+  const node = el("figure", { class: "card", "data-metric": metric }, el("figcaption", {}, el("b", {}, title), el("div", {}, said, name)), box);
   chart(box, 168, () => curves(metrics, LOGARITHMIC.has(metric)), nearby);
   listeners.push(() => said.replaceChildren(...gist(metric)));
   return node;
@@ -131,6 +158,6 @@ function curvesSection() {
   const said = el("span", { class: "gist" });
   chart(free, 168, () => curves([state.metric], false), nearby);
   listeners.push(() => said.replaceChildren(...gist(state.metric)));
-  const any = el("figure", { class: "card", id: "any" }, el("figcaption", {}, pick, said), free);
+  const any = el("figure", { class: "card", id: "any" }, el("figcaption", {}, pick, el("div", {}, said)), free);
   return el("section", { id: "curves" }, el("h2", {}, "Curves"), el("div", { class: "cards" }, known.map((m) => card(m)), allMetrics.length ? any : null));
 }

@@ -22,7 +22,7 @@ function brief(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(1);
+  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return Number(value.toPrecision(2)).toExponential();
   if (Number.isInteger(value)) return value.toLocaleString("en-US");
   if (size >= 1000) return Math.round(value).toLocaleString("en-US");
   return String(Number(value.toPrecision(3)));

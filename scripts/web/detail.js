@@ -71,7 +71,7 @@ function heat(box, kind) {
     const pen = canvas.getContext("2d");
     const rows = bins(spread);
     const wide = canvas.width / spread.steps.length;
-    const tall = canvas.height / rows;
+    const down = (row) => Math.round(canvas.height * (1 - row / rows));
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.fillStyle = style("--heat");
     spread.counts.forEach((counts, column) => {
@@ -79,8 +79,8 @@ function heat(box, kind) {
       counts.forEach((n, row) => {
         if (!n) return;
         pen.globalAlpha = 0.08 + 0.92 * Math.sqrt(n / all);
-        const left = Math.floor(column * wide);
-        pen.fillRect(left, Math.floor(canvas.height - (row + 1) * tall), Math.ceil((column + 1) * wide) - left, Math.ceil(tall));
+        const left = Math.round(column * wide);
+        pen.fillRect(left, down(row + 1), Math.max(1, Math.round((column + 1) * wide) - left), down(row) - down(row + 1));
       });
     });
     low.textContent = brief(spread.marks[0]);
@@ -115,8 +115,8 @@ function detailSection() {
   const lengthBox = el("div", { class: "plot" });
   heat(rewardBox, "reward");
   heat(lengthBox, "length");
-  const frame = (id, title, code, box, more = null) =>
-    el("figure", { class: "card", id }, el("figcaption", {}, el("b", {}, title), el("code", {}, code)), box, more);
+  const frame = (id, title, words, box, more = null) =>
+    el("figure", { class: "card", id }, el("figcaption", {}, el("b", {}, title), el("div", {}, more, words ? el("span", { class: "soft" }, words) : null)), box);
   const pick = runs.length > 1 ? choice("Run", "detail", Object.fromEntries(runs.map((run) => [run.number, run.name])), redraw) : null;
   return el(
     "section",
@@ -125,9 +125,9 @@ function detailSection() {
     el(
       "div",
       { class: "cards wide" },
-      frame("phases", "Seconds of a step, by phase", "time/*", timeBox, keys),
-      frame("rewards", "Rewards of a step's samples: darker, more of them", "all samples", rewardBox),
-      frame("lengths", "Lengths in tokens: darker, more samples", "all samples", lengthBox),
+      frame("phases", "Seconds of a step, by phase", "", timeBox, keys),
+      frame("rewards", "Rewards by step", "the stronger the colour, the more of a step's samples", rewardBox),
+      frame("lengths", "Lengths by step, tokens", "the stronger the colour, the more of a step's samples", lengthBox),
     ),
   );
 }

@@ -13,15 +13,9 @@ function overview() {
   };
   const heads = ["run", "algorithm", "steps", held && WORDS[held], training && WORDS[training], "training time", "tokens/s", "peak GiB", "warnings"];
   const rows = runs.map((run) => {
-    const box = el("input", { type: "checkbox", checked: !off.has(run.number), "aria-label": `Show ${run.name}` });
-    box.addEventListener("change", () => {
-      if (box.checked) off.delete(run.number);
-      else off.add(run.number);
-      redraw();
-    });
     const speed = points(run, "throughput/tokens_per_s", "step").y.toSorted((a, b) => a - b);
     const cells = [
-      el("label", { class: "run" }, runs.length > 1 ? box : null, swatch(run), run.name),
+      el("span", { class: "run" }, swatch(run), run.name),
       run.algorithm,
       `${stepsOf(run)} of ${run.planned}`,
       held && ends(run, held),
@@ -33,7 +27,7 @@ function overview() {
     ];
     return el("tr", {}, cells.filter((cell) => cell !== undefined).map((cell) => el("td", {}, cell)));
   });
-  listeners.push(() => document.querySelectorAll("#runs tbody .swatch").forEach((mark, i) => (mark.style.backgroundColor = colourOf(runs[i]))));
+  listeners.push(() => rows.forEach((row, i) => (row.querySelector(".swatch").style.backgroundColor = colourOf(runs[i]))));
   return el("section", { id: "runs" }, table(heads.filter(Boolean), rows));
 }
 
@@ -113,15 +107,32 @@ function themed() {
   redraw();
 }
 
-/** The bar that stays in sight: what curves are drawn against, how smooth, which theme. */
+/** A button for each run, which shows it or not. */
+function chips() {
+  const buttons = runs.map((run) => el("button", { class: "chip", "data-run": run.number, onclick: () => toggle(run) }, swatch(run), run.name));
+  const toggle = (run) => {
+    if (!off.delete(run.number)) off.add(run.number);
+    redraw();
+  };
+  listeners.push(() =>
+    buttons.forEach((button, i) => {
+      button.setAttribute("aria-pressed", String(!off.has(i)));
+      button.querySelector(".swatch").style.backgroundColor = colourOf(runs[i]);
+    }),
+  );
+  return el("div", { class: "chips" }, buttons);
+}
+
+/** The bar that stays in sight: which runs, what curves are drawn against, how smooth, which theme. */
 function bar() {
   const parts = [
+    runs.length > 1 ? chips() : null,
     choice("against", "x", AXES, redraw),
     choice("smoothing", "smooth", { 0: "none", 0.5: "light", 0.8: "medium", 0.95: "strong" }, redraw),
     choice("theme", "theme", { auto: "auto", light: "light", dark: "dark" }, themed),
   ];
   if (report.stamp) parts.push(choice("follow", "follow", { 1: "live", 0: "paused" }, remember));
-  return el("nav", {}, parts);
+  return el("nav", {}, parts.filter(Boolean));
 }
 
 /** Loads the page anew when its run has gone on. */
@@ -142,7 +153,7 @@ const subtitle = () => {
 
 document.documentElement.dataset.theme = state.theme;
 const body = [overview(), warnings(), ...givenTables(), curvesSection(), runs.length ? detailSection() : null, samplesSection(), figures(), options(), about()];
-document.getElementById("page").append(el("header", {}, el("div", {}, el("h1", {}, report.title), el("p", { class: "soft" }, subtitle())), bar()), ...body.filter(Boolean));
+document.getElementById("page").append(el("header", {}, el("div", {}, el("h1", {}, report.title), el("p", { class: "soft" }, subtitle()))), bar(), ...body.filter(Boolean));
 document.body.append(tip);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 redraw();

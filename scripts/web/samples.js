@@ -18,16 +18,22 @@ function samplesOf(number) {
   return parsed.get(number);
 }
 
+/** A block of tokens, unpacked when it is first asked for. */
+async function unpacked(id) {
+  const source = document.getElementById(id);
+  if (!source) return null;
+  const bytes = Uint8Array.from(atob(source.textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
 const tokenBlocks = new Map();
 /** A sample's pieces with the values of their tokens; null where a run kept no tokens. */
-function tokensOf(number, i) {
+async function tokensOf(number, i) {
   const samples = samplesOf(number);
   const id = `tokens-${number}-${samples.step[i]}`;
-  if (!tokenBlocks.has(id)) {
-    const source = document.getElementById(id);
-    tokenBlocks.set(id, source && JSON.parse(source.textContent));
-  }
-  const found = tokenBlocks.get(id)?.[samples.at[i]];
+  if (!tokenBlocks.has(id)) tokenBlocks.set(id, unpacked(id));
+  const found = (await tokenBlocks.get(id))?.[samples.at[i]];
   if (!found) return null;
   const [pieces, logprobs, advantages] = found;
   const [texts, counts] = samples.pieces;
@@ -35,8 +41,9 @@ function tokensOf(number, i) {
   return pieces.map((piece) => {
     const from = token;
     token += counts[piece];
-    const credited = Array.isArray(advantages) ? advantages.slice(from, token) : logprobs.slice(from, token).map((p) => (p === null ? null : advantages));
-    return { text: texts[piece], logprobs: logprobs.slice(from, token), advantages: credited };
+    const own = logprobs.slice(from, token);
+    const credited = Array.isArray(advantages) ? advantages.slice(from, token) : own.map((p) => (p === null ? null : advantages));
+    return { text: texts[piece], logprobs: own, advantages: credited };
   });
 }
 
@@ -125,44 +132,49 @@ const mean = (values) => {
 };
 const SURPRISE = 5; // nats at which a token's colour is full
 
-/** A completion, its tokens coloured by what was chosen. */
+/** A completion, its tokens coloured by what was chosen as soon as they are unpacked. */
 function completion(number, i) {
-  const samples = samplesOf(number);
-  const tokens = state.colour === "nothing" ? null : tokensOf(number, i);
-  const text = el("div", { class: "text", id: "completion" });
+  const text = el("div", { class: "text", id: "completion" }, samplesOf(number).completion[i]);
   const key = el("div", { class: "keys" });
+  if (state.colour !== "nothing") tokensOf(number, i).then((tokens) => colour(text, key, tokens));
+  return [text, key];
+}
+
+function colour(text, key, tokens) {
   if (!tokens) {
-    text.textContent = samples.completion[i];
-    if (state.colour !== "nothing") key.textContent = "No tokens were kept of this sample, so it has no colours; its advantage stands above.";
-    return [text, key];
+    key.textContent = "No tokens were kept of this sample, so it has no colours; its advantage stands above.";
+    return;
   }
   const values = tokens.map((token) => mean(token[state.colour === "advantage" ? "advantages" : "logprobs"]));
   const known = values.filter((value) => value !== null);
-  if (!known.length) {
-    key.textContent = `No ${state.colour} was kept of these tokens.`;
-  }
-  const limit = state.colour === "advantage" ? Math.max(...known.map(Math.abs), 1e-9) : SURPRISE;
-  tokens.forEach((token, t) => {
-    const span = el("span", { class: token.logprobs.every((p) => p === null) ? "told" : "token" }, token.text);
+  const limit = state.colour === "advantage" ? known.reduce((most, value) => Math.max(most, Math.abs(value)), 0) : SURPRISE;
+  const spans = tokens.map((token, t) => {
+    const span = el("span", { class: told(token) ? "told" : "token" }, token.text);
     if (values[t] !== null) tint(span, state.colour === "advantage" ? values[t] : Math.min(0, values[t]), limit);
     span.dataset.t = t;
-    text.append(span);
+    return span;
   });
+  text.replaceChildren(...spans);
   text.addEventListener("mousemove", (event) => {
-    const t = event.target.dataset?.t;
-    if (t === undefined) return hush();
-    const { text: piece, logprobs, advantages } = tokens[t];
-    const chance = (p) => (p === null ? "not the policy's own" : `${p} (${brief(100 * Math.exp(p))}%)`);
-    say(
-      event,
-      el("b", {}, JSON.stringify(piece)),
-      el("table", {}, logprobs.map((p, n) => el("tr", {}, el("td", {}, "log-probability"), el("td", { class: "value" }, chance(p)), el("td", {}, "advantage"), el("td", { class: "value" }, brief(advantages[n]))))),
-    );
+    const token = tokens[event.target.dataset.t];
+    if (token) say(event, ...described(token));
+    else hush();
   });
   text.addEventListener("mouseleave", hush);
-  if (known.length) key.append(...scale(limit));
-  if (tokens.some((token) => token.logprobs.every((p) => p === null))) key.append(el("span", { class: "told" }, "what it was told"));
-  return [text, key];
+  if (known.length && limit) key.append(...scale(limit));
+  else if (known.length) key.append("The advantage of every token is 0.");
+  else key.append(`No ${state.colour} was kept of these tokens; the sample's advantage stands above.`);
+  if (tokens.some(told)) key.append(el("span", { class: "told" }, "what it was told"));
+}
+
+/** Whether the policy did not write this, but was told it. */
+const told = (token) => token.logprobs.every((p) => p === null);
+
+/** A token in words. */
+function described({ text, logprobs, advantages }) {
+  const chance = (p) => (p === null ? "not the policy's own" : `${p} (${brief(100 * Math.exp(p))}%)`);
+  const rows = logprobs.map((p, n) => [["log-probability", chance(p)], ["advantage", brief(advantages[n])]]).flat();
+  return [el("b", {}, JSON.stringify(text)), el("table", {}, rows.map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", { class: "value" }, value))))];
 }
 
 /** What colours mean. */
@@ -177,9 +189,11 @@ function scale(limit) {
 
 /** Two texts in one: what only the first says struck through, what only the second says marked. */
 function difference(before, after) {
+  if (before === after) return [el("p", { class: "soft" }, "Both say the same.")];
   const parts = Diff.diffWordsWithSpace(before, after, { timeout: 1500 });
   if (!parts) return [el("p", { class: "soft" }, "The two are too long and too different to be compared here.")];
-  return [el("div", { class: "text", id: "difference" }, parts.map((part) => el(part.added ? "ins" : part.removed ? "del" : "span", {}, part.value)))];
+  const marked = parts.map((part) => el(part.added ? "ins" : part.removed ? "del" : "span", {}, part.value));
+  return [el("div", { class: "text", id: "difference" }, marked), el("div", { class: "keys" }, el("del", {}, "only there"), el("ins", {}, "only here"))];
 }
 
 /** Every sample of the same prompt, in any run. */
@@ -249,7 +263,7 @@ function samplesSection() {
       el("dl", { class: "facts" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
       el("h3", {}, "Prompt"),
       el("div", { class: "text prompt" }, samples.prompts[samples.prompt[i]].map(([role, text]) => el("div", {}, role ? el("b", { class: "role" }, role) : null, text))),
-      el("h3", {}, "Completion", colour),
+      el("h3", {}, "Completion", colourBox),
       ...completion(number(), i),
       ...(beside.length > 1 ? [el("h3", {}, `${count(beside.length, "answer")} to this prompt in this step, by reward`), answers(beside, i)] : []),
       ...(elsewhere.length ? [el("h3", {}, "The same prompt elsewhere"), against(samples.completion[i], elsewhere)] : []),
@@ -274,7 +288,7 @@ function samplesSection() {
     const compare = () => {
       const other = others[select.value];
       const theirs = samplesOf(other.run.number).completion[other.i];
-      box.replaceChildren(...difference(theirs, text), el("p", { class: "soft" }, "Struck through: only there. Marked: only here."));
+      box.replaceChildren(...difference(theirs, text));
     };
     select.addEventListener("change", compare);
     compare();
@@ -305,7 +319,7 @@ function samplesSection() {
     refill();
   }
 
-  const colour = choice("coloured by", "colour", { advantage: "advantage", "log-probability": "log-probability", nothing: "nothing" }, () => {
+  const colourBox = choice("coloured by", "colour", { advantage: "advantage", "log-probability": "log-probability", nothing: "nothing" }, () => {
     remember();
     show();
   });
