@@ -34,7 +34,7 @@ from typing import Any
 from nanorlhf.scripts import contest, scaling
 from nanorlhf.scripts.contest import OURS, Contest
 from nanorlhf.scripts.goal import Goal
-from nanorlhf.scripts.rivals import COLOCATED
+from nanorlhf.scripts.rival_engines import COLOCATED
 from nanorlhf.scripts.workloads import Run, Setting, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +62,7 @@ GOALS = {"full": Goal(), "tiny": Goal(reward=0.0, prompts=4, generations=4, max_
 
 TRL = [Setting("trl", micro_batch, checkpointing) for micro_batch in (8, 32) for checkpointing in (False, True)]
 DESCENDING = [Setting("trl", size, checkpointing) for size in (32, 16, 8, 4, 2, 1) for checkpointing in (False, True)]
+OURS_WITH = (OURS, Setting("ours", engine="hf"))
 FEWER = [Setting("trl", 8), Setting("trl", 32), Setting("trl", 8, checkpointing=True)]
 
 
@@ -79,7 +80,7 @@ def engines(micro_batch: int) -> list[Setting]:
 
 def step(options: argparse.Namespace) -> Contest:
     """Whole steps."""
-    return Contest("step", WORKS["step"][options.size], engines(32))
+    return Contest("step", WORKS["step"][options.size], engines(32), OURS_WITH)
 
 
 def refresh(options: argparse.Namespace) -> Contest:
@@ -91,7 +92,7 @@ def refresh(options: argparse.Namespace) -> Contest:
 def reach(options: argparse.Namespace) -> Contest:
     """The shipped task, a seed for each repeat."""
     work = GOALS[options.size]
-    return Contest("reach", work, engines(work.prompts * work.generations))
+    return Contest("reach", work, engines(work.prompts * work.generations), OURS_WITH)
 
 
 CONTESTS: dict[str, Callable[[argparse.Namespace], Contest]] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nanorlhf.scripts import goal, ours, rivals, workloads
+from nanorlhf.scripts import goal, ours, rival_engines, rivals, workloads
 from nanorlhf.scripts.goal import Goal
 from nanorlhf.scripts.workloads import LORA_R, Run, Setting, Workload, memory
 
@@ -62,11 +62,11 @@ def measure(folder: str, kind: str, work: str, setting: str, limit_gib: str, thr
 
 def worked(folder: Path, kind: str, work: Any, setting: Setting) -> Run:
     """One side's work."""
-    side: Any = ours if setting.side == "ours" else rivals
+    mine = setting.side == "ours"
     if kind != "update":
-        return getattr(side, kind)(folder, work, setting)
+        return getattr(ours if mine else rival_engines, kind)(folder, work, setting)
     samples = json.loads((folder / "rollout.json").read_text())
-    return ours.update(folder, work, samples) if side is ours else rivals.update(folder, work, samples, setting)
+    return ours.update(folder, work, samples) if mine else rivals.update(folder, work, samples, setting)
 
 
 def spawn(folder: Path, code: str, *arguments: str, threads: int) -> str | None:
@@ -155,9 +155,11 @@ def summarise(runs: list[Run], common_mib: float) -> dict[str, Any]:
             "above_loaded_mib": peak - common_mib,
             "peak_mib": peak,
         }
+        if "steps" in mine[0]:
+            medians[name]["steps"] = median(run["steps"] for run in mine)
     first = medians[runs[0]["setting"]]
     others = {name: figures for name, figures in medians.items() if not name.startswith("ours")}
-    best = {what: min(others, key=lambda name: others[name][what]) for what in first if others}
+    best = {what: min(others, key=lambda name: others[name][what]) for what in HEADS if others}
     times = {what: others[best[what]][what] / first[what] for what in best}
     return {"medians": medians, "trl_best": best, "trl_over_ours": times}
 
@@ -194,5 +196,8 @@ def table(report: dict[str, Any]) -> str:
     ]
     if differs := ", ".join(f"{name} {value:.1e}" for name, value in report["agreement"].items()):
         lines.append(f"largest relative difference of any run from the first: {differs}")
+    steps = [f"{name} {figures['steps']:g}" for name, figures in report["medians"].items() if "steps" in figures]
+    if steps:
+        lines.append(f"steps: {'; '.join(steps)}")
     unfinished = [run["setting"] for run in report["runs"] if not run.get("reached", True)]
     return "\n".join([*lines, *(f"{name}: a run never got there" for name in unfinished)])
