@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -74,3 +75,31 @@ def z_score(before: float, after: float, count: int, then: int | None = None) ->
 def p_value(z: float) -> float:
     """How often chance alone goes as far, to either side."""
     return 2 * NormalDist().cdf(-abs(z))
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> float:
+    """The two-sided p-value that two means are one, whatever the spread of each: Welch's t-test of few values."""
+    from scipy import stats  # takes a second to load
+
+    if min(len(a), len(b)) < 2:
+        raise ValueError("the spread of a single value is unknown")
+    if not (stdev(a) or stdev(b)):
+        return float(fmean(a) == fmean(b))
+    test: Any = stats.ttest_ind(a, b, equal_var=False)
+    return float(test.pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values such that any of them is below a level by chance no more often than the level says (Holm 1979)."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, at in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, values[at] * (len(values) - rank)))
+        corrected[at] = largest
+    return corrected
+
+
+def shows_from(count: int, tests: int, level: float = 0.05) -> float:
+    """How many standard deviations two means of `count` values must lie apart for the first of `tests` to show it."""
+    from scipy import stats
+
+    return float(stats.t.isf(level / tests / 2, 2 * (count - 1))) * math.sqrt(2 / count)

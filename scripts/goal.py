@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,10 @@ class Judge:
         self.trainer = trainer_of(folder, work, seed, "hf")
 
     def __call__(self, model: Any) -> float:
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
         policy = self.trainer.policy
-        set_peft_model_state_dict(policy.model, get_peft_model_state_dict(model))
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            policy.restore(Path(folder))
         policy.version += 1
         return self.trainer.evaluated()["eval/reward"]
 

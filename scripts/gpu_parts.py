@@ -27,7 +27,8 @@ from nanorlhf.loop import Loop
 from nanorlhf.metrics import Averages
 from nanorlhf.packing import pack
 from nanorlhf.policy import Policy
-from nanorlhf.scripts.workloads import Given, Meter, as_rollout
+from nanorlhf.scripts.ours import Given, as_rollout
+from nanorlhf.scripts.workloads import Meter, Workload
 from nanorlhf.types import Rollout
 
 LORA_R, PROMPT, REPEATS = 16, 64, 3
@@ -81,7 +82,7 @@ def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> 
     engine.sleep()
     rollout = as_rollout(
         [{"prompt_ids": prompts[c.id], "completion_ids": c.token_ids, "logprobs": c.logprobs, "reward": 1.0}
-         for c in written], 1,
+         for c in written], Workload(generations=1),
     )  # fmt: skip
     packed, alone = (everything(policy, rollout, budget) for budget in (4096, 1))
     found: dict[str, Any] = {
@@ -147,7 +148,7 @@ def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: s
     draw = random.Random(0)
     ids = [draw.randrange(2, 500) for _ in range(tokens)]
     sample = {"prompt_ids": ids[:16], "completion_ids": ids[16:], "logprobs": [-6.0] * (tokens - 16), "reward": 1.0}
-    rollout = as_rollout([sample], 1)
+    rollout = as_rollout([sample], Workload(generations=1))
     rollout.columns["advantages"] = torch.ones(tokens - 16)
     policy = Policy(config)
     policy.model.train()
