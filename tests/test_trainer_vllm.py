@@ -43,7 +43,7 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
 def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = GRPOTrainer(
         reward_funcs=lambda completions: [float(len(json.dumps(c))) for c in completions],
-        args=config(tmp_path / "run", engine="vllm", learning_rate=3e-2, dataset_test_split=None),
+        args=config(tmp_path / "run", engine="vllm", learning_rate=3e-2, dataset_test_split=None, max_steps=5),
     )
     fresh = trainer.engine.update
 
@@ -54,13 +54,15 @@ def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: p
         trainer.engine.update = lambda weights: None  # type: ignore[method-assign]
         next(ticks)
         next(ticks)
-        assert (
-            "step 2: the engine is stale: it serves version 0 of the weights, the policy is at 1"
-            in capsys.readouterr().out
-        )
+        said = capsys.readouterr().out
+        assert "step 2: the engine is stale: it serves version 0 of the weights, the policy is at 1" in said
+        assert "step 2: engine and trainer disagree" in said
         trainer.engine.update = pretends  # type: ignore[method-assign]
         next(ticks)
-        assert "engine and trainer disagree" in capsys.readouterr().out
+        capsys.readouterr()
+        mistaken = next(ticks)
+        assert mistaken["mismatch/mean_abs"] > mistaken["mismatch/limit"], "though the version it names is the newest"
+        assert "stale" not in capsys.readouterr().out
         trainer.engine.update = fresh  # type: ignore[method-assign]
         trainer.engine.update(trainer.policy)
         capsys.readouterr()
