@@ -187,7 +187,7 @@ def lengths(lines: Sequence[Line]) -> dict[str, Any]:
     """How lengths are spread at each step."""
     longest = max((line.length for line in lines), default=0)
     width = math.ceil((longest + 1) / BINS)
-    return binned([(line.step, float(line.length)) for line in lines], 0, width * math.ceil((longest + 1) / width))
+    return binned([(line.step, float(line.length)) for line in lines], 0, width * BINS)
 
 
 def binned(pairs: Sequence[tuple[int, float]], low: float, high: float) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def serve(make: Callable[[], str], mark: Callable[[], str], port: int) -> None:
     """Until Ctrl-C."""
     try:
         server = Server(make, mark, port)
-    except OSError as error:
-        raise UsageError(f"port {port}: {error.strerror}; --port says another") from None
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"port {port}: {getattr(error, 'strerror', None) or error}; --port says another") from None
     with server:
         server.newest()  # what is wrong with the runs is said here
         print(f"http://{HOME}:{server.server_address[1]}/ follows; Ctrl-C ends it", flush=True)
