@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nanorlhf import state
-from nanorlhf.disk import digest, discard, sync, write_whole
+from nanorlhf.disk import digest, discard, whole_folder, write_whole
 from nanorlhf.errors import UsageError
 from nanorlhf.rundir import CHECKPOINTS, run_of
 
@@ -25,17 +25,11 @@ def save(run: Path, step: int, write: Callable[[Path], None], own: dict[str, Any
     folder = run / CHECKPOINTS / f"step_{step:06d}"
     for leftover in folder.parent.glob(".step_*"):
         shutil.rmtree(leftover)
-    draft = folder.with_name(f".{folder.name}.draft")
-    draft.mkdir(parents=True)
-    write(draft)
-    state.write({**own, "step": step, "random": random_state()}, draft, STATE)
-    sums = {name: digest(draft / name) for name in files(draft)}
-    (draft / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-    for path in draft.rglob("*"):
-        sync(path)
-    discard(folder)
-    draft.replace(folder)
-    sync(folder.parent)
+    with whole_folder(folder) as draft:
+        write(draft)
+        state.write({**own, "step": step, "random": random_state()}, draft, STATE)
+        sums = {name: digest(draft / name) for name in files(draft)}
+        (draft / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
     write_whole(folder.parent / "latest", folder.name + "\n")
     for old in whole(run)[:-keep]:
         discard(old)

@@ -70,21 +70,27 @@ def curve(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[flo
     return [x for x, _ in points], [y for _, y in points]
 
 
-def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
-    """The learning curve as a picture: reward (or what comes next to it) while training, and held out."""
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """An empty picture and its axes, inches wide and high."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
+    """The learning curve as a picture: reward (or what comes next to it) while training, and held out."""
+    figure, axes = canvas(7, 4)
     training, held_out = headline(history, TRAINING), headline(history, HELD_OUT)
     axes.plot(*curve(history, training), color="#9db4d6", label=WORDS.get(training, training))
     if any(held_out in row for row in history):
         axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=WORDS.get(held_out, held_out))
     axes.set(xlabel="step", title=title)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -88,7 +87,7 @@ class Critic:
                 mean += share.item()
                 averages.add("value/loss", loss)
                 averages.add("value/mean", old)
-        return mean, self.optimizer.step(math.isfinite(mean))
+        return mean, self.optimizer.step(mean)
 
     def tensors(self) -> list[Tensor]:
         """What it does not share with the policy."""

@@ -5,22 +5,39 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there with this text or as it was, whatever happens."""
+def write_whole(path: Path, text: str, errors: str = "strict") -> None:
+    """A file that is there with this text or as it was, whatever happens; `errors`: of what UTF-8 cannot hold."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8", errors=errors)
     sync(draft)
     draft.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that is there with all that is written into what this gives, or as it was."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    for path in draft.rglob("*"):
+        sync(path)
+    discard(folder)
+    draft.replace(folder)
+    sync(folder.parent)
 
 
 def discard(folder: Path) -> None:
     """Deletes a folder that must not be found half deleted."""
     if folder.exists():
         gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)  # of one who was killed here
         folder.replace(gone)
         shutil.rmtree(gone)
 

@@ -62,11 +62,16 @@ def keep(run: Path, step: int, rollout: Rollout, advantages: Tensor) -> None:
         }
         for s, group, baseline, advantage in zip(rollout.samples, rollout.group.tolist(), baselines, given, strict=True)
     ]
-    path = run / FOLDER / f"step_{step:06d}.parquet"
+    path = file_of(run, step)
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), draft, compression="zstd")
     draft.replace(path)
+
+
+def file_of(run: Path, step: int) -> Path:
+    """Where a step's rollout lies."""
+    return run / FOLDER / f"step_{step:06d}.parquet"
 
 
 class Saved:

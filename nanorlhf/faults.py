@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nanorlhf.disk import write_whole
 from nanorlhf.types import Rollout
 
 FOLDER = "faults"
@@ -56,5 +57,5 @@ def keep(run: Path, step: int, faults: list[Fault]) -> Path:
     """Writes what went wrong in a step."""
     path = run / FOLDER / f"step_{step:06d}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps([asdict(fault) for fault in faults], indent=1, ensure_ascii=False, default=str) + "\n")
+    write_whole(path, json.dumps([asdict(fault) for fault in faults], indent=1, ensure_ascii=False, default=str) + "\n")
     return path

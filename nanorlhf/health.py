@@ -42,10 +42,10 @@ def remarks(rows: Sequence[Row]) -> list[Remark]:
 def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
     """What is wrong with one row, given those before it; nothing with an evaluation before the first step."""
     at %= len(rows)
-    row = rows[at]
+    row, before = rows[at], rows[:at]
     if "loss" not in row:
         return []
-    said = ((kind, check(row, rows[:at])) for kind, check in CHECKS.items())
+    said = ((kind, check(row, before)) for kind, check in CHECKS.items())
     return [Remark(row["step"], kind, words) for kind, words in said if words]
 
 

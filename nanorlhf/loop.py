@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.engines.base import Engine
 from nanorlhf.faults import Fault, describe
 from nanorlhf.metrics import Averages, Clock, rollout_metrics
-from nanorlhf.optim import Optimizer
+from nanorlhf.optim import Optimizer, sound
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack, token_weights
 from nanorlhf.policy import Policy
@@ -187,14 +186,14 @@ class Loop:
                 taught = partial(self.taught, cut, averages, epoch == 0)
                 loss, norm, seen = self.fit("update", rollout, chosen, taught, together)
                 tokens += int(rollout.lengths[chosen].sum())
-                if self.sound("policy", loss, norm, rollout, chosen):
+                if self.took("policy", loss, norm, rollout, chosen):
                     averages = seen
                     losses.append(loss)
                     norms.append(norm)
                 if self.critic is not None:
                     taught = partial(self.critic_taught, self.critic, cut, averages)
                     loss, norm, seen = self.fit("critic", rollout, chosen, taught, together)
-                    averages = seen if self.sound("critic", loss, norm, rollout, chosen) else averages
+                    averages = seen if self.took("critic", loss, norm, rollout, chosen) else averages
         self.policy.model.eval()
         if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
             gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
@@ -207,9 +206,9 @@ class Loop:
         updates["updates/left_out"] = len(self.faults)
         return updates | means | {"kl_coef": self.algorithm.kl_coef, "tokens/trained": tokens}
 
-    def sound(self, whose: str, loss: float, norm: float, rollout: Rollout, chosen: Tensor) -> bool:
+    def took(self, whose: str, loss: float, norm: float, rollout: Rollout, chosen: Tensor) -> bool:
         """Whether an update was taken; one whose numbers were not finite was not, and is written down."""
-        if math.isfinite(loss) and math.isfinite(norm):
+        if sound(loss, norm):
             return True
         self.faults.append(describe(whose, loss, norm, rollout, chosen))
         return False
@@ -239,8 +238,8 @@ class Loop:
         """One optimizer step; without a gradient (no sample can teach) it leaves the weights as they are."""
         total = sum(self.backward(batch.to(self.policy.device), averages, measured) for batch in batches)
         self.policy.version += bool(batches)  # before the step: one that breaks off in the middle is no version to keep
-        norm = self.optimizer.step(math.isfinite(total))
-        self.policy.version -= bool(batches) and not (math.isfinite(total) and math.isfinite(norm))
+        norm = self.optimizer.step(total)
+        self.policy.version -= bool(batches) and not sound(total, norm)
         return total, norm
 
     def backward(self, batch: MicroBatch, averages: Averages, measured: bool) -> float:

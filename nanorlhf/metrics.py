@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +92,11 @@ def no_spread(rollout: Rollout) -> float | None:
     if len(rollout.samples) == len(rollout.group.unique()):
         return None
     return 1 - has_spread(rollout.rewards, rollout.group).float().mean().item()
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a figure that is no number was not measured."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def mean_and_spread(values: Tensor) -> tuple[float | None, float | None]:

@@ -29,10 +29,10 @@ class Optimizer:
     def learning_rate(self) -> float:
         return float(self.scheduler.get_last_lr()[0])
 
-    def step(self, sound: bool = True) -> float:
-        """The gradient's norm before clipping; the parameters stay where there is no gradient, or no sound one."""
+    def step(self, loss: float = 0.0) -> float:
+        """The gradient's norm before clipping; the parameters stay without one, or where it or `loss` is unsound."""
         norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
-        if sound and math.isfinite(norm):
+        if sound(loss, norm):
             self.take()
             self.scheduler.step()
         self.clear()
@@ -70,6 +70,11 @@ class Optimizer:
         """Takes back what `state_dict` gave."""
         self.adam.load_state_dict(state["adam"])
         self.scheduler.load_state_dict(state["scheduler"])
+
+
+def sound(loss: float, norm: float) -> bool:
+    """Whether an update has a loss and a gradient that are numbers, without which it is not taken."""
+    return math.isfinite(loss) and math.isfinite(norm)
 
 
 def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:

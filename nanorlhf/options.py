@@ -109,6 +109,10 @@ class TrainConfig(TaskConfig):
         for name in self.trackers:
             self.require(name in TRACKERS, "report_to", nearest(name, TRACKERS))
 
+    def over(self, steps: int, seconds: float) -> bool:
+        """Whether a run of so many steps and seconds of training has used up what it may."""
+        return steps >= self.max_steps or (self.max_minutes is not None and seconds >= 60 * self.max_minutes)
+
     @property
     def full_finetuning(self) -> bool:
         return self.lora == "none"

@@ -116,9 +116,10 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
 def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> None:
     """Says which options a run goes on with other than before; refuses those under which it would be another run."""
     changes = {
-        k: f"{k} from {before.options.get(k)!r} to {v!r}" for k, v in options.items() if v != before.options.get(k)
+        k: f"{k} from {before.options.get(k)!r} to {v!r}"
+        for k, v in options.items()
+        if k not in OWN and v != before.options.get(k)
     }
-    changes = {k: words for k, words in changes.items() if k not in OWN}
     if algorithm != before.algorithm:
         changes["algorithm"] = f"algorithm from {before.algorithm!r} to {algorithm!r}"
     if fixed := [words for k, words in changes.items() if k in FIXED]:

@@ -28,7 +28,7 @@ def packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     """What JSON can hold; tensors go into `tensors`, under numbers."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
-        tensors[key] = value.detach().cpu().contiguous().clone()
+        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": key}
     if isinstance(value, np.ndarray):
         return {"array": packed(torch.from_numpy(value), tensors)}

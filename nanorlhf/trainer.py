@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import threading
 import time
@@ -31,6 +30,7 @@ from nanorlhf.errors import RunError, UsageError
 from nanorlhf.evaluate import evaluate
 from nanorlhf.loop import Loop, Step
 from nanorlhf.memory import Plan
+from nanorlhf.metrics import finite
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.planning import plan_command, plan_run, settled
 from nanorlhf.policy import Policy, pick_device
@@ -233,9 +233,7 @@ class Trainer:
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether steps or minutes are used up, `seconds` being those of a step that is not yet in the history."""
-        seconds += rundir.training_seconds(self.history)
-        limit = self.config.max_minutes
-        return self.done >= self.config.max_steps or (limit is not None and seconds >= 60 * limit)
+        return self.config.over(self.done, rundir.training_seconds(self.history) + seconds)
 
     def mind(self, step: Step, progress: Progress) -> None:
         """Keeps a report of updates that were left out; ends the run where nothing else comes."""
@@ -255,9 +253,7 @@ class Trainer:
 
     def record(self, tracker: Tracker, metrics: dict[str, Any]) -> None:
         """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""
-        clean: dict[str, Any] = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
-        }
+        clean = {name: finite(value) for name, value in metrics.items()}
         self.history.append(clean)
         tracker.log(clean["step"], clean)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +18,7 @@ from nanorlhf import checkpoint
 from nanorlhf.advantages import reward_to_go, token_rewards
 from nanorlhf.algorithm import OnPolicy
 from nanorlhf.critic import Critic, explained_variance
-from nanorlhf.disk import sync
+from nanorlhf.disk import whole_folder
 from nanorlhf.loop import Loop
 from nanorlhf.metrics import Clock
 from nanorlhf.options import CriticConfig
@@ -54,15 +53,9 @@ def initialise(loop: Loop, run: Path, progress: Progress, say: Say) -> Result:
 
 def keep(folder: Path, weights: dict[str, Tensor], result: Result) -> None:
     """Writes the folder so that it is there whole or not at all."""
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    save_file(weights, draft / WEIGHTS)
-    (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n")
-    for path in draft.iterdir():
-        sync(path)
-    draft.replace(folder)
-    sync(folder.parent)
+    with whole_folder(folder) as draft:
+        save_file(weights, draft / WEIGHTS)
+        (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def learn(loop: Loop, critic: Critic, progress: Progress, say: Say) -> tuple[dict[str, Tensor], Result]:

@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nanorlhf import rundir
 from nanorlhf.scripts import contest, scaling
 from nanorlhf.scripts.contest import OURS, Contest
 from nanorlhf.scripts.goal import Goal
@@ -125,24 +125,24 @@ def ours_in_a_process(folder: Path, work: Workload, threads: int) -> Run:
 
 def about(threads: int) -> dict[str, Any]:
     """When, where and with which versions."""
-    versions = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
+    found = dict.fromkeys(VERSIONS, "not installed") | rundir.versions(VERSIONS)
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"model name\s*: (.*)", cpuinfo)
+    model = re.search(r"model name\s*: (.*)", cpuinfo)
     described = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
     machine = {
-        "cpu": found[1] if found else platform.processor(),
+        "cpu": model[1] if model else platform.processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "system": platform.platform(),
     }
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": date, "commit": commit or "unknown", "machine": machine, "versions": versions}
+    return {
+        "date": date,
+        "commit": commit or "unknown",
+        "machine": machine,
+        "versions": {"python": platform.python_version()} | found,
+    }
 
 
 def count(word: str) -> int:

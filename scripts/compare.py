@@ -31,7 +31,7 @@ from nanorlhf.algorithm import OnPolicy
 from nanorlhf.cli import parse
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.options import TrainConfig
-from nanorlhf.rundir import read_run, training_seconds
+from nanorlhf.rundir import OWN, Record, read_run, training_seconds
 from nanorlhf.scripts.comparison import publish
 from nanorlhf.scripts.versus import Run, read
 
@@ -101,7 +101,7 @@ class Job:
             return False
         asked = yaml.safe_load(yaml.safe_dump(self.config.to_dict()))
         for name, value in yaml.safe_load(path.read_text()).items():
-            if name not in ("output_dir", "resume", "overwrite_output_dir") and value != asked.get(name):
+            if name not in OWN and value != asked.get(name):
                 raise UsageError(
                     f"{self.folder} was made with {name}={value!r}, and now {asked.get(name)!r} is asked for: "
                     "choose another --output"
@@ -112,13 +112,16 @@ class Job:
         """Whether it came to its end."""
         if not self.begun() or not (self.folder / "run.json").exists():
             return False
-        rows, config = read_run(self.folder).rows, self.config
-        enough = config.max_minutes is not None and training_seconds(rows) >= 60 * config.max_minutes
-        return enough or (bool(rows) and rows[-1]["step"] >= config.max_steps)
+        rows = self.record().rows
+        return bool(rows) and self.config.over(rows[-1]["step"], training_seconds(rows))
 
-    def result(self) -> Run:
-        """What is kept of it."""
-        return read(read_run(self.folder), self.entry.name, f"python -m {shlex.join(self.words[:-2])}")
+    def record(self) -> Record:
+        """What it has left."""
+        return read_run(self.folder)
+
+    def result(self, record: Record) -> Run:
+        """What is kept of that."""
+        return read(record, self.entry.name, f"python -m {shlex.join(self.words[:-2])}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,7 +253,7 @@ def run_all(jobs: Sequence[Job], output: Path) -> list[Job]:
             failed.append(job)
             print(f"{job.folder.name}: failed ({code}): {last_line(output, job)}; {left}", flush=True)
         else:
-            print(f"{job.folder.name}: {told(job.result())}; {left}", flush=True)
+            print(f"{job.folder.name}: {told(job.result(job.record()))}; {left}", flush=True)
         if number + 1 == len(todo) or todo[number + 1].seed > job.seed:
             publish_finished(jobs, output)
     if not todo:
@@ -285,7 +288,8 @@ def publish_finished(jobs: Sequence[Job], output: Path) -> None:
     order = list(dict.fromkeys(job.entry.name for job in jobs))
     finished.sort(key=lambda job: order.index(job.entry.name))
     if finished:
-        publish([job.result() for job in finished], [read_run(job.folder) for job in finished], output)
+        records = [job.record() for job in finished]
+        publish([job.result(record) for job, record in zip(finished, records, strict=True)], records, output)
 
 
 def told(run: Run) -> str:

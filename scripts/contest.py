@@ -17,7 +17,7 @@ from typing import Any
 
 from nanorlhf.scripts import goal, ours, rival_engines, rivals, workloads
 from nanorlhf.scripts.goal import Goal
-from nanorlhf.scripts.workloads import LORA_R, Run, Setting, Workload, memory
+from nanorlhf.scripts.workloads import LORA_R, Run, Setting, Workload, aligned, memory
 
 MEASURE = "import sys; from nanorlhf.scripts.contest import measure; measure(*sys.argv[1:])"
 FULL = ("can't allocate memory", "MemoryError", "bad_alloc", "Cannot allocate memory")
@@ -190,10 +190,7 @@ def table(report: dict[str, Any]) -> str:
         rows.append((name, *(shown(figures[h]) if "seconds" in h else f"{figures[h]:,.0f}" for h in HEADS)))
     if ratios := report["trl_over_ours"]:
         rows.append(("TRL's best / ours", *(f"{ratios[h]:.1f}" for h in HEADS)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in rows
-    ]
+    lines = aligned(rows, names=True)
     if differs := ", ".join(f"{name} {value:.1e}" for name, value in report["agreement"].items()):
         lines.append(f"largest relative difference of any run from the first: {differs}")
     steps = [f"{name} {figures['steps']:g}" for name, figures in report["medians"].items() if "steps" in figures]

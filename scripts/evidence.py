@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -18,6 +16,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from nanorlhf.rundir import machine, read_lines
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -70,7 +70,7 @@ def measure(claim: str, name: str, command: Sequence[str], seed: int) -> None:
         seconds = time.perf_counter() - start
         if claim == "algorithms" and seed == 2:
             shutil.copy(run / "learning_curve.png", ROOT / name)
-        rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = read_lines(run / "metrics.jsonl")
     record = {"claim": claim, "variant": name, "seed": seed, "command": "python -m " + " ".join(line[:-2])}
     record |= {"process_seconds": seconds, **outcome(rows), **where()}
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -101,8 +101,7 @@ def outcome(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def where() -> dict[str, Any]:
     """The machine and the code."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False).stdout
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return {"commit": commit.strip(), "machine": machine, "date": time.strftime("%Y-%m-%d")}
+    return {"commit": commit.strip(), "machine": machine(), "date": time.strftime("%Y-%m-%d")}
 
 
 def table(claim: str, names: Iterable[str]) -> str:

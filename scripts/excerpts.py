@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.parquet
 
-from nanorlhf.episodes import FOLDER
+from nanorlhf.episodes import file_of
+from nanorlhf.metrics import finite
 from nanorlhf.rundir import Record
 from nanorlhf.scripts.pieces import Pieces, tokenizer_of
 
@@ -49,7 +50,7 @@ def excerpts(record: Record, limit: int = LIMIT) -> Excerpts:
     chosen = choose(lines, limit, TOKENS)
     found = Excerpts(columns(path, chosen))
     found.facts |= {"all": len(lines), "spread": {"reward": rewards(lines), "length": lengths(lines)}, "pieces": []}
-    files = {step: record.folder / FOLDER / f"step_{step:06d}.parquet" for step in {line.step for line in chosen}}
+    files = {step: file_of(record.folder, step) for step in {line.step for line in chosen}}
     if any(file.is_file() for file in files.values()) and (tokenizer := tokenizer_of(record)):
         pieces = Pieces(tokenizer)
         for step, group in groupby(chosen, key=lambda line: line.step):
@@ -136,11 +137,6 @@ def said(message: dict[str, Any]) -> str:
 def worded(values: dict[str, Any]) -> dict[str, str]:
     """Any values as text."""
     return {str(k): v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_tokens(path: Path, chosen: Sequence[Line], pieces: Pieces) -> list[Any]:

@@ -8,7 +8,6 @@ With it go the tokenizer and a model card that says how it was made and what cam
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nanorlhf.config import shipped_model
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
+from nanorlhf.rundir import read_lines
 from nanorlhf.scripts.evaluate import about
 from nanorlhf.trainer import load_tokenizer
 
@@ -72,8 +72,7 @@ def card(run: Path) -> str:
     options = yaml.safe_load((run / "config.yaml").read_text())
     standard = TrainConfig().to_dict()
     said = {k: v for k, v in options.items() if v != standard.get(k) and k not in ("output_dir", "resume", "run_name")}
-    path = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_lines(run / "metrics.jsonl")
     lines = []
     for name in SHOWN:
         found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]

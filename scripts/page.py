@@ -16,8 +16,9 @@ from string import Template
 from typing import Any
 
 from nanorlhf.health import Remark, remarks
+from nanorlhf.metrics import finite
 from nanorlhf.rundir import Record
-from nanorlhf.scripts.excerpts import LIMIT, Excerpts, excerpts, finite
+from nanorlhf.scripts.excerpts import LIMIT, Excerpts, excerpts
 
 WEB = Path(__file__).with_name("web")
 STYLES = ("uplot.css", "page.css")

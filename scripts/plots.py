@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from nanorlhf.console import canvas
 from nanorlhf.metrics import PHASES
 from nanorlhf.scripts.versus import ALL_PHASES, REWARDS, Run, entries
 
@@ -66,16 +66,3 @@ def draw_phases(runs: Sequence[Run], path: Path) -> None:
     axes.set(xlabel="training seconds of a run (mean; the line is the range over seeds)", title="where the time goes")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(PHASES) + 2, frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def canvas(width: float, height: float) -> tuple[Any, Any]:
-    """An empty picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nanorlhf.disk import write_whole
 from nanorlhf.errors import UsageError
 from nanorlhf.rundir import read_run
 from nanorlhf.scripts.excerpts import LIMIT, TOKENS
@@ -55,10 +56,8 @@ def written(folders: list[Path], samples: int, mark: str = "") -> str:
 
 def save(path: Path, text: str) -> None:
     """Whole or not at all: somebody may be reading the last one."""
-    draft = path.with_name(f".{path.name}.draft")
     try:
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        draft.replace(path)
+        write_whole(path, text, errors="replace")
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror}") from None
 

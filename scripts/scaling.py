@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from nanorlhf.scripts import ours
-from nanorlhf.scripts.workloads import Run, Workload, prepare
+from nanorlhf.scripts.workloads import Run, Workload, aligned, prepare
 
 SHORT = {  # many short samples; the first pass is on a model that is warm
     "full": Workload(prompts=8, median_length=64, sigma=0.5, longest=256),
@@ -107,6 +107,5 @@ def as_table(report: dict[str, Any]) -> str:
     lines = [heads] + [
         [f"{row[h]:,.3g}" if isinstance(row[h], float) else f"{row[h]:,}" for h in heads] for row in report["rows"]
     ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
+    text = "\n".join(aligned(lines, names=False))
     return f"{text}\nas expected: {'yes' if report['holds'] else 'NO'}"

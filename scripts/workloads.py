@@ -7,6 +7,7 @@ import math
 import random
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
@@ -132,6 +133,17 @@ class Meter:
 
     def peak(self) -> Run:
         return {"baseline_mib": self.baseline, "peak_mib": memory()[1]}
+
+
+def aligned(rows: Sequence[Sequence[str]], names: bool) -> list[str]:
+    """Lines of cells under one another, flush right; `names` in the first column flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            c.rjust(w) if i or not names else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def typical(laps: list[Run]) -> Run:

@@ -52,9 +52,9 @@ def recorded_gradients(optimizer: Any, into: list[float]) -> Any:
     """An optimizer's step that first notes every parameter's gradient, or its absence."""
     step = optimizer.step
 
-    def noting(sound: bool = True) -> float:
+    def noting(loss: float = 0.0) -> float:
         into.extend(0.0 if p.grad is None else p.grad.norm().item() for p in optimizer.parameters)
-        return step(sound)
+        return step(loss)
 
     return noting
 

@@ -122,7 +122,7 @@ function nearby(at, { drawn }) {
     const i = nearest(line.x, at);
     const words = [runs.length > 1 ? line.run.name : null, line.second ? line.metric.split("/").pop() : null].filter(Boolean);
     const where = `step ${line.step[i]}`;
-    return el("tr", {}, el("td", {}, swatch(line.run), words.join(" ")), el("td", {}, where), el("td", { class: "value" }, String(line.y[i])));
+    return el("tr", {}, el("td", {}, swatch(colourOf(line.run)), words.join(" ")), el("td", {}, where), el("td", { class: "value" }, String(line.y[i])));
   });
   return [el("table", {}, rows)];
 }

@@ -146,8 +146,8 @@ function say(event, ...children) {
   tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - height - 4))}px`;
 }
 const hush = () => (tip.hidden = true);
-const swatch = (run) => {
+const swatch = (colour) => {
   const mark = el("i", { class: "swatch" });
-  mark.style.backgroundColor = colourOf(run);
+  mark.style.backgroundColor = colour;
   return mark;
 };

@@ -1,6 +1,7 @@
 // One run in detail: where its time goes, and how rewards and lengths are spread at each step.
 
 const PHASES = ["rollout", "reward", "measure", "update", "sync"];
+const phaseMark = (name) => swatch(style(`--phase-${name}`));
 const detailed = () => runs[Number(state.detail)] || runs[0];
 
 /** Seconds of each phase, stacked, with what is left of the step on top. */
@@ -27,11 +28,7 @@ function phases() {
 function phasesAt(at, { rows, names }) {
   const { metrics } = detailed();
   const [seconds, i] = rows[nearest(rows.map(([, row]) => metrics.step[row]), at)];
-  const line = (name, value) => {
-    const mark = el("i", { class: "swatch" });
-    mark.style.backgroundColor = style(`--phase-${name}`);
-    return el("tr", {}, el("td", {}, name === "step" ? null : mark, name), el("td", { class: "value" }, String(value)));
-  };
+  const line = (name, value) => el("tr", {}, el("td", {}, name === "step" ? null : phaseMark(name), name), el("td", { class: "value" }, String(value)));
   const parts = names.map((name) => line(name, metrics[`time/${name}`][i] ?? 0));
   return [el("b", {}, `step ${metrics.step[i]}, seconds`), el("table", {}, parts, line("step", seconds))];
 }
@@ -44,11 +41,7 @@ function share() {
   const parts = PHASES.map((name) => [name, sum(`time/${name}`)]);
   const rest = Math.max(0, all - parts.reduce((total, [, seconds]) => total + seconds, 0));
   const keys = [...parts, ["rest", rest]].filter(([, seconds]) => seconds > 0);
-  return keys.map(([name, seconds]) => {
-    const mark = el("i", { class: "swatch" });
-    mark.style.backgroundColor = style(`--phase-${name}`);
-    return el("span", { class: "key" }, mark, `${name} ${all ? Math.round((100 * seconds) / all) : 0}%`);
-  });
+  return keys.map(([name, seconds]) => el("span", { class: "key" }, phaseMark(name), `${name} ${all ? Math.round((100 * seconds) / all) : 0}%`));
 }
 
 /** A map of counts: a column a step, a row a value or bin, darker where more samples lie. */

@@ -15,7 +15,7 @@ function overview() {
   const rows = runs.map((run) => {
     const speed = points(run, "throughput/tokens_per_s", "step").y.toSorted((a, b) => a - b);
     const cells = [
-      el("span", { class: "run" }, swatch(run), run.name),
+      el("span", { class: "run" }, swatch(colourOf(run)), run.name),
       run.algorithm,
       `${stepsOf(run)} of ${run.planned}`,
       held && ends(run, held),
@@ -102,14 +102,19 @@ function about() {
   return el("details", { id: "about" }, el("summary", {}, "Where and with what"), table(["", ...runs.map((run) => run.name)], rows));
 }
 
+const night = matchMedia("(prefers-color-scheme: dark)");
+function dress() {
+  const own = night.matches ? "dark" : "light";
+  document.documentElement.dataset.theme = state.theme === "auto" ? own : state.theme;
+}
 function themed() {
-  document.documentElement.dataset.theme = state.theme;
+  dress();
   redraw();
 }
 
 /** A button for each run, which shows it or not. */
 function chips() {
-  const buttons = runs.map((run) => el("button", { class: "chip", "data-run": run.number, onclick: () => toggle(run) }, swatch(run), run.name));
+  const buttons = runs.map((run) => el("button", { class: "chip", "data-run": run.number, onclick: () => toggle(run) }, swatch(colourOf(run)), run.name));
   const toggle = (run) => {
     if (!off.delete(run.number)) off.add(run.number);
     redraw();
@@ -151,10 +156,10 @@ const subtitle = () => {
   return [run.algorithm, plain("model_name_or_path"), plain("dataset_name"), `written ${report.made}`].filter((word) => word && word !== "null").join(" · ");
 };
 
-document.documentElement.dataset.theme = state.theme;
+dress();
 const body = [overview(), warnings(), ...givenTables(), curvesSection(), runs.length ? detailSection() : null, samplesSection(), figures(), options(), about()];
 document.getElementById("page").append(el("header", {}, el("div", {}, el("h1", {}, report.title), el("p", { class: "soft" }, subtitle()))), bar(), ...body.filter(Boolean));
 document.body.append(tip);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+night.addEventListener("change", themed);
 redraw();
 if (report.stamp) follow();
