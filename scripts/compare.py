@@ -301,8 +301,9 @@ def told(run: Run) -> str:
 def last_line(output: Path, job: Job) -> str:
     """What a run died of, and where there is more."""
     log = output / "logs" / f"{job.folder.name}.log"
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return f"{next((line for line in reversed(lines) if line.strip()), 'no word')} (all of it: {log})"
+    lines = [line for line in log.read_text(errors="replace").split("\n") if line.strip()] if log.exists() else []
+    errors = [line for line in lines if ": error: " in line]
+    return f"{(errors or lines or ['no word'])[-1]} (all of it: {log})"
 
 
 def end_like_ctrl_c() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.rewards.reasoning import reasoning
-from nanorlhf.scripts.evidence import spread, where
+from nanorlhf.scripts.results import spread, where
 from nanorlhf.scripts.richness import write
 from nanorlhf.sft import SFTConfig, SFTTrainer
 from nanorlhf.statistics import p_value, z_score

@@ -17,7 +17,7 @@ from typing import Any
 from nanorlhf.cli import parse
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
-from nanorlhf.scripts.evidence import spread, where
+from nanorlhf.scripts.results import spread, where
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_PENALTY = ["--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}"]

@@ -19,7 +19,7 @@ from typing import Any
 from nanorlhf.cli import parse
 from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.rewards.exact_answer import exact_answer
-from nanorlhf.scripts.evidence import ROOT, where
+from nanorlhf.scripts.results import ROOT, where
 
 RESULTS = ROOT / "results" / "value_init.json"
 GOAL = 0.8  # of held-out answers right, sampled

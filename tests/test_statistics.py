@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from nanorlhf.statistics import differ, estimate, majority_at, pass_at, z_score
+from nanorlhf.statistics import differ, estimate, holm, majority_at, pass_at, shows_from, welch, z_score
 
 
 @pytest.mark.parametrize("right", range(7))
@@ -56,3 +56,31 @@ def test_standard_errors_between_two_shares() -> None:
     assert z_score(0.5, 0.6, 512) == pytest.approx(3.216, abs=1e-3)
     assert z_score(0.6, 0.5, 512) == pytest.approx(-3.216, abs=1e-3)
     assert z_score(0.0, 0.0, 512) == z_score(1.0, 1.0, 512) == 0
+
+
+def test_welchs_test() -> None:
+    # Equal variances of 1 and three values each: t = 3 / sqrt(2/3), and Student's distribution of 4 degrees of freedom
+    # is 1/2 + 3/8 t / r (1 - t^2 / (12 r^2)) with r^2 = 1 + t^2 / 4.
+    t, r = 3 / math.sqrt(2 / 3), math.sqrt(1 + 13.5 / 4)
+    exact = 2 * (1 - (0.5 + 3 / 8 * t / r * (1 - 13.5 / (12 * r**2))))
+    assert welch([1, 2, 3], [4, 5, 6]) == pytest.approx(exact, rel=1e-9)
+    assert exact == pytest.approx(0.0213, abs=1e-4)
+    assert welch([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
+    assert (welch([1, 1], [1, 1]), welch([1, 1], [2, 2])) == (1, 0), "without any spread"
+    with pytest.raises(ValueError, match="single value"):
+        welch([1.0], [1.0, 2.0])
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_from_where_a_difference_shows() -> None:
+    far = shows_from(3, 1)  # two-sided t of 4 degrees of freedom at .05: 2.7764
+    assert far == pytest.approx(2.7764 * math.sqrt(2 / 3), abs=1e-3)
+    # Means that lie just so far apart give that p, and with twelve tests a twelfth of it.
+    for tests in (1, 12):
+        apart = shows_from(3, tests)
+        assert welch([-1, 0, 1], [apart - 1, apart, apart + 1]) == pytest.approx(0.05 / tests)
