@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     if code := compare.main([*words, "--output", str(args.runs)]):
         return code
     runs = read_runs(args.runs / "comparison.json")
-    found = {"command": f"python -m scripts.compare {' '.join(words)}"} | examined(runs, args.draws) | where()
+    found: dict[str, Any] = (
+        {"command": f"python -m scripts.compare {' '.join(words)}"} | examined(runs, args.draws) | where()
+    )
     write_whole(args.output, json.dumps(found, indent=1) + "\n")
     for name, shares in found["called different"].items():
         print(f"{name}: {', '.join(f'{share:.1%} {figure}' for figure, share in shares.items())}")
