@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanorlhf.errors import UsageError
+from nanorlhf.voice import tell
 
 
 @dataclass(frozen=True)
@@ -103,5 +104,5 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
                 if target in ours:
                     raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
                 ours[target] = translate(value, {**below, **options})
-                print(f"{name} is {target} here: {ours[target]}")
+                tell(f"{name} is {target} here: {ours[target]}")
     return ours

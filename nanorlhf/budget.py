@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from nanorlhf import checkpoint
-from nanorlhf.errors import UsageError
+from nanorlhf.errors import RunError, UsageError
 
 R = TypeVar("R")
 SAID = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what the driver and its libraries call it
@@ -65,6 +65,18 @@ class Budget:
         """The remarks, which are not kept any longer."""
         remarks, self.remarks = self.remarks, []
         return remarks
+
+
+def in_one_go(phase: str, work: Callable[[], R]) -> R:
+    """What `work` returns, where other processes go through the layers with this one and it cannot begin again."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if ran_out(error):
+            raise RunError(
+                f"out of memory ({phase}): with shard_base, say a smaller token_budget; or {HELP}"
+            ) from error
+        raise
 
 
 def ran_out(error: RuntimeError) -> bool:

@@ -19,6 +19,7 @@ from nanorlhf.config import defaults
 from nanorlhf.errors import RunError, UsageError, nearest
 from nanorlhf.rundir import run_of
 from nanorlhf.task import TaskConfig
+from nanorlhf.voice import signature, speaks, tell
 
 C = TypeVar("C", bound=TaskConfig)
 Shown = Literal["config", "plan", ""]
@@ -31,7 +32,7 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
     """
 
     def main(argv: list[str] | None = None) -> int:
-        package = importlib.import_module(f"nanorlhf.{name}")
+        package, running = importlib.import_module(f"nanorlhf.{name}"), False
         try:
             recipes = Path(package.__path__[0]) / "recipes"
             shown, config = parse(config_class, name, recipes, sys.argv[1:] if argv is None else argv)
@@ -43,13 +44,17 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
                 print(getattr(package, trainer).plan_of(config).table())
                 return 0
             model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
-            print(f"nanorlhf {name}: {model} on {dataset}", flush=True)
-            getattr(package, trainer)(args=config).train()  # torch is imported here
+            tell(f"nanorlhf {name}: {model} on {dataset}")
+            run = getattr(package, trainer)(args=config)  # torch is imported here
+            running = True
+            run.train()
         except (UsageError, RunError) as error:
-            print(f"nanorlhf {name}: error: {error}", file=sys.stderr)
+            if running or speaks():  # at the door a mistake is everyone's
+                print(f"nanorlhf {name}: error{signature() if running else ''}: {error}", file=sys.stderr)
             return 2 if isinstance(error, UsageError) else 1
         except KeyboardInterrupt as interrupt:
-            print("; ".join([f"nanorlhf {name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+            if speaks():
+                print("; ".join([f"nanorlhf {name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
             return 130
         return 0
 

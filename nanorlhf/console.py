@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from nanorlhf.voice import speaks, tell
+
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
 WORDS = {"reward/mean": "training reward", "eval/reward": "held-out reward", "eval/accuracy": "held-out accuracy"}
@@ -22,7 +24,8 @@ class Progress:
         self.total, self.done = total, done
         self.started, self.tokens = time.perf_counter(), 0
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=not self.live)
+        heard = speaks() and self.live
+        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=not heard)
         self.first = done
 
     def writing(self, tokens: int) -> None:
@@ -43,11 +46,12 @@ class Progress:
         if not self.live:
             left = (self.total - self.done) * (time.perf_counter() - self.started) / (self.done - self.first)
             words = " ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}", flush=True)
+            tell(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}")
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        tqdm.write(line)
+        if speaks():
+            tqdm.write(line)
 
     def close(self) -> None:
         """Ends the bar."""

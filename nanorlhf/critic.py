@@ -75,19 +75,19 @@ class Critic:
         """(N,) the head's values."""
         return self.head(features)[:, 0]
 
-    def update(self, batches: Sequence[MicroBatch], averages: Averages) -> tuple[float, float]:
-        """One optimizer step on the clipped value loss, the mean over tokens; the loss and the gradient's norm."""
-        total, mean = sum(len(batch.targets) for batch in batches), 0.0
+    def update(self, batches: Sequence[MicroBatch], tokens: int, averages: Averages) -> tuple[float, float]:
+        """One optimizer step on the clipped value loss, the mean over `tokens`; the loss and the gradient's norm."""
+        mean = 0.0
         with self.active(), self.training():
             for batch in (b.to(self.body.device) for b in batches):
                 values, old = self.evaluate(self.features(batch)), batch.columns["values"]
                 loss = clipped_value(values, old, batch.columns["returns"], self.config.value_clip)
-                share = loss.sum() / total
+                share = loss.sum() / tokens
                 share.backward()
                 mean += share.item()
                 averages.add("value/loss", loss)
                 averages.add("value/mean", old)
-        return mean, self.optimizer.step(mean)
+        return self.optimizer.step(mean)
 
     def tensors(self) -> list[Tensor]:
         """What it does not share with the policy."""

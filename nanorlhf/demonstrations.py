@@ -17,6 +17,7 @@ from nanorlhf.options import TrainConfig
 from nanorlhf.reading import Read
 from nanorlhf.rollout import Progress, as_tensor
 from nanorlhf.rows import UnfitError, content
+from nanorlhf.team import team
 from nanorlhf.types import Prompt, Rollout, Sample
 
 
@@ -88,11 +89,17 @@ def judged(loop: Loop, rollout: Rollout) -> dict[str, float | None]:
         averages, total = Averages(), 0.0
         for batch in loop.batches(rollout, loop.algorithm.credit(rollout), everything, everything):
             here = batch.to(loop.policy.device)
-            loss = loop.algorithm.loss(*loop.policy.logprobs(here), here)
+            logprobs, entropy = loop.policy.logprobs(here)
+            if not len(here.targets):
+                continue
+            loss = loop.algorithm.loss(logprobs, entropy, here)
             total += (here.weights * loss.tokens).sum().item()
             for name, values in loss.stats.items():
                 averages.add(name, values)
-        return {"eval/loss": total} | {f"eval/{name}": mean for name, mean in averages.metrics(()).items()}
+        loss = torch.tensor([total], dtype=torch.double)
+        team().add_up([loss])
+        averages = averages.joined()
+        return {"eval/loss": loss.item()} | {f"eval/{name}": mean for name, mean in averages.metrics(()).items()}
 
     return loop.fit("evaluation", rollout, everything, judge, loop.algorithm.together)
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config import shipped_model, split_names
 from nanorlhf.data import Reader, first_rows
-from nanorlhf.engines.build import check_engine
+from nanorlhf.engines.build import check_engine, engine_name
 from nanorlhf.environments import Environment, environment, find_environment, own_questions
 from nanorlhf.errors import UsageError
 from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
@@ -25,6 +25,7 @@ from nanorlhf.rows import UnfitError
 from nanorlhf.sources import Rows, as_rows, load, only_split
 from nanorlhf.task import TaskConfig
 from nanorlhf.tools import ToolCalls, tool_environment
+from nanorlhf.voice import tell
 
 C = TypeVar("C", bound=TaskConfig)
 
@@ -71,6 +72,10 @@ def enter(
     generates = bool(rewards) and (samples or held_out is not None)
     if generates:
         check_engine(config)
+    if config.shard_base:
+        whole = engine_name(config) == "hf" and generates
+        config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
+        config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")
     chosen = find_algorithm(config, algorithm)
     return Entry(config, about, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
 
@@ -170,7 +175,7 @@ def check_rows(config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Re
             names = list(read.columns)
             if reading.form and reading.form.foreign:
                 made = ", ".join(["prompt", *read.answers, *({"answer", "ground_truth"} & read.columns.keys())])
-                print(f"{which} rows are read as {reading.form.name} ({made})")
+                tell(f"{which} rows are read as {reading.form.name} ({made})")
             if reader:
                 reader(read)
             break

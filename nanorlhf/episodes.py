@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nanorlhf.errors import UsageError
 from nanorlhf.metrics import Clock
-from nanorlhf.rollout import Progress, as_tensor
+from nanorlhf.rollout import Progress, as_tensor, shared
 from nanorlhf.scoring import Scorer
+from nanorlhf.team import team
 from nanorlhf.types import Prompt, Rollout, Sample
 
 FOLDER = "rollouts"
@@ -98,7 +99,10 @@ class Saved:
             rollout = read(self.files[(step - 1) % len(self.files)])
         if self.scorer.rewards:
             with clock("reward"):
-                self.scorer.score(rollout.samples)
+                groups = set(team().share(range(int(rollout.group.max()) + 1)))
+                mine = [s for s, g in zip(rollout.samples, rollout.group.tolist(), strict=True) if g in groups]
+                self.scorer.score(mine)
+                rollout.samples = shared(mine)
                 rollout.rewards = as_tensor(rollout.samples)
         return rollout
 

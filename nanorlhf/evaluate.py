@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nanorlhf.algorithm import Plan
 from nanorlhf.engines.base import Sampling
-from nanorlhf.rollout import Author
+from nanorlhf.rollout import Author, shared
 from nanorlhf.seeds import derive
 from nanorlhf.types import Prompt, Sample
 
@@ -17,6 +17,7 @@ def evaluate(
     """Mean rewards of one completion for each prompt; the seed is the same each time, so only the weights differ."""
     samples, _ = author.write(prompts, Plan(1), derive(seed, "evaluation"), sampling)
     author.scorer.finish(samples)
+    samples = shared(samples)
     metrics = {"eval/reward": mean_scored([s.reward for s in samples])}
     names = samples[0].rewards.keys()
     if len(names) > 1:

@@ -17,14 +17,17 @@ from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.cache import sequence_bytes
 from nanorlhf.engines.vllm import BLOCK, PREFILL, SEQUENCES, room_for
-from nanorlhf.memory import GIB, Needs, Phase, Resident
+from nanorlhf.memory import GIB, PHASES, Needs, Phase, Resident
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.policy import rank_of, saved_adapter
+from nanorlhf.sharding import layers_of
+from nanorlhf.team import team
 from nanorlhf.tracing import skeleton, trace
 from nanorlhf.workspace import Line, Workspace
 
 LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
 UPDATE: frozenset[Phase] = frozenset({"update"})
+ALWAYS: frozenset[Phase] = frozenset(PHASES)
 GRAPHS = GIB  # vLLM's CUDA graphs and buffers, which do not sleep
 AT_HAND = 2  # layers whose inputs are on the card when all are parked: one at work, one on its way
 SAMPLED = 5  # (sequences, vocabulary) tensors in float32 that sampling holds
@@ -38,6 +41,7 @@ class Body:
     about: PretrainedConfig
     peft_config: Any
     base: int  # bytes of what does not learn
+    layered: int  # of these, in the layers
     trained: int  # and of what does
     weights: int  # number of those without an adapter's
     rank: int  # of the adapter; 0 without one
@@ -49,7 +53,8 @@ class Body:
         base = [p for p in model.parameters() if not p.requires_grad]
         rank = rank_of(model)
         weights = sum(p.numel() for p in (base if rank else trained))
-        return cls(config, about, peft_config, size(base), size(trained), weights, rank)
+        layered = [p for layer in layers_of(model) for p in layer.parameters() if not p.requires_grad]
+        return cls(config, about, peft_config, size(base), size(layered), size(trained), weights, rank)
 
     @property
     def half(self) -> bool:
@@ -136,7 +141,12 @@ def learners(body: Body, critic: Body | None, algorithm: Algorithm) -> list[Resi
     config, adapted = body.config, body.rank > 0
     residents, learned = [], [body.trained]
     if adapted:
-        residents += [Resident("policy", body.base, LEARNING, "policy", kept=True)]
+        whole = body.base - (body.layered if config.shard_base else 0)
+        residents += [Resident("policy", whole, LEARNING, "policy", kept=True)]
+        if config.shard_base:  # a part of every layer stays, and of two that are at work there is all
+            part, work = body.layered // team().size, AT_HAND * body.layered // body.layers
+            residents += [Resident("part of layers", part, ALWAYS)]
+            residents += [Resident("layers at work", work, LEARNING, passing=True)]
         residents += [Resident("adapter", body.trained, LEARNING, "policy")]
     else:
         residents += [Resident("policy", body.trained, LEARNING, "policy")]

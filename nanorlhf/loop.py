@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
-from nanorlhf.budget import Budget
+from nanorlhf.budget import Budget, in_one_go
 from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.engines.base import Engine
 from nanorlhf.faults import Fault, describe
 from nanorlhf.metrics import Averages, Clock, rollout_metrics
 from nanorlhf.optim import Optimizer, sound
 from nanorlhf.options import TrainConfig
-from nanorlhf.packing import pack, token_weights
+from nanorlhf.packing import divided, idle, pack, token_weights
 from nanorlhf.policy import Policy
 from nanorlhf.rehearsal import rehearse
 from nanorlhf.residency import Residency
 from nanorlhf.reward import TrainerState
 from nanorlhf.rollout import Progress, Source
 from nanorlhf.scoring import Scorer
+from nanorlhf.team import team
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
 R = TypeVar("R")
@@ -87,7 +88,7 @@ class Loop:
 
     def probe(self) -> list[str]:
         """Before training on CUDA, where the budget is ours to choose: lowers it until the longest samples fit."""
-        if self.policy.device.type != "cuda" or self.config.token_budget != "auto":
+        if self.policy.device.type != "cuda" or self.config.token_budget != "auto" or self.config.shard_base:
             return []
         with self.residency.phase("update"):
             rehearse(self)
@@ -128,7 +129,7 @@ class Loop:
 
     def fit(self, phase: str, rollout: Rollout, chosen: Tensor, work: Callable[[], R], together: int = 1) -> R:
         """What `work` makes of the samples `chosen (S,)`: all of it again, in smaller rows, where memory runs out."""
-        version, index = self.policy.version, chosen.nonzero().flatten().tolist()
+        version, index = self.policy.version, self.share(rollout, chosen, together).nonzero().flatten().tolist()
         sizes = [rollout.samples[i].row_length for i in index]
         lengths = [sum(sizes[i : i + together]) for i in range(0, len(sizes), together)] or [0]
 
@@ -136,7 +137,21 @@ class Loop:
             self.clear()
             self.policy.version = version
 
+        if self.config.shard_base:
+            return in_one_go(phase, work)
         return self.budget.fit(phase, [max(lengths)] if self.policy.one_per_row else lengths, work, undo)
+
+    def share(self, rollout: Rollout, chosen: Tensor, together: int = 1) -> Tensor:
+        """(S,) this process's part of the samples `chosen (S,)`."""
+        here = team()
+        return chosen if here.size == 1 else divided(rollout, chosen, here.size, together)[here.rank]
+
+    def in_step(self, rollout: Rollout, rows: Iterable[MicroBatch]) -> list[MicroBatch]:
+        """These rows; where a layer comes from all processes for each of them, idle ones until all have as many."""
+        mine = list(rows)
+        if not self.config.shard_base:
+            return mine
+        return mine + [idle(rollout)] * (max(team().gathered(len(mine))) - len(mine))
 
     def clear(self) -> None:
         """Forgets gradients."""
@@ -157,9 +172,12 @@ class Loop:
         names = {"logprobs": ("logprobs", "entropy")}.get(name, (name,))
         empty = torch.zeros(int(rollout.lengths.sum()))
         columns = {n: empty.clone() for n in names}
-        for batch in pack(rollout, chosen, empty, self.token_budget, self.policy.one_per_row):
+        mine = self.share(rollout, chosen)
+        rows = pack(rollout, mine, empty, self.token_budget, self.policy.one_per_row)
+        for batch in self.in_step(rollout, rows):
             for n, values in zip(names, self.measured(name, batch.to(self.policy.device)), strict=True):
                 columns[n][batch.tokens] = values.cpu()
+        team().add_up(columns.values())
         return columns
 
     def measured(self, name: str, batch: MicroBatch) -> tuple[Tensor, ...]:
@@ -183,7 +201,7 @@ class Loop:
             for part in parts(rollout, self.config.updates):
                 chosen, together = trained & part, self.algorithm.together
                 cut = partial(self.batches, rollout, credit, chosen, credit.keep & part)
-                taught = partial(self.taught, cut, averages, epoch == 0)
+                taught = partial(self.taught, cut, averages, epoch == 0, bool(chosen.any()))
                 loss, norm, seen = self.fit("update", rollout, chosen, taught, together)
                 tokens += int(rollout.lengths[chosen].sum())
                 if self.took("policy", loss, norm, rollout, chosen):
@@ -191,10 +209,11 @@ class Loop:
                     losses.append(loss)
                     norms.append(norm)
                 if self.critic is not None:
-                    taught = partial(self.critic_taught, self.critic, cut, averages)
+                    taught = partial(self.critic_taught, self.critic, cut, int(rollout.lengths[chosen].sum()), averages)
                     loss, norm, seen = self.fit("critic", rollout, chosen, taught, together)
                     averages = seen if self.took("critic", loss, norm, rollout, chosen) else averages
         self.policy.model.eval()
+        averages = averages.joined()
         if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
             gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
             averages.add("kl", gap[trained[rollout.sample]])
@@ -214,37 +233,43 @@ class Loop:
         return False
 
     def taught(
-        self, cut: Callable[[], list[MicroBatch]], averages: Averages, measured: bool
+        self, cut: Callable[[], list[MicroBatch]], averages: Averages, measured: bool, teaches: bool
     ) -> tuple[float, float, Averages]:
         """One update's loss and gradient norm, and figures that hold it too; those given stay, should it break off."""
         averages = copy.deepcopy(averages)
-        return *self.optimize(cut(), averages, measured), averages
+        return *self.optimize(cut(), averages, measured, teaches), averages
 
     def critic_taught(
-        self, critic: Critic, cut: Callable[[], list[MicroBatch]], averages: Averages
+        self, critic: Critic, cut: Callable[[], list[MicroBatch]], tokens: int, averages: Averages
     ) -> tuple[float, float, Averages]:
         """The same of the critic."""
         averages = copy.deepcopy(averages)
-        return *critic.update(cut(), averages), averages
+        return *critic.update(cut(), tokens, averages), averages
 
     def batches(self, rollout: Rollout, credit: Credit, trained: Tensor, counted: Tensor) -> list[MicroBatch]:
-        """One update's micro-batches: weights over all that counts, rows of what passes through the model."""
+        """One update's micro-batches: weights over all that counts, rows of what passes through the model here."""
         weights = token_weights(rollout.lengths, counted, self.algorithm.norm, self.config.max_completion_length)
         rollout.columns["advantages"] = self.algorithm.shape(credit.advantages, rollout, trained[rollout.sample])
         one, together = self.policy.one_per_row, self.algorithm.together
-        return list(pack(rollout, trained, weights, self.token_budget, one, together))
+        mine = self.share(rollout, trained, together)
+        return self.in_step(rollout, pack(rollout, mine, weights, self.token_budget, one, together))
 
-    def optimize(self, batches: list[MicroBatch], averages: Averages, measured: bool) -> tuple[float, float]:
+    def optimize(
+        self, batches: list[MicroBatch], averages: Averages, measured: bool, teaches: bool
+    ) -> tuple[float, float]:
         """One optimizer step; without a gradient (no sample can teach) it leaves the weights as they are."""
-        total = sum(self.backward(batch.to(self.policy.device), averages, measured) for batch in batches)
-        self.policy.version += bool(batches)  # before the step: one that breaks off in the middle is no version to keep
-        norm = self.optimizer.step(total)
-        self.policy.version -= bool(batches) and not sound(total, norm)
+        mine = sum(self.backward(batch.to(self.policy.device), averages, measured) for batch in batches)
+        self.policy.version += teaches  # before the step: one that breaks off in the middle is no version to keep
+        total, norm = self.optimizer.step(mine)
+        self.policy.version -= teaches and not sound(total, norm)
         return total, norm
 
     def backward(self, batch: MicroBatch, averages: Averages, measured: bool) -> float:
         """Adds one micro-batch's gradient, and its figures."""
         logprobs, entropy = self.policy.logprobs(batch, entropy_grad=self.algorithm.entropy_grad)
+        if not len(batch.targets):  # idle: for the others' sake it goes back through the layers
+            logprobs.sum().backward()
+            return 0.0
         old = batch.columns.setdefault("old_logprobs", logprobs.detach())
         loss = self.algorithm.loss(logprobs, entropy, batch)
         weighted = (batch.weights * loss.tokens).sum()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.advantages import has_spread
+from nanorlhf.team import team
 from nanorlhf.types import Rollout
 
 PHASES = ("rollout", "reward", "measure", "update", "sync")
@@ -58,6 +59,17 @@ class Averages:
         """Takes in per-token values of which the largest matters."""
         if values.numel():
             self.maxima[name] = max(self.maxima.get(name, 0.0), values.max().item())
+
+    def joined(self) -> Averages:
+        """Those of all processes."""
+        every = Averages()
+        for part in team().gathered(self):
+            for name, total in part.sums.items():
+                every.sums[name] += total
+                every.counts[name] += part.counts[name]
+            for name, value in part.maxima.items():
+                every.maxima[name] = max(every.maxima.get(name, 0.0), value)
+        return every
 
     def metrics(self, names: Sequence[str]) -> dict[str, float | None]:
         """Means and maxima; None for a name that nothing was added to."""

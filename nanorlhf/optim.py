@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from nanorlhf.options import TrainConfig
+from nanorlhf.team import team
 
 
 class Optimizer:
@@ -29,14 +30,15 @@ class Optimizer:
     def learning_rate(self) -> float:
         return float(self.scheduler.get_last_lr()[0])
 
-    def step(self, loss: float = 0.0) -> float:
-        """The gradient's norm before clipping; the parameters stay without one, or where it or `loss` is unsound."""
+    def step(self, loss: float = 0.0) -> tuple[float, float]:
+        """Loss and gradient's norm before clipping, of all processes; unsound ones, or none, leave the parameters."""
+        loss = team().add_gradients(self.parameters, loss)
         norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
         if sound(loss, norm):
             self.take()
             self.scheduler.step()
         self.clear()
-        return norm
+        return loss, norm
 
     def take(self) -> None:
         """Adam's step, whole or not at all; where it broke off in the middle there is no going on."""

@@ -36,7 +36,11 @@ class TrainConfig(TaskConfig):
         "auto moves only what does not fit.",
         "model",
     )
-
+    shard_base: bool = option(
+        False,
+        "Of the base's layers each of several processes keeps a part (FSDP): for bases that one card cannot hold.",
+        "model",
+    )
     activation_offload: Literal["auto", "on", "off"] = option(
         "auto",
         "With gradient_checkpointing, the inputs of layers wait in main memory; auto: on CUDA, where they would take "
@@ -102,6 +106,7 @@ class TrainConfig(TaskConfig):
         self.require(
             self.token_budget == "auto" or self.token_budget > 0, "token_budget", "it must be above 0, or auto"
         )
+        self.require(not (self.shard_base and self.full_finetuning), "shard_base", "it needs an adapter to train")
         adapter = not (self.full_finetuning and self.weight_sync == "lora")
         self.require(adapter, "weight_sync", "lora: none has no adapter; use merged")
         for name in self.stop_on:

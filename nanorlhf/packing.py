@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,19 @@ def pack(
     for row in rows:
         members = [i for u in row for i in units[u]]
         yield build(rollout, members, [ends[i] for i in members], weights)
+
+
+def divided(rollout: Rollout, chosen: Tensor, parts: int, together: int = 1) -> list[Tensor]:
+    """(S,) disjoint parts of the samples `chosen (S,)`, as alike in tokens as they get: the longest to the emptiest."""
+    index = chosen.nonzero().flatten().tolist()
+    units = [index[i : i + together] for i in range(0, len(index), together)]
+    lengths = [sum(rollout.samples[i].row_length for i in unit) for unit in units]
+    shares, loads = [torch.zeros_like(chosen) for _ in range(parts)], [0] * parts
+    for u in sorted(range(len(units)), key=lambda u: (-lengths[u], u)):
+        least = loads.index(min(loads))
+        shares[least][units[u]] = True
+        loads[least] += lengths[u]
+    return shares
 
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -66,6 +80,16 @@ def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Te
         weights=weights[at],
         columns={name: column[at] for name, column in rollout.columns.items()},
     )
+
+
+def idle(rollout: Rollout) -> MicroBatch:
+    """A row that passes through the model and teaches nothing: the shortest sample, with none of its tokens trained."""
+    shortest = min(range(len(rollout.samples)), key=lambda i: rollout.samples[i].row_length)
+    row = build(
+        rollout, [shortest], [int(rollout.lengths[: shortest + 1].sum())], torch.zeros(int(rollout.lengths.sum()))
+    )
+    nothing = {name: getattr(row, name)[:0] for name in ("predict_at", "targets", "sample", "tokens", "weights")}
+    return replace(row, **nothing, columns={name: column[:0] for name, column in row.columns.items()})
 
 
 def token_weights(lengths: Tensor, counted: Tensor, norm: str, max_length: int) -> Tensor:

@@ -14,6 +14,7 @@ from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nanorlhf import activations, attention, checkpoint
@@ -21,6 +22,7 @@ from nanorlhf.config import shipped_model, split_names
 from nanorlhf.errors import UsageError
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
 from nanorlhf.options import TrainConfig
+from nanorlhf.sharding import shard, whole
 from nanorlhf.types import MicroBatch, WeightSync
 
 POLICY = "default"  # PEFT's name for the adapter that learns
@@ -42,8 +44,11 @@ class Policy:
         self.came_as_object = model is not None
         if model is None:
             model = load(config, self.device)
-        self.model = with_adapter(config, model, peft_config).to(self.device)  # type: ignore[arg-type]
+        self.model = with_adapter(config, model, peft_config)
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
+        if config.shard_base:
+            shard(self.base, self.device)
+        self.model.to(self.device)  # type: ignore[arg-type]
         refuse_unsupported(self.model)
         self.base.set_attn_implementation(attention.NAME)
         self.recomputes = False
@@ -92,8 +97,8 @@ class Policy:
         self.recomputes = True
 
     def tensors(self) -> list[Tensor]:
-        """Every weight and buffer, all adapters' too."""
-        return [*self.model.parameters(), *self.model.buffers()]
+        """Every weight and buffer that this process has whole, all adapters' too."""
+        return [t for t in (*self.model.parameters(), *self.model.buffers()) if not isinstance(t, DTensor)]
 
     def add_adapter(self, name: str) -> None:
         """A second adapter of the same shape on the same base; the policy's own stays the active one."""
@@ -174,7 +179,7 @@ class Policy:
             if "lora_" in name:
                 continue
             adapted = deltas.get(id(parameter))
-            weight = parameter.detach()
+            weight = whole(parameter.detach())
             if adapted is not None:
                 weight = weight + adapted.get_delta_weight(POLICY).to(weight.dtype)  # type: ignore[operator]
             yield name.replace(".base_layer.", "."), weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from nanorlhf.residency import Residency
 from nanorlhf.scoring import Scorer
 from nanorlhf.seeds import derive
 from nanorlhf.task import TaskConfig
+from nanorlhf.team import team
 from nanorlhf.types import Prompt, Rollout, Sample
 
 Progress = Callable[[int], object]  # told how many tokens have just arrived
@@ -58,8 +60,12 @@ class Author:
         sampling: Sampling | None = None,
         progress: Progress = lambda tokens: None,
     ) -> tuple[list[Sample], list[Sample]]:
-        """Samples in the order of the prompts, and each prompt's greedy one where planned; not scored to the end."""
-        each = plan.samples
+        """Samples in the order of the prompts, and each prompt's greedy one where planned; not scored to the end.
+
+        Among several processes these are those of one's own share of the prompts; `shared` gives everyone all.
+        """
+        each, rank = plan.samples, team().rank
+        prompts, seed = team().share(prompts), derive(seed, "process", rank) if rank else seed
         samples = [Sample(prompt, [], [], False, "") for prompt in prompts for _ in range(each)]
         greedy = [Sample(prompt, [], [], False, "") for prompt in prompts if plan.greedy]
         everyone, limit = [*samples, *greedy], sampling.max_new_tokens if sampling else self.limit
@@ -155,6 +161,7 @@ class Sampler:
             self.author.scorer.finish([*samples, *greedy])
             if self.config.overlong_buffer:
                 punish_overlong(samples, self.config.max_completion_length, self.config.overlong_buffer)
+            samples, greedy = shared(samples), shared(greedy)
         return Rollout(
             samples=samples,
             group=torch.arange(len(prompts)).repeat_interleave(each),
@@ -163,6 +170,13 @@ class Sampler:
             baselines=as_tensor(greedy).repeat_interleave(each) if greedy else None,
             columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
         )
+
+
+def shared(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples of all processes; the other side of an episode, which has had its say, stays where it is."""
+    if team().size == 1:
+        return list(samples)
+    return team().joined([replace(sample, environment=None, returned=None) for sample in samples])
 
 
 def as_tensor(samples: Sequence[Sample]) -> Tensor:

@@ -18,6 +18,7 @@ import yaml
 from nanorlhf.disk import write_whole
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
+from nanorlhf.voice import tell
 
 CHECKPOINTS = "checkpoints"
 OWN = {"resume", "output_dir", "overwrite_output_dir"}  # options that say where a run is, not what it does
@@ -128,7 +129,7 @@ def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> No
             f"(adapter_name_or_path={str(before.folder)!r} goes on from its weights)"
         )
     if changes:
-        print(f"going on with other options than before: {', '.join(changes.values())}", flush=True)
+        tell(f"going on with other options than before: {', '.join(changes.values())}")
 
 
 def clear(run: Path, allowed: bool) -> None:

@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.residency import Residency
 from nanorlhf.reward import Reward, TrainerState, Verdict, judge
+from nanorlhf.team import team
 from nanorlhf.types import Sample
 from nanorlhf.workers import Pool, packable
 
@@ -24,9 +26,9 @@ class Tally:
 
     count: int = 0
     unscored: int = 0
-    faults: list[tuple[str, Sample]] = field(default_factory=list)
+    faults: list[tuple[str, Any, str]] = field(default_factory=list)  # what it died of, prompt and completion
     seconds: float = 0.0
-    logged: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    logged: dict[str, list[float]] = field(default_factory=partial(defaultdict, list))
 
     def metrics(self, name: str) -> dict[str, float]:
         """Time, how many scores there are not, and what the function logged."""
@@ -117,7 +119,7 @@ class Scorer:
             sample.rewards[reward.name] = score
             if fault:
                 sample.fault = f"{reward.name}: {fault}"
-                tally.faults.append((fault, sample))
+                tally.faults.append((fault, sample.prompt.text, sample.text))
             elif score is None:
                 tally.unscored += 1
         for name, value in verdict.metrics:
@@ -151,9 +153,11 @@ class Scorer:
     def report(self) -> tuple[dict[str, float], list[str]]:
         """What happened since the last report: metrics, and the failures in words, each with an example."""
         metrics: dict[str, float] = {}
-        for name, tally in self.tallies.items():
+        everyone = team().gathered(self.tallies)
+        tallies = {name: joined([tallies[name] for tallies in everyone]) for name in self.tallies}
+        for name, tally in tallies.items():
             metrics |= tally.metrics(name)
-        words = [described(name, tally) for name, tally in self.tallies.items() if tally.faults]
+        words = [described(name, tally) for name, tally in tallies.items() if tally.faults]
         self.forget()
         return metrics, words
 
@@ -184,6 +188,19 @@ class Scorer:
             self.pool.end()
 
 
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Those of all processes as one."""
+    whole = Tally()
+    for tally in tallies:
+        whole.count += tally.count
+        whole.unscored += tally.unscored
+        whole.faults += tally.faults
+        whole.seconds += tally.seconds
+        for name, values in tally.logged.items():
+            whole.logged[name] += values
+    return whole
+
+
 def as_completion(sample: Sample) -> Any:
     """Text for a text prompt, an assistant's message for a conversation."""
     return sample.text if isinstance(sample.prompt.text, str) else [{"role": "assistant", "content": sample.text}]
@@ -191,8 +208,8 @@ def as_completion(sample: Sample) -> Any:
 
 def described(name: str, tally: Tally) -> str:
     """A reward's failures in words, with an example to try."""
-    fault, sample = tally.faults[0]
+    fault, prompt, completion = tally.faults[0]
     return (
         f"reward {name!r} failed on {len(tally.faults)} of {tally.count} completions: it {fault}\n"
-        f"  prompt: {sample.prompt.text!r}\n  completion: {sample.text!r}"
+        f"  prompt: {prompt!r}\n  completion: {completion!r}"
     )

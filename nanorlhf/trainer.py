@@ -38,8 +38,10 @@ from nanorlhf.residency import Residency, Served, Tensors
 from nanorlhf.rollout import Sampler, make_author
 from nanorlhf.scoring import Scorer
 from nanorlhf.stream import prompts_of
+from nanorlhf.team import LostError, join
 from nanorlhf.tracking import Tracker
 from nanorlhf.types import Prompt
+from nanorlhf.voice import tell
 
 SIGNALS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -69,6 +71,7 @@ class Trainer:
         entry = door.enter(
             args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
         )
+        self.team = join(pick_device(args.device))
         self.plan = self.make_plan(entry, peft_config)
         self.config = args = settled(entry.config, self.plan)
         self.residency = Residency(self.plan, pick_device(args.device))
@@ -82,10 +85,11 @@ class Trainer:
         if entry.held_out is not None:
             unseen = prompts_of(entry.held_out, self.tokenizer, args, self.reader, self.prompts.examples)
             self.held_out = unseen.held_out(args.eval_prompts)
-        self.run = rundir.prepare(entry.config, entry.algorithm.name)
+        self.run = self.team.once(lambda: rundir.prepare(entry.config, entry.algorithm.name))
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.policy = Policy(args, model, peft_config)
+        self.team.same(self.policy.trainable.values())
         self.policy.verify()
         self.algorithm = entry.algorithm(args)
         if self.policy.one_per_row and self.algorithm.together > 1:
@@ -173,13 +177,15 @@ class Trainer:
         try:
             for _ in self.steps():
                 pass
+        except LostError as error:
+            raise LostError(f"{error}; go on with --resume {self.run}") from error
         finally:
             self.close()
-        print(summary(self.history, self.run))
+        tell(summary(self.history, self.run))
         if self.prompts.dropped > self.dropped:
-            print(f"in all, {self.prompts.maker.why()}")
+            tell(f"in all, {self.prompts.maker.why()}")
         if self.ending:
-            print(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
+            tell(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
         return self.history
 
     def close(self) -> None:
@@ -190,7 +196,7 @@ class Trainer:
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
-        tracker = Tracker(self.run, self.config, self.algorithm.name, self.done)
+        tracker = Tracker(self.run, self.config, self.algorithm.name, self.done) if self.team.first else None
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
         try:
@@ -202,30 +208,35 @@ class Trainer:
                     yield self.one_step(tracker, progress)
         finally:
             progress.close()
-            tracker.close()
+            if tracker:
+                tracker.close()
             whole = self.policy.version == self.version_done  # not cut off in the middle of an update
             if whole and checkpoint.step_of(checkpoint.latest(self.run)) < self.done:
                 self.save()
 
-    def one_step(self, tracker: Tracker, progress: Progress) -> dict[str, Any]:
+    def one_step(self, tracker: Tracker | None, progress: Progress) -> dict[str, Any]:
         """A step, with its evaluation, log and checkpoint."""
         step = self.loop.step(self.done + 1, progress.writing)
+        step.metrics = self.team.agreed(step.metrics)  # each has its own clock
         self.done += 1
         self.version_done = self.policy.version
         last = self.over(step.metrics["time/step"])
         if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
             step.metrics |= self.evaluated()
         self.record(tracker, step.metrics)
-        ends = step.rollout.lengths.cumsum(0) - 1
-        tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
-        if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
-            episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
+        if tracker:
+            ends = step.rollout.lengths.cumsum(0) - 1
+            tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
+            if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
+                episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
         self.mind(step, progress)
         found = health.begun(self.history)
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
-        for line in step.warnings + [f"{r.words} (try {r.advice})" for r in found] + self.remarks:
+        said = [line for lines in self.team.gathered(step.warnings + self.remarks) for line in lines]
+        for line in [*dict.fromkeys(said), *(f"{r.words} (try {r.advice})" for r in found)]:
             progress.say(f"step {self.done}: {line}")
         self.remarks.clear()
+        self.ending = next((why for why in self.team.gathered(self.ending) if why), None)
         progress.step(step.metrics)
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
             self.save()
@@ -240,7 +251,7 @@ class Trainer:
         if not step.faults:
             self.left_out = 0
             return
-        path = faults.keep(self.run, self.done, step.faults)
+        path = self.team.once(lambda: faults.keep(self.run, self.done, step.faults))
         for fault in step.faults:
             progress.say(f"step {self.done}: {fault.words}; the report is {path}")
         taken = step.metrics["loss"] is not None
@@ -251,11 +262,12 @@ class Trainer:
                 f"the last checkpoint with --resume {self.run} and a lower learning_rate, or dtype float32"
             )
 
-    def record(self, tracker: Tracker, metrics: dict[str, Any]) -> None:
+    def record(self, tracker: Tracker | None, metrics: dict[str, Any]) -> None:
         """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""
         clean = {name: finite(value) for name, value in metrics.items()}
         self.history.append(clean)
-        tracker.log(clean["step"], clean)
+        if tracker:
+            tracker.log(clean["step"], clean)
 
     def initialised(self, progress: Progress) -> dict[str, Any]:
         """What a critic learned before the first update, where there is one."""
@@ -275,23 +287,23 @@ class Trainer:
             self.freshen()
             metrics |= evaluate(self.author, self.held_out, self.config.seed)[0]
             self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
-        return metrics | {"time/eval": time.perf_counter() - start}
+        return self.team.agreed(metrics | {"time/eval": time.perf_counter() - start})
 
     def introduce(self) -> None:
         """What is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
         engine = type(self.engine).__name__ if self.entry.generates else "none needed"
-        print(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
-        print(self.policy.coverage)
+        tell(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
+        tell(self.policy.coverage)
         if self.plan:
-            print(self.plan.table())
-        print(f"{self.prompts.summary()}, {len(self.held_out)} held out")
+            tell(self.plan.table())
+        tell(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
-        print(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
+        tell(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
-        print(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
-        print(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}", flush=True)
+        tell(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
+        tell(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
 
     @contextmanager
     def finishing_on_signals(self, progress: Progress) -> Iterator[None]:
@@ -309,12 +321,17 @@ class Trainer:
         before = {number: signal.signal(number, interrupt) for number in SIGNALS}
         try:
             yield
+        except LostError:
+            before.clear()  # whoever started the processes sends SIGTERM now, and there is something left to say
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def save(self) -> None:
         """A checkpoint, and the learning curve so far."""
+        if not self.team.first:
+            return
 
         def write(folder: Path) -> None:
             self.policy.save(folder)
@@ -326,7 +343,8 @@ class Trainer:
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""
         assert self.config.resume is not None
-        folder = checkpoint.chosen(self.config.resume)
+        resume = self.config.resume
+        folder = self.team.once(lambda: checkpoint.chosen(resume))
         if folder is None:
             return
         self.policy.restore(folder)

@@ -25,6 +25,7 @@ from nanorlhf.options import CriticConfig
 from nanorlhf.packing import pack
 from nanorlhf.rollout import Progress, Sampler
 from nanorlhf.seeds import derive
+from nanorlhf.team import team
 from nanorlhf.types import MicroBatch, Rollout
 
 FOLDER, WEIGHTS, RESULT = "value_init", "critic.safetensors", "result.json"
@@ -43,9 +44,10 @@ def initialise(loop: Loop, run: Path, progress: Progress, say: Say) -> Result:
     """Teaches the critic once in a run's life, and gives the metrics of it; a run that goes on takes what is kept."""
     critic, folder = loop.critic, run / FOLDER
     assert critic is not None
-    if not folder.is_dir():
+    if not team().once(folder.is_dir):
         before = checkpoint.random_state()
-        keep(folder, *learn(loop, critic, progress, say))
+        learned = learn(loop, critic, progress, say)
+        team().once(lambda: keep(folder, *learned))
         checkpoint.restore_random(before)  # what follows is the same, whether this was done now or earlier
     critic.restore(load_file(folder / WEIGHTS))
     return json.loads((folder / RESULT).read_text())
@@ -112,9 +114,11 @@ class Study:
         self.train, self.held_out = train, held_out
 
     def batches(self, chosen: Tensor) -> Iterator[MicroBatch]:
-        """Rows of the samples `chosen (S,)`."""
+        """Rows of this process's part of the samples `chosen (S,)`."""
         body, returns = self.critic.body, self.rollout.columns["returns"]
-        for batch in pack(self.rollout, chosen, torch.ones_like(returns), self.loop.token_budget, body.one_per_row):
+        mine = self.loop.share(self.rollout, chosen)
+        rows = pack(self.rollout, mine, torch.ones_like(returns), self.loop.token_budget, body.one_per_row)
+        for batch in self.loop.in_step(self.rollout, rows):
             yield batch.to(body.device)
 
     def fitting(self, chosen: Tensor, work: Callable[[], R]) -> R:
@@ -126,7 +130,8 @@ class Study:
         """Explained variance of the held-out returns."""
 
         def told() -> list[tuple[Tensor, Tensor]]:
-            return [(self.critic.values(b), b.columns["returns"]) for b in self.batches(self.held_out)]
+            mine = [(self.critic.values(b).cpu(), b.columns["returns"].cpu()) for b in self.batches(self.held_out)]
+            return team().joined(mine)
 
         if not (pairs := self.fitting(self.held_out, told)):
             return None
@@ -165,6 +170,9 @@ class Study:
                 both = torch.cat([self.critic.features(batch), batch.columns["returns"][:, None]], 1)
                 both = both.to(device).double()
                 count, total, products = count + len(both), total + both.sum(0), products + both.T @ both
+        seen = torch.tensor([count], dtype=torch.double)
+        team().add_up([seen, total, products])
+        count = int(seen.item())
         mean = total / count
         return mean, products / count - mean.outer(mean)
 
@@ -199,6 +207,8 @@ class Study:
                     (0.5 * (error**2).sum() / total).backward()
 
         self.fitting(mask, backward)
-        nn.utils.clip_grad_norm_(self.critic.weights.values(), self.critic.config.max_grad_norm)
+        weights = list(self.critic.weights.values())
+        team().add_gradients(weights, 0.0)
+        nn.utils.clip_grad_norm_(weights, self.critic.config.max_grad_norm)
         adam.step()
         adam.zero_grad(set_to_none=True)

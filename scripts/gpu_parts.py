@@ -155,7 +155,7 @@ def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: s
     loop = Loop(config, GRPO(config), policy, Given(Meter()))
     everyone = torch.ones(1, dtype=torch.bool)
     (batch,) = pack(rollout, everyone, torch.full((tokens - 16,), 1 / tokens), tokens)
-    seconds, peak = timed(lambda: loop.optimize([batch], Averages(), measured=False), device)
+    seconds, peak = timed(lambda: loop.optimize([batch], Averages(), measured=False, teaches=True), device)
     return {"tokens": tokens, "tokens_per_s": tokens / seconds, "seconds": seconds, "peak_gib": peak}
 
 

@@ -72,10 +72,10 @@ def test_both_adapters_get_gradients_and_move_and_nothing_else_does(monkeypatch:
     step.columns["returns"] = credit.returns
     batches = loop.batches(step, credit, keep, keep)
     before = copies(policy)
-    loop.optimize(batches, Averages(), measured=True)
+    loop.optimize(batches, Averages(), measured=True, teaches=True)
     assert moved(before, policy) == policys
     before, head = copies(policy), critic.head.weight.clone()
-    critic.update(batches, Averages())
+    critic.update(batches, sum(len(b.targets) for b in batches), Averages())
     assert moved(before, policy) == critics
     assert not critic.head.weight.equal(head)
     assert len(gradients["policy"]) == 42 and min(gradients["policy"]) > 0
@@ -110,7 +110,7 @@ def test_micro_batches_change_no_update() -> None:
         assert (len(batches) == 1) == (budget == 10_000)
         norms: list[float] = []
         critic.optimizer.step = recorded_gradients(critic.optimizer, norms)
-        critic.update(batches, Averages())
+        critic.update(batches, sum(len(b.targets) for b in batches), Averages())
         after.append(torch.tensor(norms))
     assert torch.allclose(*after, rtol=1e-4)
 
@@ -148,7 +148,7 @@ def test_a_model_of_its_own(lora: str) -> None:
     policy, own = copies(loop.policy), copies(critic.body)
     credit = loop.algorithm.credit(step)
     step.columns["returns"] = credit.returns  # type: ignore[assignment]
-    critic.update(loop.batches(step, credit, keep, keep), Averages())
+    critic.update(loop.batches(step, credit, keep, keep), int(step.lengths.sum()), Averages())
     assert not moved(policy, loop.policy)
     learned = moved(own, critic.body)
     assert learned and all(("lora_" in name) == (lora != "none") for name in learned)

@@ -122,7 +122,7 @@ def test_gradients_are_those_of_every_sample_with_groups_that_teach_nothing_left
         assert dropped.float().mean() == 0.5
         loop.measure(step, ~dropped if dropping else torch.ones(16, dtype=torch.bool))
         credit = loop.algorithm.credit(step)
-        loop.optimizer.step = lambda loss=0.0: 0.0  # gradients add up, and nothing moves
+        loop.optimizer.step = lambda loss=0.0: (loss, 0.0)  # gradients add up, and nothing moves
         loop.update(step, credit, credit.keep & ~dropped if dropping else credit.keep)
         seen = [p.grad for p in loop.policy.trainable.values() if p.grad is not None]
         assert len(seen) == len(loop.policy.trainable)

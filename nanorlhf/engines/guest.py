@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import distributed
 
 
 @contextlib.contextmanager
@@ -25,6 +26,17 @@ def kept_random_state(devices: list[int]) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def group_kept() -> Iterator[None]:
+    """Lets vLLM take down groups of its own, and not the one of the run's processes, which it thinks is its own too."""
+    destroy = distributed.destroy_process_group
+    distributed.destroy_process_group = lambda group=None: destroy(group) if group is not None else None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group = destroy
 
 
 @contextlib.contextmanager

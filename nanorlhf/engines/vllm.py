@@ -15,9 +15,10 @@ from transformers import AutoConfig
 
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.engines.cache import sequence_bytes
-from nanorlhf.engines.guest import kept_random_state, undisturbed
+from nanorlhf.engines.guest import group_kept, kept_random_state, undisturbed
 from nanorlhf.errors import UsageError
 from nanorlhf.seeds import derive
+from nanorlhf.team import team
 from nanorlhf.types import WeightSync
 
 SUPPORTED = ">=0.26,<0.33"
@@ -65,7 +66,9 @@ class VLLMEngine:
                 model_name_or_path, max_model_len, dtype, trust_remote_code
             )
             vllm_args = ON_CPU | vllm_args
-        else:  # as the memory plan counts on
+        if team().size > 1:  # each process has an engine of its own, within the group that is there
+            vllm_args = {"distributed_executor_backend": "external_launcher"} | vllm_args
+        if cuda:  # as the memory plan counts on
             vllm_args = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} | vllm_args
         self.sampling, self.sync, self.version = sampling, sync, -1
         self.devices = [torch.cuda.current_device()] if cuda else []
@@ -173,10 +176,11 @@ class VLLMEngine:
             return
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
-        self.engine.engine_core.shutdown()
-        self.engine = None
-        destroy_model_parallel()
-        destroy_distributed_environment()
+        with group_kept() if team().size > 1 else contextlib.nullcontext():
+            self.engine.engine_core.shutdown()
+            self.engine = None
+            destroy_model_parallel()
+            destroy_distributed_environment()
         gc.collect()
         torch.cuda.empty_cache()
 
