@@ -22,7 +22,9 @@ class Progress:
         self.total, self.done = total, done
         self.started, self.tokens = time.perf_counter(), 0
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=not self.live)
+        self.bar = tqdm(  # drawn as time goes by, whether a step was finished or not
+            total=total, initial=done, unit="step", dynamic_ncols=True, miniters=0, disable=not self.live
+        )
         self.first = done
 
     def writing(self, tokens: int) -> None:
