@@ -94,7 +94,9 @@ def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=WORDS.get(held_out, held_out))
     axes.set(xlabel="step", title=title)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    draft = path.with_name(f".{path.name}.draft")
+    figure.savefig(draft, format="png", dpi=150)
+    draft.replace(path)
 
 
 def summary(history: list[dict[str, Any]], run: Path) -> str:

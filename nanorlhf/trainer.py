@@ -28,6 +28,7 @@ from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
 from nanorlhf.errors import RunError, UsageError
 from nanorlhf.evaluate import evaluate
+from nanorlhf.history import History
 from nanorlhf.loop import Loop, Step
 from nanorlhf.memory import Plan
 from nanorlhf.metrics import finite
@@ -108,7 +109,7 @@ class Trainer:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
                 self.restore()
         self.version_done = self.policy.version
-        self.history = rundir.read_metrics(self.run, self.done)
+        self.history = History(rundir.read_metrics(self.run, self.done))
         if self.entry.generates:
             self.freshen()
 
@@ -175,12 +176,12 @@ class Trainer:
                 pass
         finally:
             self.close()
-        print(summary(self.history, self.run))
+        print(summary(self.history.drawn, self.run))
         if self.prompts.dropped > self.dropped:
             print(f"in all, {self.prompts.maker.why()}")
         if self.ending:
             print(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
-        return self.history
+        return rundir.read_lines(self.run / "metrics.jsonl")
 
     def close(self) -> None:
         """Ends the processes of rewards, and the engine."""
@@ -190,7 +191,11 @@ class Trainer:
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
+        for name in (episodes.FOLDER, faults.FOLDER):
+            rundir.forget_after(self.run / name, self.done)
         tracker = Tracker(self.run, self.config, self.algorithm.name, self.done)
+        if self.done:
+            self.draw()  # whoever killed the run may have done it before it had drawn its last steps
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
         try:
@@ -221,7 +226,7 @@ class Trainer:
         if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
             episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
         self.mind(step, progress)
-        found = health.begun(self.history)
+        found = health.begun(self.history.telling)
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
         for line in step.warnings + [f"{r.words} (try {r.advice})" for r in found] + self.remarks:
             progress.say(f"step {self.done}: {line}")
@@ -233,7 +238,7 @@ class Trainer:
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether steps or minutes are used up, `seconds` being those of a step that is not yet in the history."""
-        return self.config.over(self.done, rundir.training_seconds(self.history) + seconds)
+        return self.config.over(self.done, self.history.seconds + seconds)
 
     def mind(self, step: Step, progress: Progress) -> None:
         """Keeps a report of updates that were left out; ends the run where nothing else comes."""
@@ -321,11 +326,16 @@ class Trainer:
             self.tokenizer.save_pretrained(folder)
 
         checkpoint.save(self.run, self.done, write, self.loop.state_dict(), self.config.save_total_limit)
-        draw_png(self.history, self.run / "learning_curve.png", self.run.name)
+        self.draw()
+
+    def draw(self) -> None:
+        """The learning curve."""
+        draw_png(self.history.drawn, self.run / "learning_curve.png", self.run.name)
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""
         assert self.config.resume is not None
+        checkpoint.tidy(self.run, self.config.save_total_limit)
         folder = checkpoint.chosen(self.config.resume)
         if folder is None:
             return
