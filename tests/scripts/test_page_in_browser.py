@@ -14,7 +14,9 @@ import pyarrow.parquet
 import pytest
 from selenium.common.exceptions import WebDriverException
 
+from nanorlhf.rundir import read_run
 from nanorlhf.scripts import report
+from nanorlhf.scripts.page import Table, page
 from nanorlhf.scripts.watch import Server, stamp
 from tests.scripts.browser import BROWSER, DRIVER, Browser, browser
 from tests.scripts.made_up import NASTY, write_run
@@ -34,18 +36,20 @@ def window() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs and their pages: 36 samples whose prompts come again, and another run to lay over it."""
+    """Runs and their pages: 36 samples whose prompts come again, and another run laid over it, below a wide table."""
     folder = tmp_path_factory.mktemp("pages")
     for number, name in enumerate(("one", "two")):
         write_run(folder / name, steps=12, groups=1, size=3, seed=number)
-    written(folder / "both.html", folder / "one", folder / "two")
+    runs = [read_run(folder / name) for name in ("one", "two")]
+    wide = Table("Who is better", [f"a long head {n}" for n in range(12)], [[f"0.25 ({n}-1)" for n in range(12)]])
+    (folder / "both.html").write_text(page(runs, title="one and two", tables=[wide]))
     written(folder / "one.html", folder / "one")
     return folder
 
 
-def written(page: Path, *runs: Path) -> Path:
-    assert report.main([*map(str, runs), "--output", str(page)]) == 0
-    return page
+def written(file: Path, *runs: Path) -> Path:
+    assert report.main([*map(str, runs), "--output", str(file)]) == 0
+    return file
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -79,18 +83,18 @@ def numbers(text: str) -> list[float]:
 def test_opens_from_a_file_without_a_network(window: Browser, folder: Path) -> None:
     with pytest.raises(WebDriverException, match="ERR_INTERNET_DISCONNECTED"):
         window.driver.get("http://127.0.0.1/")
-    page = folder / "both.html"
-    window.open(page)
+    file = folder / "both.html"
+    window.open(file)
     window.show("#about")
-    assert window.requests() == [page.as_uri()]
+    assert window.requests() == [file.as_uri()]
     assert window.errors() == []
     assert window.js("performance.getEntriesByType('resource').map((e) => e.name)") == []
 
 
 def test_large_run_is_quick(window: Browser, tmp_path: Path) -> None:
     run = write_run(tmp_path / "large", steps=200, groups=10, size=5, words=40)
-    page = written(tmp_path / "large.html", run)
-    opened = [window.open(page).js("window.drawn") for _ in range(3)]
+    file = written(tmp_path / "large.html", run)
+    opened = [window.open(file).js("window.drawn") for _ in range(3)]
     assert statistics.median(opened) < 2000, opened
     assert window.texts("#counted") == ["10,000 of 10,000 samples"]
     frames = []
@@ -348,10 +352,10 @@ FAINT = """(() => {
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_fits_and_can_be_read(window: Browser, folder: Path, width: int, theme: str) -> None:
-    window.look(width, 844, theme)
+    window.look(width, 2000, theme)
     try:
-        for page in ("one.html", "both.html"):
-            window.open(folder / page)
+        for name in ("one.html", "both.html"):
+            window.open(folder / name)
             assert window.js("document.documentElement.dataset.theme") == theme
             for part in ("figures", "options", "about"):
                 window.click(f"#{part} summary")
