@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from selenium.common.exceptions import WebDriverException
 from nanorlhf.rundir import read_run
 from nanorlhf.scripts import report
 from nanorlhf.scripts.page import Table, page
-from nanorlhf.scripts.watch import Server, stamp
 from tests.scripts.browser import BROWSER, DRIVER, Browser, browser
 from tests.scripts.made_up import NASTY, write_run
+from tests.scripts.test_report import serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -397,20 +396,15 @@ def test_whatever_a_run_wrote_stays_text(window: Browser, tmp_path: Path) -> Non
 
 def test_served_page_follows_its_run(window: Browser, tmp_path: Path) -> None:
     run = write_run(tmp_path / "live", steps=2)
-    server = Server(lambda: report.written([run], 100, stamp([run])), lambda: stamp([run]), 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
     window.network(on=True)
     try:
-        window.open(f"http://127.0.0.1:{server.server_address[1]}/")
-        assert window.texts("#runs td")[2] == "2 of 2"
-        with (run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": 3, "loss": 0.5, "time/step": 1.0}) + "\n")
-        window.wait("document.querySelectorAll('#runs td')[2]?.textContent === '3 of 2'")
-        assert window.errors() == []
+        with serving(run) as url:
+            window.open(f"{url}/")
+            assert window.texts("#runs td")[2] == "2 of 2"
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": 3, "loss": 0.5, "time/step": 1.0}) + "\n")
+            window.wait("document.querySelectorAll('#runs td')[2]?.textContent === '3 of 2'")
+            assert window.errors() == []
+            window.driver.get("about:blank")
     finally:
-        window.driver.get("about:blank")
         window.network(on=False)
-        server.shutdown()
-        thread.join()
-        server.server_close()
