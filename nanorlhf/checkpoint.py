@@ -23,17 +23,25 @@ STATE, CHECKSUMS = "trainer_state", "checksums.json"
 def save(run: Path, step: int, write: Callable[[Path], None], own: dict[str, Any], keep: int) -> Path:
     """Writes `checkpoints/step_N`, by `write(folder)` and what is our own; `latest` points at it, the oldest go."""
     folder = run / CHECKPOINTS / f"step_{step:06d}"
-    for leftover in folder.parent.glob(".step_*"):
-        shutil.rmtree(leftover)
     with whole_folder(folder) as draft:
         write(draft)
         state.write({**own, "step": step, "random": random_state()}, draft, STATE)
         sums = {name: digest(draft / name) for name in files(draft)}
         (draft / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
     write_whole(folder.parent / "latest", folder.name + "\n")
+    tidy(run, keep)
+    return folder
+
+
+def tidy(run: Path, keep: int) -> None:
+    """Deletes all but the newest checkpoints, and what a run that was killed had half written or half deleted."""
     for old in whole(run)[:-keep]:
         discard(old)
-    return folder
+    for leftover in (run / CHECKPOINTS).glob(".*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def whole(run: Path) -> list[Path]:

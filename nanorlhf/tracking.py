@@ -67,14 +67,16 @@ class Tracker:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run will write again."""
-    if path.exists():
-        kept = [
-            line
-            for line in path.read_text().splitlines(keepends=True)
-            if line.endswith("\n") and json.loads(line)["step"] <= step
-        ]
-        write_whole(path, "".join(kept))
+    """Ends a file before the first line that is not whole, or of a step that a resumed run will take again."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        kept = 0
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+        file.truncate(kept)
 
 
 def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:

@@ -28,6 +28,7 @@ from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
 from nanorlhf.errors import RunError, UsageError
 from nanorlhf.evaluate import evaluate
+from nanorlhf.history import History
 from nanorlhf.loop import Loop, Step
 from nanorlhf.memory import Plan
 from nanorlhf.metrics import finite
@@ -112,7 +113,7 @@ class Trainer:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
                 self.restore()
         self.version_done = self.policy.version
-        self.history = rundir.read_metrics(self.run, self.done)
+        self.history = History(rundir.read_metrics(self.run, self.done))
         if self.entry.generates:
             self.freshen()
 
@@ -181,12 +182,12 @@ class Trainer:
             raise LostError(f"{error}; go on with --resume {self.run}") from error
         finally:
             self.close()
-        tell(summary(self.history, self.run))
+        tell(summary(self.history.drawn, self.run))
         if self.prompts.dropped > self.dropped:
             tell(f"in all, {self.prompts.maker.why()}")
         if self.ending:
             tell(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
-        return self.history
+        return rundir.read_lines(self.run / "metrics.jsonl")
 
     def close(self) -> None:
         """Ends the processes of rewards, and the engine."""
@@ -194,9 +195,17 @@ class Trainer:
         if self.entry.generates:
             self.engine.close()
 
+    def open_run(self) -> Tracker:
+        """The run directory without what came after the checkpoint, and who writes on in it."""
+        for name in (episodes.FOLDER, faults.FOLDER):
+            rundir.forget_after(self.run / name, self.done)
+        if self.done:
+            self.draw()  # whoever killed the run may have done it before it had drawn its last steps
+        return Tracker(self.run, self.config, self.algorithm.name, self.done)
+
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
-        tracker = Tracker(self.run, self.config, self.algorithm.name, self.done) if self.team.first else None
+        tracker = self.open_run() if self.team.first else None
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
         try:
@@ -230,7 +239,7 @@ class Trainer:
             if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
                 episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
         self.mind(step, progress)
-        found = health.begun(self.history)
+        found = health.begun(self.history.telling)
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
         said = [line for lines in self.team.gathered(step.warnings + self.remarks) for line in lines]
         for line in [*dict.fromkeys(said), *(f"{r.words} (try {r.advice})" for r in found)]:
@@ -244,7 +253,7 @@ class Trainer:
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether steps or minutes are used up, `seconds` being those of a step that is not yet in the history."""
-        return self.config.over(self.done, rundir.training_seconds(self.history) + seconds)
+        return self.config.over(self.done, self.history.seconds + seconds)
 
     def mind(self, step: Step, progress: Progress) -> None:
         """Keeps a report of updates that were left out; ends the run where nothing else comes."""
@@ -338,12 +347,17 @@ class Trainer:
             self.tokenizer.save_pretrained(folder)
 
         checkpoint.save(self.run, self.done, write, self.loop.state_dict(), self.config.save_total_limit)
-        draw_png(self.history, self.run / "learning_curve.png", self.run.name)
+        self.draw()
+
+    def draw(self) -> None:
+        """The learning curve."""
+        draw_png(self.history.drawn, self.run / "learning_curve.png", self.run.name)
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""
         assert self.config.resume is not None
-        resume = self.config.resume
+        resume, keep = self.config.resume, self.config.save_total_limit
+        self.team.once(lambda: checkpoint.tidy(self.run, keep))
         folder = self.team.once(lambda: checkpoint.chosen(resume))
         if folder is None:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 import transformers
 import yaml
 
+from nanorlhf import checkpoint
 from nanorlhf.config import shipped_model
+from nanorlhf.disk import whole_folder
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
-from nanorlhf.rundir import read_lines
+from nanorlhf.rundir import Record, read_run, run_of
 from nanorlhf.scripts.evaluate import about
 from nanorlhf.trainer import load_tokenizer
 
@@ -49,9 +52,13 @@ def merge(run: str, output: Path, dtype: str | None = None) -> Path:
     task, model = about(run)
     if not task:
         raise UsageError(f"{run!r} is neither a run directory nor a checkpoint in one: there is no config.yaml")
-    if output.exists():
-        raise UsageError(f"{str(output)!r} exists; choose another folder")
+    folder = Path(next(iter(model.values())))
+    if damage := checkpoint.damaged(folder):
+        raise UsageError(f"the checkpoint {folder} is damaged ({damage}); name another")
     names = {name: task[name] for name in ("model_name_or_path", "trust_remote_code")} | model
+    if not names["model_name_or_path"]:
+        raise UsageError(f"{run!r} began with a model made in Python: merge {folder} there, by PEFT's merge_and_unload")
+    check_output(output)
     adapter = "adapter_name_or_path" in names
     config = TrainConfig(**names, device="cpu", dtype="float32", lora="all-linear" if adapter else "none")
     policy = Policy(config)  # in float32, in which nothing is rounded away before the sum
@@ -60,31 +67,45 @@ def merge(run: str, output: Path, dtype: str | None = None) -> Path:
         shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
     )
     kind = DTYPES[dtype] if dtype else saved.dtype or torch.float32
-    merged.to(kind).save_pretrained(str(output))
-    load_tokenizer(config, None).save_pretrained(str(output))
-    where = next(folder for folder in (Path(run), *Path(run).parents) if (folder / "config.yaml").is_file())
-    (output / "README.md").write_text(card(where))
+    with whole_folder(output) as draft:
+        merged.to(kind).save_pretrained(str(draft))
+        load_tokenizer(config, None).save_pretrained(str(draft))
+        text = card(read_run(run_of(str(folder))), checkpoint.step_of(folder))
+        (draft / "README.md").write_text(text, encoding="utf-8")
     return output
 
 
-def card(run: Path) -> str:
-    """A model card: the recipe, and the first and last figures."""
-    options = yaml.safe_load((run / "config.yaml").read_text())
+def check_output(output: Path) -> None:
+    """That a folder can be made there, before anything is loaded for it."""
+    if output.exists():
+        raise UsageError(f"{str(output)!r} exists; choose another folder")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=output.parent).cleanup()
+    except OSError as error:
+        raise UsageError(f"{str(output)!r} cannot be written: {error.strerror}") from None
+
+
+def card(record: Record, step: int) -> str:
+    """A model card: the recipe, and the first figures and those after this step."""
     standard = TrainConfig().to_dict()
-    said = {k: v for k, v in options.items() if v != standard.get(k) and k not in ("output_dir", "resume", "run_name")}
-    rows = read_lines(run / "metrics.jsonl")
+    left_out = ("output_dir", "resume", "run_name")
+    said = {k: v for k, v in record.options.items() if v != standard.get(k) and k not in left_out}
+    rows = [row for row in record.rows if row["step"] <= step]
     lines = []
     for name in SHOWN:
         found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if found:
             (first, before), (last, after) = found[0], found[-1]
             lines.append(f"| {name} | {before:.4g} (step {first}) | {after:.4g} (step {last}) |")
-    base = options["model_name_or_path"]
-    head = {"library_name": "transformers", "tags": ["nanorlhf"]}
+    base = record.options["model_name_or_path"]
+    head = {"library_name": "transformers", "tags": ["nanorlhf", record.algorithm]}
     head |= {} if base.startswith("nanorlhf:") or Path(base).exists() else {"base_model": base}
     table = "\n".join(["| | first | last |", "|---|---|---|", *lines])
     return (
-        f"---\n{yaml.safe_dump(head)}---\n# {run.name}\n\n{base}, trained with nanorlhf; the adapter is merged.\n\n"
+        f"---\n{yaml.safe_dump(head)}---\n# {record.name}\n\n"
+        f"{base}, trained by `python -m {record.algorithm}` of nanorlhf for {step} steps; "
+        "what it learned is merged into the weights.\n\n"
         f"## Results\n\n{table}\n\n## Recipe\n\n```yaml\n{yaml.safe_dump(said, sort_keys=False)}```\n"
     )
 

@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from nanorlhf.health import Remark, remarks
-from nanorlhf.metrics import finite
+from nanorlhf.metrics import PHASES, finite
 from nanorlhf.rundir import Record
 from nanorlhf.scripts.excerpts import LIMIT, Excerpts, excerpts
 
@@ -106,7 +106,8 @@ def summary(records: Sequence[Record], title: str, tables: Sequence[Table], stam
     names = Counter(record.name for record in records)
     runs = [one_run(r, r.name if names[r.name] == 1 else f"{r.name} ({r.folder})") for r in records]
     made = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"title": title, "made": made, "stamp": stamp, "runs": runs, "tables": [asdict(table) for table in tables]}
+    given = [asdict(table) for table in tables]
+    return {"title": title, "made": made, "stamp": stamp, "phases": PHASES, "runs": runs, "tables": given}
 
 
 def one_run(record: Record, name: str) -> dict[str, Any]:

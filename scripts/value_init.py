@@ -19,6 +19,7 @@ from typing import Any
 from nanorlhf.cli import parse
 from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.rewards.exact_answer import exact_answer
+from nanorlhf.rundir import read_metrics
 from nanorlhf.scripts.results import ROOT, where
 
 RESULTS = ROOT / "results" / "value_init.json"
@@ -65,11 +66,11 @@ def measured(options: list[str], wrong: float) -> dict[str, Any]:
         steps = trainer.steps()
         reached = next((row["step"] for row in steps if row["eval/reward"] - wrong >= GOAL), None)
         steps.close()
-    first, rows = trainer.history[0], trainer.history[1:]
+        first, *rows = read_metrics(trainer.run, trainer.done)
     return {
         "steps_to_goal": reached,
         "seconds_to_goal": None if reached is None else sum(row["time/step"] for row in rows),
-        "held_out": [row["eval/reward"] - wrong for row in trainer.history],
+        "held_out": [row["eval/reward"] - wrong for row in (first, *rows)],
         "explained_variance": [row["value/explained_variance"] for row in rows],
         "value_init": {name: value for name, value in first.items() if name.startswith("value_init/")},
     }

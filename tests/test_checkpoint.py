@@ -74,6 +74,15 @@ def test_the_oldest_go_and_no_draft_stays(run: Path) -> None:
     assert checkpoint.latest(run) == run / "checkpoints" / "step_000004"
 
 
+def test_what_a_killed_run_left_goes_without_a_new_checkpoint(run: Path) -> None:
+    folder = run / "checkpoints"
+    for name in (".step_000001.gone", ".step_000004.draft", "step_000000"):
+        (folder / name).mkdir()
+    (folder / ".latest.draft").touch()
+    checkpoint.tidy(run, 2)
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step_000002", "step_000003"]
+
+
 def test_a_run_killed_between_two_renames_still_has_its_newest(run: Path) -> None:
     disk.discard(run / "checkpoints" / "step_000003")
     assert checkpoint.latest(run) == run / "checkpoints" / "step_000002"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.scripts import merge, report
 from tests.samples import snippet
 
 SMALL = ["--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--output_dir", "run", "--max_steps", "2"]
@@ -45,3 +50,33 @@ def test_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert main([*words, *SMALL, "--max_completion_length", "128"]) == 0
     assert metrics()[1]["reward/environment/failed"] == 0
     assert "are right" in Path("run/samples.jsonl").read_text()
+
+
+def commands(script: str) -> list[list[str]]:
+    """The words after every call of a script that the README shows, without those that follow a run."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    return [
+        line.split() for line in re.findall(rf"^\.venv/bin/python -m scripts\.{script} ([^#\n]*)", text, re.MULTILINE)
+    ]
+
+
+@pytest.mark.slow
+def test_reports_and_a_merged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "a", "b"):
+        words = ["--recipe", "tiny", *SMALL, "--eval_prompts", "4", "--output_dir", f"runs/{name}"]
+        assert main(words) == 0
+    written = [words for words in commands("report") if "--serve" not in words]
+    assert all(report.main(words) == 0 for words in written) and len(written) == 2
+    pages = {path.name: path.read_text() for path in (Path("runs/mine/report.html"), Path("ab.html"))}
+    assert [page.count('type="application/json" id="samples-') for page in pages.values()] == [1, 2]
+    assert [merge.main(words) for words in commands("merge")] == [0]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in Path("merged/mine").iterdir()
+    }
+    (words,) = [words for words in commands("report") if "--serve" in words]
+    command = [sys.executable, "-m", "nanorlhf.scripts.report", *words, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and "follows; Ctrl-C ends it" in server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0

@@ -154,6 +154,21 @@ def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(tmp_path:
     assert_same_outcome(whole, parts)
 
 
+def test_a_run_killed_after_its_last_checkpoint_is_made_whole(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    GRPOTrainer(args=config(run, save_steps=1)).train()
+    kept = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    del kept["config.yaml"]
+    (run / "learning_curve.png").write_bytes(b"of an earlier step")
+    (run / ".learning_curve.png.draft").write_bytes(b"half of the new one")
+    (run / "checkpoints" / ".step_000002.gone").mkdir()
+    history = GRPOTrainer(args=config(run, save_steps=1, resume=str(run))).train()
+    assert [row["step"] for row in history] == [0, 1, 2, 3, 4]
+    found = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert found.pop("config.yaml")
+    assert found == kept
+
+
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_lets_the_step_finish_and_saves(
     number: int, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

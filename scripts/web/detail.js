@@ -1,6 +1,5 @@
 // One run in detail: where its time goes, and how rewards and lengths are spread at each step.
 
-const PHASES = ["rollout", "reward", "measure", "update", "sync"];
 const phaseMark = (name) => swatch(style(`--phase-${name}`));
 const detailed = () => runs[Number(state.detail)] || runs[0];
 
@@ -9,7 +8,7 @@ function phases() {
   const { metrics } = detailed();
   const rows = (metrics["time/step"] || []).map((seconds, i) => [seconds, i]).filter(([seconds]) => typeof seconds === "number");
   if (!rows.length) return null;
-  const names = PHASES.filter((phase) => metrics[`time/${phase}`]);
+  const names = report.phases.filter((phase) => metrics[`time/${phase}`]);
   const sums = rows.map(() => 0);
   const layers = names.map((name) => rows.map(([, i], at) => (sums[at] += metrics[`time/${name}`][i] || 0)));
   layers.push(rows.map(([seconds], at) => Math.max(seconds, sums[at])));
@@ -38,7 +37,7 @@ function share() {
   const { metrics } = detailed();
   const sum = (name) => (metrics[name] || []).reduce((total, value) => total + (value || 0), 0);
   const all = sum("time/step");
-  const parts = PHASES.map((name) => [name, sum(`time/${name}`)]);
+  const parts = report.phases.map((name) => [name, sum(`time/${name}`)]);
   const rest = Math.max(0, all - parts.reduce((total, [, seconds]) => total + seconds, 0));
   const keys = [...parts, ["rest", rest]].filter(([, seconds]) => seconds > 0);
   return keys.map(([name, seconds]) => el("span", { class: "key" }, phaseMark(name), `${name} ${all ? Math.round((100 * seconds) / all) : 0}%`));

@@ -11,7 +11,7 @@ function overview() {
     const { y } = points(run, metric, "step");
     return y.length ? [figure(y[0]), " → ", figure(y.at(-1))] : ["–"];
   };
-  const heads = ["run", "algorithm", "steps", held && WORDS[held], training && WORDS[training], "training time", "tokens/s", "peak GiB", "warnings"];
+  const heads = ["run", "algorithm", "steps", held && WORDS[held], training && WORDS[training], "training time", "tokens/s", "peak GiB", "warnings"].filter(Boolean);
   const rows = runs.map((run) => {
     const speed = points(run, "throughput/tokens_per_s", "step").y.toSorted((a, b) => a - b);
     const cells = [
@@ -25,10 +25,10 @@ function overview() {
       figure(last(run, "memory/peak_gib")),
       String(run.remarks.length || "none"),
     ];
-    return el("tr", {}, cells.filter((cell) => cell !== undefined).map((cell) => el("td", {}, cell)));
+    return el("tr", {}, cells.filter((cell) => cell !== undefined).map((cell, i) => el("td", { "data-head": heads[i] }, cell)));
   });
   listeners.push(() => rows.forEach((row, i) => (row.querySelector(".swatch").style.backgroundColor = colourOf(runs[i]))));
-  return el("section", { id: "runs" }, table(heads.filter(Boolean), rows));
+  return el("section", { id: "runs" }, table(heads, rows));
 }
 
 const table = (heads, rows) =>
