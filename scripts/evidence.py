@@ -13,8 +13,9 @@ from pathlib import Path
 
 from nanorlhf.scripts import compare
 from nanorlhf.scripts.comparison import read_runs, table_text, tables
+from nanorlhf.scripts.page import Table
 from nanorlhf.scripts.results import RESULTS, ROOT
-from nanorlhf.scripts.versus import entries, verdicts
+from nanorlhf.scripts.versus import verdicts
 
 ALGORITHMS = ("grpo", "ppo", "rloo", "remax", "raft", "reinforce")
 CLAIMS = {
@@ -85,12 +86,12 @@ def write_tables(readme: Path) -> None:
 
 
 def told(path: Path) -> str:
-    """A comparison's rewards and costs, and what exceeds the noise where that was asked."""
+    """A comparison in one table, and what exceeds the noise."""
     runs = read_runs(path)
-    parts = [f"{table.caption}:\n\n{table_text(table)}" for table in tables(runs)[:2]]
-    if len(runs) > len(entries(runs)):
-        parts.append("\n".join(f"- {line}" for line in verdicts(runs)))
-    return "\n\n".join(parts)
+    rewards, costs, _ = tables(runs)
+    heads = ["", *rewards.heads[3:], *costs.heads[1:]]
+    rows = [[reward[0], *reward[3:], *cost[1:]] for reward, cost in zip(rewards.rows, costs.rows, strict=True)]
+    return f"{table_text(Table('', heads, rows))}\n\n{chr(10).join(f'- {line}' for line in verdicts(runs))}"
 
 
 if __name__ == "__main__":
