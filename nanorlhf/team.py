@@ -7,6 +7,7 @@ differentiates its share of it, and gradients are added up once an update.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from nanorlhf.errors import RunError, UsageError
 from nanorlhf.voice import launched
 
 T = TypeVar("T")
+
+INSTEAD = {
+    "FSDP": "say --shard_base to keep the base in parts",
+    "DEEPSPEED": "say --shard_base to keep the base in parts",
+}
 
 PATIENCE = timedelta(hours=3)  # with one who still writes; who has died is noticed at once
 
@@ -141,6 +147,9 @@ def join(device: torch.device) -> Team:
     if _team.size == 1 and launched():
         from accelerate import PartialState
 
+        for name, instead in INSTEAD.items():
+            if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true":
+                raise UsageError(f"accelerate's --use_{name.lower()} has no effect here: {instead}")
         state = PartialState(cpu=device.type != "cuda", timeout=PATIENCE)
         _team = Team(state.process_index, state.num_processes, state.device)
     return _team

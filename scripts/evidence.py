@@ -29,6 +29,7 @@ SCRIPTS = {  # the file that each leaves
     "gym": "gym",
     "overlap": "overlap",
     "planted": "planted",
+    "processes": "processes",
     "benchmark": "benchmark_update",
 }
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")

@@ -20,7 +20,7 @@ from nanorlhf import packing
 from nanorlhf.__main__ import main
 from nanorlhf.errors import UsageError
 from nanorlhf.rundir import read_lines
-from nanorlhf.team import Team, team
+from nanorlhf.team import Team, join, team
 from nanorlhf.voice import signature, speaks
 from tests.samples import rollout, sample
 
@@ -170,6 +170,26 @@ def process_of(words: str, rank: int) -> int:
         if words.encode() in command and f"\0RANK={rank}\0".encode() in environment and b"nanorlhf" in command:
             return int(entry.name)
     raise AssertionError("there is no such process")
+
+
+@pytest.mark.vllm
+def test_every_process_has_an_engine_of_its_own(tmp_path: Path) -> None:
+    words = ["grpo", "--recipe", "tiny", "--engine", "vllm", "--max_steps", "3", "--eval_prompts", "16"]
+    launch_all(2, {"vllm": words}, tmp_path / "2")
+    rows = steps_of(tmp_path / "2" / "vllm")
+    assert [row["tokens/rollout"] > 256 for row in rows] == [True] * 3
+    assert all(row["mismatch/mean_abs"] < 1e-5 for row in rows)
+    written = read_lines(tmp_path / "2" / "vllm" / "samples.jsonl")
+    assert len(written) == 3 * 256
+    assert len({row["index"] for row in written}) == 3 * 32, "none is written twice"
+
+
+def test_what_accelerate_would_do_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="say --shard_base"):
+        join(torch.device("cpu"))
 
 
 @pytest.mark.slow
