@@ -17,7 +17,7 @@ ALGORITHMS = (
     "dpo",
     "online_dpo",
 )  # nanorlhf.<name>.__main__
-SCRIPTS = ("benchmark",)  # nanorlhf.scripts.<name>
+SCRIPTS = ("benchmark", "compare", "evaluate", "merge", "report")  # nanorlhf.scripts.<name>
 USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]
 
 algorithms: {" ".join(ALGORITHMS)}

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The options that are not those of runs."""
     parser = argparse.ArgumentParser(
-        prog="compare",
+        prog="nanorlhf compare",
         usage="%(prog)s ENTRY [ENTRY ...] [--steps N | --samples N | --minutes M] [--seeds K] [--OPTION VALUE ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -33,7 +33,9 @@ SHOWN = ("eval/reward", "eval/accuracy", "eval/loss", "reward/mean", "kl", "entr
 
 def main(argv: list[str] | None = None) -> int:
     """0 where it was written, 2 where that cannot be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="nanorlhf merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="a run directory, or one of its checkpoints")
     parser.add_argument("output", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: that of the base model's files)")

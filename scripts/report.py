@@ -23,7 +23,9 @@ from nanorlhf.scripts.watch import serve, stamp
 
 def main(argv: list[str] | None = None) -> int:
     """0 where the page was written or served, 2 where there is nothing to show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="nanorlhf report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+", help="run directories; several are laid over each other")
     parser.add_argument("--output", type=Path, help="(default: report.html in the run, of several in this folder)")
     more = f"(default: {LIMIT:,}; {TOKENS:,} tokens at most)"
