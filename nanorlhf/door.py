@@ -25,7 +25,7 @@ from nanorlhf.rows import UnfitError
 from nanorlhf.sources import Rows, as_rows, load, only_split
 from nanorlhf.task import TaskConfig
 from nanorlhf.tools import ToolCalls, tool_environment
-from nanorlhf.voice import tell
+from nanorlhf.voice import launched, tell
 
 C = TypeVar("C", bound=TaskConfig)
 
@@ -73,6 +73,7 @@ def enter(
     if generates:
         check_engine(config)
     if config.shard_base:
+        config.require(launched(), "shard_base", "there is one process; start several with accelerate launch")
         whole = engine_name(config) == "hf" and generates
         config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
         config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")

@@ -15,8 +15,6 @@ from nanorlhf.team import team
 
 def shard(base: nn.Module, device: torch.device) -> None:
     """Cuts the frozen weights of the layers of `base` into parts; adapters, embeddings and the LM head stay whole."""
-    if team().size == 1:
-        raise UsageError("shard_base=True: there is one process; start several with accelerate launch, or leave it off")
     layers = layers_of(base)
     if not layers:
         raise UsageError(f"shard_base=True: {type(base).__name__} does not say what its layers are")

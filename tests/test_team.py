@@ -243,9 +243,7 @@ def test_an_idle_row_teaches_nothing() -> None:
     assert len(row.targets) == len(row.weights) == len(row.columns["engine_logprobs"]) == 0
 
 
-def test_one_process_has_nothing_to_shard() -> None:
-    from nanorlhf.grpo import GRPOConfig
-    from nanorlhf.policy import Policy
-
-    with pytest.raises(UsageError, match="there is one process"):
-        Policy(GRPOConfig(model_name_or_path="nanorlhf:adder", shard_base=True))
+def test_one_process_has_nothing_to_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["grpo", "--recipe", "tiny", "--shard_base", "--output_dir", str(tmp_path / "run")]) == 2
+    assert "there is one process" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
