@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -257,16 +258,18 @@ def phase(launch: Launch, at: float) -> str:
 
 def gone(left: list[str]) -> float:
     """Seconds until no process of a killed run was left; those that stayed are noted, and ended."""
-    began = time.monotonic()
+    began, late = time.monotonic(), dict[int, str]()
     while alive := dict(descendants(os.getpid())):
         if time.monotonic() - began > PATIENCE:
-            left += [f"process {pid}: {words}" for pid, words in alive.items()]
+            late = alive | late
             for pid in alive:
-                os.kill(pid, 9)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for pid in alive:
-            with suppress(ChildProcessError):
+            with suppress(ChildProcessError):  # it is not ours yet
                 os.waitpid(pid, os.WNOHANG)
         time.sleep(0.01)
+    left += [f"process {pid}: {words}" for pid, words in late.items()]
     return time.monotonic() - began
 
 
