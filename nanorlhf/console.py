@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from nanorlhf.errors import plain
+
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
 WORDS = {"reward/mean": "training reward", "eval/reward": "held-out reward", "eval/accuracy": "held-out accuracy"}
@@ -49,11 +51,16 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        tqdm.write(line)
+        say(line)
 
     def close(self) -> None:
         """Ends the bar."""
         self.bar.close()
+
+
+def say(line: str) -> None:
+    """A line above any bar; what others wrote cannot move the cursor."""
+    tqdm.write(plain(line))
 
 
 def number(value: float | None) -> str:
