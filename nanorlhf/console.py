@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from nanorlhf.errors import plain
 from nanorlhf.voice import speaks, tell
 
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
@@ -52,12 +53,17 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        if speaks():
-            tqdm.write(line)
+        say(line)
 
     def close(self) -> None:
         """Ends the bar."""
         self.bar.close()
+
+
+def say(line: str) -> None:
+    """A line above any bar; what others wrote cannot move the cursor."""
+    if speaks():
+        tqdm.write(plain(line))
 
 
 def number(value: float | None) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from nanorlhf.errors import RunError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_whole(path: Path, text: str, errors: str = "strict") -> None:
@@ -25,9 +31,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    yield draft
-    for path in draft.rglob("*"):
-        sync(path)
+    try:
+        yield draft
+        for path in draft.rglob("*"):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)  # it may be what has filled the disk
+        raise
     discard(folder)
     draft.replace(folder)
     sync(folder.parent)
@@ -55,3 +65,21 @@ def digest(path: Path) -> str:
     """A file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def room(run: Path) -> Iterator[None]:
+    """Ends a run in one line where its disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise RunError(f"no space left on the disk of {run}; make room, and go on with --resume {run}") from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether this is about a full disk; libraries written in Rust have the number of an error in their words only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    return number in FULL

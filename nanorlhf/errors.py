@@ -18,6 +18,16 @@ class RewardError(RunError):
     """A reward function that raised, or that returned what no reward can be."""
 
 
+def plain(text: str, keep: str = "\n") -> str:
+    """Text that may go to a terminal or a log: what it cannot print is written as Python would, all but `keep`."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def told(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return plain(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the closest of `known`."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)

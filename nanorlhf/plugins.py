@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ def from_file(spec: str) -> Any:
     found = importlib.util.spec_from_file_location(path.stem, path)
     assert found and found.loader
     module = importlib.util.module_from_spec(found)
+    listed = sys.modules.setdefault(path.stem, module)  # dataclasses look there for the module they are in
     try:
         found.loader.exec_module(module)
     except Exception as error:
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        if listed is module:
+            del sys.modules[path.stem]  # nobody else is to find it there
     if not hasattr(module, name):
         raise UsageError(f"{spec!r}: {path} defines no {name!r}; {nearest(name, vars(module))}")
     return getattr(module, name)

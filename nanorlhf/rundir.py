@@ -98,14 +98,18 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
         raise UsageError(
             f"resume={config.resume!r}: there is no run to continue ({run / 'config.yaml'} does not exist)"
         )
-    if run.is_dir() and not config.resume and {path.name for path in run.iterdir()} - UNBEGUN:
-        clear(run, config.overwrite_output_dir)
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        if run.is_dir() and not config.resume and {path.name for path in run.iterdir()} - UNBEGUN:
+            clear(run, config.overwrite_output_dir)
+        write_head(run, config, algorithm)
     except OSError as error:
         raise UsageError(f"output_dir={str(run)!r} cannot be written: {error.strerror}") from None
-    if not os.access(run, os.W_OK):
-        raise UsageError(f"output_dir={str(run)!r} cannot be written: permission denied")
+    return run
+
+
+def write_head(run: Path, config: TrainConfig, algorithm: str) -> None:
+    """The files by which a run is known."""
+    run.mkdir(parents=True, exist_ok=True)
     options = config.to_dict() | {"resume": None, "output_dir": str(run)}
     if config.resume:
         check_changes(read_run(run), options, algorithm)
@@ -114,7 +118,6 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
         write_whole(run / "run.json", json.dumps(about | {"versions": versions()}, indent=1) + "\n")
     write_whole(run / "config.yaml", yaml.safe_dump(options, sort_keys=False))  # last: by this a run is known
     (run / CHECKPOINTS).mkdir(exist_ok=True)
-    return run
 
 
 def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> None:

@@ -1,15 +1,17 @@
-"""What a run leaves behind: metrics.jsonl, samples.jsonl, a learning curve, and any tracker that accelerate knows."""
+"""What a run leaves behind: metrics.jsonl, samples.jsonl, and what trackers are told that accelerate knows."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanorlhf.console import say
 from nanorlhf.disk import write_whole
+from nanorlhf.errors import told
 from nanorlhf.options import TrainConfig
 from nanorlhf.types import Sample
 
@@ -23,16 +25,26 @@ class Tracker:
         self.run = run
         for name in ("metrics.jsonl", "samples.jsonl"):
             cut_after(run / name, step or -1)  # without a checkpoint step 0 comes again too
-        self.metrics = (run / "metrics.jsonl").open("a")
-        self.samples = (run / "samples.jsonl").open("a")
+        # What UTF-8 cannot hold is written as JSON's escape, which it happens to be.
+        self.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
+        self.samples = (run / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
         self.trackers = start_trackers(run, config, algorithm)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One step's metrics; what was not measured is null."""
         self.metrics.write(json.dumps(metrics, allow_nan=False) + "\n")
         self.metrics.flush()
-        for tracker in self.trackers:
-            tracker.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=step)
+        measured = {k: v for k, v in metrics.items() if v is not None and k != "step"}
+        self.tell(lambda tracker: tracker.log(measured, step=step))
+
+    def tell(self, what: Callable[[Any], object]) -> None:
+        """Tells every tracker; one that raises is told no more, for its trouble is not the run's."""
+        for tracker in list(self.trackers):
+            try:
+                what(tracker)
+            except Exception as error:  # noqa: BLE001  a tracker may fail in any way
+                self.trackers.remove(tracker)
+                say(f"{tracker.name} failed, and is told no more ({told(error)}); everything is in {self.run}")
 
     def log_samples(self, step: int, samples: Sequence[Sample], advantages: Sequence[float]) -> None:
         """Every sample of a step."""
@@ -53,15 +65,13 @@ class Tracker:
             row |= ({"fault": s.fault} if s.fault else {}) | ({"extras": s.extras} if s.extras else {})
             self.samples.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         self.samples.flush()
-        for tracker in self.trackers:
-            if tracker.name == "wandb":
-                rows = [[step, str(s.prompt.text), s.text, s.reward] for s in samples[:SHOWN_SAMPLES]]
-                tracker.log_table("samples", columns=["step", "prompt", "completion", "reward"], data=rows, step=step)
+        table = [[step, str(s.prompt.text), s.text, s.reward] for s in samples[:SHOWN_SAMPLES]]
+        columns = ["step", "prompt", "completion", "reward"]
+        self.tell(lambda t: t.name == "wandb" and t.log_table("samples", columns=columns, data=table, step=step))
 
     def close(self) -> None:
         """Ends the trackers' runs and closes the files."""
-        for tracker in self.trackers:
-            tracker.finish()
+        self.tell(lambda tracker: tracker.finish())
         self.metrics.close()
         self.samples.close()
 
@@ -94,26 +104,35 @@ def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
     name = config.run_name or run.name
     started: list[Any] = []
     for kind in config.trackers:
-        if kind == "wandb":
-            offline = {} if wandb_account() else {"mode": "offline"}
-            tags = [algorithm, *config.tags]
-            tracker = trackers.WandBTracker(
-                config.project, id=run_id, name=name, tags=tags, resume="allow", dir=str(run), **offline
+        try:
+            if kind == "wandb":
+                tags = [algorithm, *config.tags]
+                about = {"id": run_id, "name": name, "tags": tags, "resume": "allow", "dir": str(run)}
+                tracker = trackers.WandBTracker(config.project, **about, **wandb_mode())
+            elif kind == "tensorboard":
+                tracker = trackers.TensorBoardTracker("tensorboard", logging_dir=str(run))
+            else:
+                tracker = trackers.TrackioTracker(config.project, name=name, resume="allow")
+            tracker.start()
+            tracker.store_init_configuration(
+                {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.to_dict().items()}
             )
-        elif kind == "tensorboard":
-            tracker = trackers.TensorBoardTracker("tensorboard", logging_dir=str(run))
+        except Exception as error:  # noqa: BLE001  a tracker may fail in any way
+            say(f"{kind} cannot start, and is told nothing ({told(error)}); everything is in {run}")
         else:
-            tracker = trackers.TrackioTracker(config.project, name=name, resume="allow")
-        tracker.start()
-        tracker.store_init_configuration(
-            {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.to_dict().items()}
-        )
-        started.append(tracker)
+            started.append(tracker)
     return started
 
 
-def wandb_account() -> bool:
-    """Whether wandb could upload; without an account its runs stay on disk, to be synced later."""
+def wandb_mode() -> dict[str, str]:
+    """Offline where wandb could not upload, for want of an account or of a connection: its runs stay on disk."""
     import wandb
 
-    return bool(os.environ.get("WANDB_MODE") or wandb.login(prompt=False))
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return {}
+    try:
+        reached = wandb.login(prompt=False)
+    except Exception as error:  # noqa: BLE001  it looks whether the key is good, and anything may come of that
+        say(f"wandb cannot be reached, so its run stays on disk for `wandb sync` ({told(error)})")
+        reached = False
+    return {} if reached else {"mode": "offline"}

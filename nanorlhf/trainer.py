@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, door, episodes, faults, health, rundir, value_init
+from nanorlhf import checkpoint, disk, door, episodes, faults, health, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.chat import use_template
 from nanorlhf.config import shipped_model
@@ -24,6 +24,7 @@ from nanorlhf.data import Reader
 from nanorlhf.demonstrations import Demonstrations, judged
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, engine_name
+from nanorlhf.engines.restart import Restarting
 from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
 from nanorlhf.errors import RunError, UsageError
@@ -147,7 +148,8 @@ class Trainer:
         """The engine, and who writes with it."""
         args, ends = self.config, self.sampling.stop_token_ids
         folder = self.run / "base_model"
-        self.engine = build_engine(args, self.policy, self.tokenizer, self.sampling, folder, self.plan)
+        parts = args, self.policy, self.tokenizer, self.sampling, folder, self.plan
+        self.engine = Restarting(lambda: build_engine(*parts), self.policy, str(self.run))
         who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
         self.author = make_author(args, self.engine, *who)
         self.residency.add("engine", Served(self.engine, self.policy))
@@ -205,6 +207,11 @@ class Trainer:
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
+        with disk.room(self.run):
+            yield from self.all_steps()
+
+    def all_steps(self) -> Generator[dict[str, Any], None, None]:
+        """The steps, from the first to the last."""
         tracker = self.open_run() if self.team.first else None
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
@@ -219,7 +226,7 @@ class Trainer:
             progress.close()
             if tracker:
                 tracker.close()
-            whole = self.policy.version == self.version_done  # not cut off in the middle of an update
+            whole = self.policy.version == self.version_done  # not cut off in the middle of an update or of its records
             if whole and checkpoint.step_of(checkpoint.latest(self.run)) < self.done:
                 self.save()
 
@@ -228,16 +235,12 @@ class Trainer:
         step = self.loop.step(self.done + 1, progress.writing)
         step.metrics = self.team.agreed(step.metrics)  # each has its own clock
         self.done += 1
-        self.version_done = self.policy.version
         last = self.over(step.metrics["time/step"])
-        if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
-            step.metrics |= self.evaluated()
-        self.record(tracker, step.metrics)
-        if tracker:
-            ends = step.rollout.lengths.cumsum(0) - 1
-            tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
-            if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
-                episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
+        try:
+            if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
+                step.metrics |= self.evaluated()
+        finally:
+            self.write_down(tracker, step)
         self.mind(step, progress)
         found = health.begun(self.history.telling)
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
@@ -250,6 +253,16 @@ class Trainer:
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
             self.save()
         return step.metrics
+
+    def write_down(self, tracker: Tracker | None, step: Step) -> None:
+        """A step's metrics, samples and rollout; with these it is done."""
+        self.record(tracker, step.metrics)
+        if tracker:
+            ends = step.rollout.lengths.cumsum(0) - 1
+            tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
+            if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
+                episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
+        self.version_done = self.policy.version
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether steps or minutes are used up, `seconds` being those of a step that is not yet in the history."""
@@ -301,7 +314,7 @@ class Trainer:
     def introduce(self) -> None:
         """What is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
-        engine = type(self.engine).__name__ if self.entry.generates else "none needed"
+        engine = self.engine.name if self.entry.generates else "none needed"
         tell(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         tell(self.policy.coverage)
         if self.plan:

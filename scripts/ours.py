@@ -115,7 +115,7 @@ def step(folder: Path, work: Workload, setting: Setting) -> Run:
             tokens.append(int(done.rollout.lengths.sum()))
     finally:
         trainer.close()
-    return typical(laps[1:]) | meter.peak() | {"tokens": sum(tokens), "engine": type(trainer.engine).__name__}
+    return typical(laps[1:]) | meter.peak() | {"tokens": sum(tokens), "engine": trainer.engine.name}
 
 
 def refresh(folder: Path, work: Workload, setting: Setting) -> Run:
@@ -132,7 +132,7 @@ def refresh(folder: Path, work: Workload, setting: Setting) -> Run:
             laps.append(meter.lap())
     finally:
         trainer.close()
-    return typical(laps[1:]) | meter.peak() | {"engine": type(trainer.engine).__name__}
+    return typical(laps[1:]) | meter.peak() | {"engine": trainer.engine.name}
 
 
 def reach(folder: Path, work: Goal, setting: Setting) -> Run:
@@ -149,4 +149,4 @@ def reach(folder: Path, work: Goal, setting: Setting) -> Run:
                 break
     finally:
         trainer.close()
-    return course.run() | {"engine": type(trainer.engine).__name__}
+    return course.run() | {"engine": trainer.engine.name}

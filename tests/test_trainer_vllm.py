@@ -77,3 +77,27 @@ def test_episodes_of_several_turns(tmp_path: Path) -> None:
     assert all(row["mismatch/max_abs"] < 1e-3 for row in rows)
     samples = lines(tmp_path / "run" / "samples.jsonl")
     assert sum(row["tokens/trained"] for row in rows) < sum(row["length"] for row in samples), "some are not its own"
+
+
+@pytest.mark.slow
+def test_an_engine_that_fails_is_started_anew_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "whole", 2)
+    trainer = GRPOTrainer(args=config(tmp_path / "parts", engine="vllm"))
+    inner = trainer.engine.engine.engine
+    plain, calls = inner.step, []
+
+    def step() -> Any:
+        calls.append(1)
+        if len(calls) == 12:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return plain()
+
+    inner.step = step
+    with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
+        next(ticks)
+        assert trainer.engine.engine.engine is not inner
+        next(ticks)
+    assert "the engine failed (RuntimeError: CUDA error: an illegal memory access" in capsys.readouterr().out
+    assert lines(tmp_path / "whole" / "samples.jsonl") == lines(tmp_path / "parts" / "samples.jsonl")

@@ -1,0 +1,95 @@
+"""An engine that failed is started again, once in a step, and writes the same anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import torch
+
+from nanorlhf.engines.base import Completion, Engine, Request, Sampling, Weights
+from nanorlhf.engines.guest import kept_random_state
+from nanorlhf.errors import RunError, UsageError, told
+from nanorlhf.team import team
+
+
+class Restarting:
+    """An engine for the whole run, whatever becomes of the one inside; a mistake of the user's is no failure of it."""
+
+    def __init__(self, start: Callable[[], Engine], weights: Weights, resume: str) -> None:
+        self.start, self.weights, self.resume = start, weights, resume
+        self.engine = start()
+        self.version = self.engine.version
+        self.failed = ""  # how, since anybody was told
+
+    @property
+    def name(self) -> str:
+        return type(self.engine).__name__
+
+    def generate(
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+    ) -> Iterator[Completion]:
+        """Completions as they finish; after a failure those that were still wanted, which the seed makes the same."""
+        given = set[int]()
+        while len(given) < len(requests):
+            try:
+                for completion in self.engine.generate(requests, seed, sampling):
+                    if completion.id not in given:
+                        given.add(completion.id)
+                        yield completion
+            except (UsageError, RunError):
+                raise
+            except Exception as error:  # noqa: BLE001  an engine may fail in any way
+                failure = told(error)
+            else:
+                return
+            self.restart(failure)  # here nothing refers to what failed
+
+    def update(self, weights: Weights) -> None:
+        """Serves these weights from now on, by a new engine where the old one cannot."""
+        try:
+            self.engine.update(weights)
+        except (UsageError, RunError):
+            raise
+        except Exception as error:  # noqa: BLE001  an engine may fail in any way
+            failure = told(error)
+        else:
+            self.version = self.engine.version
+            return
+        self.restart(failure)
+
+    def restart(self, failure: str) -> None:
+        """A new engine with the policy's weights; a second failure before the first was told ends the run."""
+        go_on = f"go on from the last checkpoint with --resume {self.resume}"
+        if self.failed:
+            raise RunError(f"the engine failed again after it was started anew ({failure}); {go_on}")
+        if team().size > 1:  # engines start together
+            raise RunError(f"the engine failed ({failure}); {go_on}")
+        self.failed = failure
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with suppress(Exception):  # it is broken
+            self.engine.close()
+        try:
+            with kept_random_state(devices):
+                self.engine = self.start()
+                self.engine.update(self.weights)
+        except Exception as error:
+            raise RunError(
+                f"the engine failed ({failure}) and could not be started anew ({told(error)}); {go_on}"
+            ) from error
+        self.version = self.engine.version
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        self.engine.wake()
+
+    def told(self) -> list[str]:
+        """That it failed, and what the engine has to say."""
+        failed, self.failed = self.failed, ""
+        words = [f"the engine failed ({failed}); it was started anew, and wrote the same"] if failed else []
+        return words + self.engine.told()
+
+    def close(self) -> None:
+        self.engine.close()
