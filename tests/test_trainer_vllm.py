@@ -85,7 +85,8 @@ def test_an_engine_that_fails_is_started_anew_and_writes_the_same(
 ) -> None:
     run(tmp_path / "whole", 2)
     trainer = GRPOTrainer(args=config(tmp_path / "parts", engine="vllm"))
-    inner = trainer.engine.engine.engine
+    inside: Any = trainer.engine.engine
+    inner = inside.engine
     plain, calls = inner.step, []
 
     def step() -> Any:
@@ -97,7 +98,7 @@ def test_an_engine_that_fails_is_started_anew_and_writes_the_same(
     inner.step = step
     with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
         next(ticks)
-        assert trainer.engine.engine.engine is not inner
+        assert trainer.engine.engine is not inside
         next(ticks)
     assert "the engine failed (RuntimeError: CUDA error: an illegal memory access" in capsys.readouterr().out
     assert lines(tmp_path / "whole" / "samples.jsonl") == lines(tmp_path / "parts" / "samples.jsonl")
