@@ -4,6 +4,7 @@
     python -m nanorlhf.scripts.evaluate Qwen/Qwen2.5-0.5B --recipe grpo/recipes/gsm8k.yaml --samples 8
 
 A run's own config.yaml says model, data and rewards; a recipe lies over it, and options on the command line over both.
+With --output, what is finished is kept as the evaluation goes on, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -27,21 +28,26 @@ from nanorlhf import checkpoint, door
 from nanorlhf.algorithm import Algorithm, Plan
 from nanorlhf.chat import use_template
 from nanorlhf.cli import parse
-from nanorlhf.config import config, option
+from nanorlhf.config import config, option, shipped_model, split_names
+from nanorlhf.disk import write_whole
 from nanorlhf.engines.build import build_engine
 from nanorlhf.environments import stops
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
+from nanorlhf.plugins import is_file_spec
 from nanorlhf.policy import Policy
 from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
 from nanorlhf.rollout import make_author
 from nanorlhf.scoring import Scorer
+from nanorlhf.scripts.kept import Kept, stamps
 from nanorlhf.seeds import derive
 from nanorlhf.statistics import Estimate, estimate, majority_at, pass_at
 from nanorlhf.stream import prompts_of
 from nanorlhf.task import TaskConfig
 from nanorlhf.trainer import how_to_sample, load_tokenizer
-from nanorlhf.types import Sample
+from nanorlhf.types import Prompt, Sample
+
+CHUNK = 1024  # completions that are kept together once they are scored
 
 
 @config
@@ -80,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"{name:>16}  {shown(value)}" for name, value in results.items()))
         if chosen.output:
             write(Path(chosen.output), results, rows)
+            partial(chosen.output).unlink()
     except (UsageError, RewardError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -125,44 +132,73 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     policy = Policy(task)
     sampling = how_to_sample(task, policy, tokenizer, stops(environment))
     scorer, plan = Scorer(entry.rewards, task), Plan(chosen.samples, chosen.greedy)
+    parts = chunks(prompts, chosen)
+    kept = Kept(partial(chosen.output) if chosen.output else None, question(chosen))
+    if kept.parts:
+        print(f"going on with an evaluation of which {len(kept.parts)} of {len(parts)} parts were finished", flush=True)
     with tempfile.TemporaryDirectory() as folder, closing(scorer):
-        with closing(build_engine(task, policy, tokenizer, sampling, Path(folder))) as engine:
-            engine.update(policy)
-            author = make_author(task, engine, tokenizer, scorer, sampling.stop_token_ids, environment)
-            with tqdm(unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
-                samples, greedy = author.write(prompts, plan, derive(task.seed, "evaluation"), progress=bar.update)
-        scorer.finish([*samples, *greedy])
+        if len(kept.parts) < len(parts):
+            with closing(build_engine(task, policy, tokenizer, sampling, Path(folder))) as engine:
+                engine.update(policy)
+                author = make_author(task, engine, tokenizer, scorer, sampling.stop_token_ids, environment)
+                with tqdm(unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
+                    for number in range(len(kept.parts), len(parts)):
+                        seed = derive(task.seed, "evaluation", number)
+                        samples, greedy = author.write(parts[number], plan, seed, progress=bar.update)
+                        scorer.finish([*samples, *greedy])
+                        kept.add([row(s, greedy=False) for s in samples] + [row(s, greedy=True) for s in greedy])
         for line in scorer.report()[1]:
             print(line)
-    rows = [row(s, greedy=False) for s in samples] + [row(s, greedy=True) for s in greedy]
-    return figures(chosen, samples, greedy), rows
+    rows = sorted((row for part in kept.parts for row in part), key=lambda row: row["greedy"])
+    return figures(chosen, rows), rows
 
 
-def figures(chosen: EvaluateConfig, samples: Sequence[Sample], greedy: Sequence[Sample]) -> dict[str, Any]:
+def chunks(prompts: Sequence[Prompt], chosen: EvaluateConfig) -> list[Sequence[Prompt]]:
+    """Prompts with some CHUNK completions together, which is what an interruption may cost."""
+    size = max(1, CHUNK // (chosen.samples + chosen.greedy))
+    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+
+
+def partial(output: str) -> Path:
+    """Where finished parts are while others are not."""
+    return Path(output).with_suffix(".partial.jsonl")
+
+
+def question(chosen: EvaluateConfig) -> dict[str, Any]:
+    """All that an answer hangs on: options, and the files that they name."""
+    specs = [chosen.dataset_name, chosen.dataset_test_name, chosen.environment, *split_names(chosen.reward_funcs)]
+    paths = [Path(spec.rpartition(":")[0] if is_file_spec(spec) else spec) for spec in specs if spec]
+    models = [chosen.model_name_or_path, chosen.adapter_name_or_path]
+    paths += [Path(shipped_model(name)) for name in models if name]
+    return {"options": chosen.to_dict(), "files": stamps(*paths)}
+
+
+def figures(chosen: EvaluateConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the scores come to; prompts without a scored completion are left out."""
+    greedy = [r for r in rows if r["greedy"]]
+    samples = [r for r in rows if not r["greedy"]]
     names: dict[str, Any] = {"prompts": len(greedy) or len(samples) // chosen.samples}
-    scored = [s.reward for s in greedy if s.reward is not None]
+    scored = [r["reward"] for r in greedy if r["reward"] is not None]
     if scored:
         names["greedy reward"] = estimate(scored)
         names["greedy passes"] = estimate([float(reward >= chosen.pass_at) for reward in scored])
     groups = [samples[i : i + chosen.samples] for i in range(0, len(samples), chosen.samples or 1)]
-    groups = [[s for s in group if s.reward is not None] for group in groups]
+    groups = [[r for r in group if r["reward"] is not None] for group in groups]
     groups = [group for group in groups if group]
     if groups:
-        names["sampled reward"] = estimate([fmean(s.reward or 0.0 for s in group) for group in groups])
-        verdicts = [[(s.reward or 0.0) >= chosen.pass_at for s in group] for group in groups]
+        names["sampled reward"] = estimate([fmean(r["reward"] for r in group) for group in groups])
+        verdicts = [[r["reward"] >= chosen.pass_at for r in group] for group in groups]
         names[f"avg@{chosen.samples}"] = estimate([fmean(map(float, verdict)) for verdict in verdicts])
         for k in [2**i for i in range(1, chosen.samples.bit_length()) if 2**i <= chosen.samples]:
             whole = [(group, verdict) for group, verdict in zip(groups, verdicts, strict=True) if len(group) >= k]
             if whole:
                 names[f"pass@{k}"] = estimate([pass_at(k, verdict) for _, verdict in whole])
-                answers = [[answer_of(s.text) for s in group] for group, _ in whole]
+                answers = [[answer_of(r["completion"]) for r in group] for group, _ in whole]
                 votes = [majority_at(k, said, verdict) for said, (_, verdict) in zip(answers, whole, strict=True)]
                 names[f"majority@{k}"] = estimate(votes)
-    everyone = [*samples, *greedy]
-    names["unscored"] = sum(s.reward is None for s in everyone)
-    names["truncated"] = fmean(float(not s.stopped) for s in everyone)
-    names["mean length"] = fmean(len(s.completion_ids) for s in everyone)
+    names["unscored"] = sum(r["reward"] is None for r in rows)
+    names["truncated"] = fmean(float(not r["stopped"]) for r in rows)
+    names["mean length"] = fmean(r["length"] for r in rows)
     return names
 
 
@@ -194,10 +230,9 @@ def row(sample: Sample, greedy: bool) -> dict[str, Any]:
 def write(path: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """The figures, and the completions beside them."""
     plain = {k: dataclasses.asdict(v) if isinstance(v, Estimate) else v for k, v in results.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain, indent=1) + "\n")
     lines = path.with_suffix(".samples.jsonl")
-    lines.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    write_whole(lines, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    write_whole(path, json.dumps(plain, indent=1) + "\n")
     print(f"written to {path} and {lines}")
 
 

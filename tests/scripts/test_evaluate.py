@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from nanorlhf.config import shipped_model
 from nanorlhf.grpo import GRPOTrainer
+from nanorlhf.scripts import evaluate
 from nanorlhf.scripts.evaluate import about, answer_of, main
+from nanorlhf.scripts.kept import Kept
 from nanorlhf.statistics import pass_at
 from tests.test_trainer import config
 
@@ -29,6 +33,42 @@ def test_a_run_is_evaluated_with_its_own_task(tmp_path: Path, capsys: pytest.Cap
     assert figures["pass@2"]["mean"] == pytest.approx(fmean(pass_at(2, group) for group in groups))
     assert figures["pass@4"]["mean"] == fmean(float(any(group)) for group in groups)
     assert figures["pass@4"]["mean"] >= figures["majority@4"]["mean"]
+
+
+def test_an_evaluation_that_was_cut_off_goes_on_where_the_same_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "CHUNK", 20)
+    (tmp_path / "model").symlink_to(shipped_model("nanorlhf:adder"))
+    words = [f"{tmp_path}/model", "--recipe", "grpo/recipes/tiny.yaml", "--engine", "hf", "--eval_prompts", "18"]
+
+    def ask(name: str, samples: int = 4) -> tuple[str, str]:
+        assert main([*words, "--samples", str(samples), "--output", f"{tmp_path}/{name}.json"]) == 0
+        assert not (tmp_path / f"{name}.partial.jsonl").exists()
+        return (tmp_path / f"{name}.json").read_text(), (tmp_path / f"{name}.samples.jsonl").read_text()
+
+    def cut_off(name: str) -> None:
+        left, add = [1, 1], Kept.add
+        monkeypatch.setattr(Kept, "add", lambda kept, part: (left.pop(), add(kept, part)))
+        with pytest.raises(IndexError):
+            ask(name)
+        monkeypatch.setattr(Kept, "add", add)
+        with (tmp_path / f"{name}.partial.jsonl").open("a") as file:
+            file.write('[{"index": 3, "gre')  # killed as it wrote the next part
+
+    whole, fewer = ask("whole"), ask("fewer", samples=2)
+    cut_off("cut")
+    capsys.readouterr()
+    assert ask("cut") == whole
+    assert "2 of 5 parts were finished" in capsys.readouterr().out
+    cut_off("cut")
+    assert ask("cut", samples=2) == fewer
+    cut_off("cut")
+    (tmp_path / "model").unlink()
+    shutil.copytree(shipped_model("nanorlhf:adder"), tmp_path / "model", copy_function=shutil.copyfile)
+    capsys.readouterr()
+    assert ask("cut") == whole
+    assert "finished" not in capsys.readouterr().out, "the model's files are others"
 
 
 def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
