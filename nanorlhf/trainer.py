@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, disk, door, episodes, faults, health, rundir, value_init
+from nanorlhf import checkpoint, disk, door, rundir, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.chat import use_template
 from nanorlhf.config import shipped_model
-from nanorlhf.console import Progress, draw_png, summary
+from nanorlhf.console import Progress, summary
 from nanorlhf.critic import Critic, check_critic
 from nanorlhf.data import Reader
 from nanorlhf.demonstrations import Demonstrations, judged
@@ -27,12 +27,11 @@ from nanorlhf.engines.build import build_engine, engine_name
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.environments import stops
 from nanorlhf.episodes import Saved
-from nanorlhf.errors import RunError, UsageError
+from nanorlhf.errors import UsageError
 from nanorlhf.evaluate import evaluate
-from nanorlhf.history import History
-from nanorlhf.loop import Loop, Step
+from nanorlhf.journal import Journal
+from nanorlhf.loop import Loop
 from nanorlhf.memory import Plan
-from nanorlhf.metrics import finite
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.planning import plan_command, plan_run, settled
 from nanorlhf.policy import Policy, pick_device
@@ -41,7 +40,6 @@ from nanorlhf.rollout import Sampler, make_author
 from nanorlhf.scoring import Scorer
 from nanorlhf.stream import prompts_of
 from nanorlhf.team import LostError, join
-from nanorlhf.tracking import Tracker
 from nanorlhf.types import Prompt
 from nanorlhf.voice import tell
 
@@ -108,13 +106,13 @@ class Trainer:
         self.residency.add("optimizer", Tensors(self.loop.moments))
         self.remarks = self.scorer.remarks
         self.done = 0
-        self.left_out = 0  # updates in a row that were not finite
         self.ending: str | None = None  # why it ends before its last step
         if args.resume:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
                 self.restore()
         self.version_done = self.policy.version
-        self.history = History(rundir.read_metrics(self.run, self.done))
+        kept = entry.samples and isinstance(args, OnPolicyConfig) and args.keep_rollouts
+        self.journal = Journal(self.run, args, self.algorithm.name, self.done, kept)
         if self.entry.generates:
             self.freshen()
 
@@ -184,7 +182,7 @@ class Trainer:
             raise LostError(f"{error}; go on with --resume {self.run}") from error
         finally:
             self.close()
-        tell(summary(self.history.drawn, self.run))
+        tell(summary(self.journal.history.drawn, self.run))
         if self.prompts.dropped > self.dropped:
             tell(f"in all, {self.prompts.maker.why()}")
         if self.ending:
@@ -197,14 +195,6 @@ class Trainer:
         if self.entry.generates:
             self.engine.close()
 
-    def open_run(self) -> Tracker:
-        """The run directory without what came after the checkpoint, and who writes on in it."""
-        for name in (episodes.FOLDER, faults.FOLDER):
-            rundir.forget_after(self.run / name, self.done)
-        if self.done:
-            self.draw()  # whoever killed the run may have done it before it had drawn its last steps
-        return Tracker(self.run, self.config, self.algorithm.name, self.done)
-
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
         with disk.room(self.run):
@@ -212,25 +202,24 @@ class Trainer:
 
     def all_steps(self) -> Generator[dict[str, Any], None, None]:
         """The steps, from the first to the last."""
-        tracker = self.open_run() if self.team.first else None
+        self.journal.open(self.done)
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
         try:
             with self.finishing_on_signals(progress):
                 self.remarks += self.loop.probe()
                 if self.done == 0:
-                    self.record(tracker, {"step": 0} | self.initialised(progress) | self.evaluated())
-                while not (self.over() or self.ending):
-                    yield self.one_step(tracker, progress)
+                    self.journal.record({"step": 0} | self.initialised(progress) | self.evaluated())
+                while not self.ends():
+                    yield self.one_step(progress)
         finally:
             progress.close()
-            if tracker:
-                tracker.close()
+            self.journal.close()
             whole = self.policy.version == self.version_done  # not cut off in the middle of an update or of its records
             if whole and checkpoint.step_of(checkpoint.latest(self.run)) < self.done:
                 self.save()
 
-    def one_step(self, tracker: Tracker | None, progress: Progress) -> dict[str, Any]:
+    def one_step(self, progress: Progress) -> dict[str, Any]:
         """A step, with its evaluation, log and checkpoint."""
         step = self.loop.step(self.done + 1, progress.writing)
         step.metrics = self.team.agreed(step.metrics)  # each has its own clock
@@ -240,56 +229,29 @@ class Trainer:
             if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
                 step.metrics |= self.evaluated()
         finally:
-            self.write_down(tracker, step)
-        self.mind(step, progress)
-        found = health.begun(self.history.telling)
+            self.journal.write(step)
+            self.version_done = self.policy.version
+        found = self.journal.ailments()
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
-        said = [line for lines in self.team.gathered(step.warnings + self.remarks) for line in lines]
-        for line in [*dict.fromkeys(said), *(f"{r.words} (try {r.advice})" for r in found)]:
+        noted = self.team.joined(step.warnings + self.remarks)
+        words = [*dict.fromkeys(noted), *(f"{r.words} (try {r.advice})" for r in found), *self.journal.faults(step)]
+        for line in words:
             progress.say(f"step {self.done}: {line}")
         self.remarks.clear()
-        self.ending = next((why for why in self.team.gathered(self.ending) if why), None)
+        self.journal.refuse_the_hopeless()
         progress.step(step.metrics)
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
             self.save()
         return step.metrics
 
-    def write_down(self, tracker: Tracker | None, step: Step) -> None:
-        """A step's metrics, samples and rollout; with these it is done."""
-        self.record(tracker, step.metrics)
-        if tracker:
-            ends = step.rollout.lengths.cumsum(0) - 1
-            tracker.log_samples(self.done, step.rollout.samples, step.credit.advantages[ends].tolist())
-            if self.entry.samples and isinstance(self.config, OnPolicyConfig) and self.config.keep_rollouts:
-                episodes.keep(self.run, self.done, step.rollout, step.credit.advantages)
-        self.version_done = self.policy.version
-
     def over(self, seconds: float = 0.0) -> bool:
         """Whether steps or minutes are used up, `seconds` being those of a step that is not yet in the history."""
-        return self.config.over(self.done, self.history.seconds + seconds)
+        return self.config.over(self.done, self.journal.history.seconds + seconds)
 
-    def mind(self, step: Step, progress: Progress) -> None:
-        """Keeps a report of updates that were left out; ends the run where nothing else comes."""
-        if not step.faults:
-            self.left_out = 0
-            return
-        path = self.team.once(lambda: faults.keep(self.run, self.done, step.faults))
-        for fault in step.faults:
-            progress.say(f"step {self.done}: {fault.words}; the report is {path}")
-        taken = step.metrics["loss"] is not None
-        self.left_out = 0 if taken else self.left_out + len(step.faults)
-        if self.left_out >= faults.IN_A_ROW:
-            raise RunError(
-                f"{self.left_out} updates in a row had numbers that are not finite; see {path.parent}, and go on from "
-                f"the last checkpoint with --resume {self.run} and a lower learning_rate, or dtype float32"
-            )
-
-    def record(self, tracker: Tracker | None, metrics: dict[str, Any]) -> None:
-        """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""
-        clean = {name: finite(value) for name, value in metrics.items()}
-        self.history.append(clean)
-        if tracker:
-            tracker.log(clean["step"], clean)
+    def ends(self) -> bool:
+        """Whether that was the last step, for all processes."""
+        self.ending = next((why for why in self.team.gathered(self.ending) if why), None)
+        return self.over() or self.ending is not None
 
     def initialised(self, progress: Progress) -> dict[str, Any]:
         """What a critic learned before the first update, where there is one."""
@@ -360,11 +322,7 @@ class Trainer:
             self.tokenizer.save_pretrained(folder)
 
         checkpoint.save(self.run, self.done, write, self.loop.state_dict(), self.config.save_total_limit)
-        self.draw()
-
-    def draw(self) -> None:
-        """The learning curve."""
-        draw_png(self.history.drawn, self.run / "learning_curve.png", self.run.name)
+        self.journal.draw()
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""

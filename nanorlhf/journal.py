@@ -1,0 +1,84 @@
+"""What a run writes down of itself, step by step; of several processes only the first puts it on a disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nanorlhf import episodes, faults, health, rundir
+from nanorlhf.console import draw_png
+from nanorlhf.errors import RunError
+from nanorlhf.history import History
+from nanorlhf.loop import Step
+from nanorlhf.metrics import finite
+from nanorlhf.options import TrainConfig
+from nanorlhf.team import team
+from nanorlhf.tracking import Tracker
+
+
+class Journal:
+    """The history of a run, and the files that it is read from."""
+
+    def __init__(self, run: Path, config: TrainConfig, algorithm: str, done: int, keeps_rollouts: bool) -> None:
+        self.run, self.config, self.algorithm, self.keeps_rollouts = run, config, algorithm, keeps_rollouts
+        self.history = History(rundir.read_metrics(run, done))
+        self.tracker: Tracker | None = None
+        self.left_out = 0  # updates in a row that were not finite
+
+    def open(self, done: int) -> None:
+        """Begins, or goes on after step `done`; what came after it is forgotten."""
+        if not team().first:
+            return
+        for name in (episodes.FOLDER, faults.FOLDER):
+            rundir.forget_after(self.run / name, done)
+        if done:
+            self.draw()  # whoever killed the run may have done it before it had drawn its last steps
+        self.tracker = Tracker(self.run, self.config, self.algorithm, done)
+
+    def close(self) -> None:
+        """Ends the trackers' runs and closes the files."""
+        if self.tracker:
+            self.tracker.close()
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""
+        clean = {name: finite(value) for name, value in metrics.items()}
+        self.history.append(clean)
+        if self.tracker:
+            self.tracker.log(clean["step"], clean)
+
+    def write(self, step: Step) -> None:
+        """A step's metrics, samples and rollout."""
+        self.record(step.metrics)
+        if not self.tracker:
+            return
+        number, ends = step.metrics["step"], step.rollout.lengths.cumsum(0) - 1
+        self.tracker.log_samples(number, step.rollout.samples, step.credit.advantages[ends].tolist())
+        if self.keeps_rollouts:
+            episodes.keep(self.run, number, step.rollout, step.credit.advantages)
+
+    def faults(self, step: Step) -> list[str]:
+        """Updates that were left out, in words, with a report."""
+        if not step.faults:
+            self.left_out = 0
+            return []
+        path = team().once(lambda: faults.keep(self.run, step.metrics["step"], step.faults))
+        taken = step.metrics["loss"] is not None
+        self.left_out = 0 if taken else self.left_out + len(step.faults)
+        return [f"{fault.words}; the report is {path}" for fault in step.faults]
+
+    def refuse_the_hopeless(self) -> None:
+        """Ends a run of which update after update is left out."""
+        if self.left_out >= faults.IN_A_ROW:
+            raise RunError(
+                f"{self.left_out} updates in a row had numbers that are not finite; see {self.run / faults.FOLDER} and "
+                f"go on from the last checkpoint with --resume {self.run} and a lower learning_rate, or dtype float32"
+            )
+
+    def ailments(self) -> list[health.Remark]:
+        """What has begun to be wrong with the last step."""
+        return health.begun(self.history.telling)
+
+    def draw(self) -> None:
+        """The learning curve."""
+        draw_png(self.history.drawn, self.run / "learning_curve.png", self.run.name)
