@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nanorlhf import value_init
 from nanorlhf.critic import Critic, explained_variance
 from nanorlhf.loop import Loop
 from nanorlhf.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig, PPOTrainer
+from nanorlhf.scripts.intact import damage, differences
 from nanorlhf.value_init import FOLDER, RESULT, Study
 from tests.samples import rollout, sample
 
@@ -131,6 +133,23 @@ def test_it_is_done_once_in_a_runs_life(tmp_path: Path, monkeypatch: pytest.Monk
     assert [json.loads(row)["step"] for row in rows] == [0, 1, 2]
     assert "value_init/explained_variance_after" in history[0]
     assert (tmp_path / "run" / FOLDER / RESULT).read_text() == kept
+
+
+def test_a_kill_in_the_middle_of_it_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = whole, cut = tmp_path / "whole", tmp_path / "cut"
+    ppo(whole, lora_dropout=0.1).train()
+    left, descend = [1, 1], Study.descend
+    monkeypatch.setattr(Study, "descend", lambda made, *given: (left.pop(), descend(made, *given)))
+    with pytest.raises(IndexError):
+        ppo(cut, lora_dropout=0.1).train()
+    monkeypatch.undo()
+    assert not (cut / FOLDER).exists()
+    (cut / f".{FOLDER}.draft").mkdir()
+    (cut / f".{FOLDER}.draft" / "half").touch()
+    ppo(cut, lora_dropout=0.1, resume=str(cut)).train()
+    assert differences(whole, cut) == [] and damage(cut, ended=True) == []
+    first, second = (load_file(run / FOLDER / "critic.safetensors") for run in runs)
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
 def test_a_model_that_never_earns_anything_is_no_trouble(tmp_path: Path) -> None:
