@@ -103,6 +103,9 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
             case Became(target, translate):
                 if target in ours:
                     raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
-                ours[target] = translate(value, {**below, **options})
+                try:
+                    ours[target] = translate(value, {**below, **options})
+                except (TypeError, ValueError, OverflowError):
+                    raise UsageError(f"{name}={value!r} is of the wrong type to become {target}") from None
                 tell(f"{name} is {target} here: {ours[target]}")
     return ours

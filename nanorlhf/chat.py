@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from nanorlhf.errors import UsageError, nearest
+from nanorlhf.errors import UsageError, nearest, told
 from nanorlhf.options import TrainConfig
 from nanorlhf.rows import Messages, agreement, shown
 from nanorlhf.types import Text
@@ -55,7 +55,10 @@ def use_template(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Non
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"chat_template={name!r}: {nearest(name, READY)} It is {' or '.join(READY)}, or a file")
-        tokenizer.chat_template = path.read_text()
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"chat_template={name!r} cannot be read: {told(error)}") from None
     reserved = inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents"}
     for option in config.chat_template_kwargs:
         if option in reserved:
@@ -72,8 +75,7 @@ def render(
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=opens, tokenize=False, **options)
     except Exception as error:  # whatever a template raises, it is about these messages
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"the chat template cannot write {shown(messages)}: {why}") from error
+        raise UsageError(f"the chat template cannot write {shown(messages)}: {told(error)}") from error
     return str(text)
 
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults
-from nanorlhf.errors import RunError, UsageError, nearest
+from nanorlhf.errors import RunError, UsageError, nearest, plain, told
 from nanorlhf.rundir import run_of
 from nanorlhf.task import TaskConfig
 from nanorlhf.voice import signature, speaks, tell
@@ -50,7 +50,8 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
             run.train()
         except (UsageError, RunError) as error:
             if running or speaks():  # at the door a mistake is everyone's
-                print(f"nanorlhf {name}: error{signature() if running else ''}: {error}", file=sys.stderr)
+                words = plain(str(error), keep="" if isinstance(error, UsageError) else "\n")
+                print(f"nanorlhf {name}: error{signature() if running else ''}: {words}", file=sys.stderr)
             return 2 if isinstance(error, UsageError) else 1
         except KeyboardInterrupt as interrupt:
             if speaks():
@@ -86,13 +87,23 @@ def parse(
         if given.get("resume"):
             files.insert(0, saved_config(given["resume"]))
             given |= {"output_dir": str(run_of(given["resume"])), "overwrite_output_dir": False}
-        layers = [parser.parse_path(str(path), defaults=False).as_dict() for path in files]
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
+    layers = [read_options(path, parser, config_class) for path in files]
     options = defaults(config_class) | dict(below or {})
     for layer in [*layers, given]:
         options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config", "plan")}, options)
     return wanted, config_class(**options)
+
+
+def read_options(path: Path, parser: ArgumentParser, config_class: type[TaskConfig]) -> dict[str, Any]:
+    """The options in a recipe, or of an earlier run."""
+    try:
+        return parser.parse_path(str(path), defaults=False).as_dict()
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{path}: {one_line(str(error), config_class)}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {told(error)}") from None
 
 
 def recipe_path(name: str, recipes: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from nanorlhf.aliases import rename
 from nanorlhf.errors import UsageError, nearest
 
 C = TypeVar("C")
+LARGEST = 2**53  # beyond, not every whole number is a float
 
 
 def option(default: Any, about: str, group: str) -> Any:
@@ -45,6 +47,9 @@ def config(cls: type[C]) -> type[C]:
                 wanted = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
                 wanted = wanted or str(hints[name]).replace("typing.", "")
                 raise UsageError(f"{name}={value!r} is of the wrong type: it takes {wanted}") from None
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) < LARGEST):
+                    raise UsageError(f"{name}={value!r} cannot work: a finite number below 2^53 is wanted")
         plain_init(self, **options)
         self.validate()  # type: ignore[attr-defined]
 

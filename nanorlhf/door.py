@@ -15,7 +15,8 @@ from nanorlhf.config import shipped_model, split_names
 from nanorlhf.data import Reader, first_rows
 from nanorlhf.engines.build import check_engine, engine_name
 from nanorlhf.environments import Environment, environment, find_environment, own_questions
-from nanorlhf.errors import UsageError
+from nanorlhf.episodes import find_rollouts
+from nanorlhf.errors import UsageError, nearest
 from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
 from nanorlhf.policy import find_adapter
@@ -62,6 +63,8 @@ def enter(
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     config, environment_class = find_world(config, tools)
     rewards = find_judges(config, reward_funcs, environment_class)
+    if replays:
+        find_rollouts(replays)
     samples = not (reader or replays)
     if samples and not rewards:
         find_rewards([])
@@ -108,6 +111,9 @@ def find_judges(config: TaskConfig, given: Any, environment_class: type[Environm
     """The rewards given or named, behind what the environment itself gives; tools give none."""
     specs = config.rewards if given is None else given
     found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
+    names = [reward.name for reward in found]
+    for name in split_names(config.reward_together):
+        config.require(name in names, "reward_together", f"it is none of this run's rewards; {nearest(name, names)}")
     for reward in found:
         seconds = reward.options.get("seconds", 0)
         longer = f"reward {reward.name!r} itself takes up to {seconds:g} s (its option seconds), so it must be more"
@@ -147,13 +153,13 @@ def load_datasets(
     config: TrainConfig, rewards: Sequence[Reward], reader: Reader | None, train: Any, held_out: Any
 ) -> tuple[Rows, Rows | None]:
     """The datasets given or named, with every column that the rewards cannot do without."""
+    if train is None and not config.dataset_name:
+        raise UsageError("no dataset: say dataset_name (a hub name, a file, a folder, or arithmetic, built in)")
     if held_out is None and (config.dataset_test_name or (train is None and config.dataset_test_split)):
         name, subset = config.dataset_test_name or config.dataset_name, config.dataset_test_config
         subset = subset if config.dataset_test_name else subset or config.dataset_config
         held_out = load(name, subset, config.dataset_test_split or only_split(name) or "test", config.streaming)
     if train is None:
-        if not config.dataset_name:
-            raise UsageError("no dataset: say dataset_name (a hub name, a file, a folder, or arithmetic, built in)")
         train = load(config.dataset_name, config.dataset_config, config.dataset_train_split, config.streaming)
     if reader and rewards and held_out is None:
         raise UsageError("reward_funcs judge held-out prompts here, and there are none: say dataset_test_split")

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from nanorlhf.errors import UsageError
+from nanorlhf.errors import UsageError, told
 from nanorlhf.metrics import Clock
 from nanorlhf.rollout import Progress, as_tensor, shared
 from nanorlhf.scoring import Scorer
@@ -79,11 +79,7 @@ class Saved:
     """A step's samples from files, the first again after the last; scored anew where rewards are named."""
 
     def __init__(self, folder: str, scorer: Scorer, group_size: int, vocabulary: int) -> None:
-        where = Path(folder)
-        where = where / FOLDER if (where / FOLDER).is_dir() else where
-        self.files, self.scorer = sorted(where.glob("step_*.parquet")), scorer
-        if not self.files:
-            raise UsageError(f"rollouts_from={folder!r}: there are no rollouts (step_*.parquet) in {where}")
+        self.files, self.scorer = find_rollouts(folder), scorer
         first = read(self.files[0])
         sizes = set(first.group.bincount().tolist())
         if sizes != {group_size}:
@@ -105,6 +101,23 @@ class Saved:
                 rollout.samples = shared(mine)
                 rollout.rewards = as_tensor(rollout.samples)
         return rollout
+
+
+def find_rollouts(folder: str) -> list[Path]:
+    """The rollouts that a run kept, by step; each must at least say that it is one."""
+    where = Path(folder)
+    where = where / FOLDER if (where / FOLDER).is_dir() else where
+    files = sorted(where.glob("step_*.parquet"))
+    if not files:
+        raise UsageError(f"rollouts_from={folder!r}: there are no rollouts (step_*.parquet) in {where}")
+    for path in files:
+        try:
+            missing = set(SCHEMA.names) - set(pyarrow.parquet.read_schema(path).names)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UsageError(f"rollouts_from={folder!r}: {path} cannot be read: {told(error)}") from None
+        if missing:
+            raise UsageError(f"rollouts_from={folder!r}: {path} is no rollout: it has no {', '.join(sorted(missing))}")
+    return files
 
 
 def read(path: Path) -> Rollout:

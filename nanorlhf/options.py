@@ -100,7 +100,9 @@ class TrainConfig(TaskConfig):
         self.above_zero("save_total_limit")
         self.require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "it must be above 0")
         self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
-        self.require(self.lora_dropout < 1, "lora_dropout", "it must be below 1")
+        self.not_negative("adam_beta1", "adam_beta2")
+        for name in ("lora_dropout", "adam_beta1", "adam_beta2"):
+            self.require(getattr(self, name) < 1, name, "it must be below 1")
         recomputed = self.gradient_checkpointing is not False or self.activation_offload != "on"
         self.require(recomputed, "activation_offload", "there is nothing to move without gradient_checkpointing: true")
         self.require(

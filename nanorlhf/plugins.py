@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanorlhf.errors import UsageError, nearest
+from nanorlhf.errors import UsageError, nearest, told
 
 
 def is_file_spec(spec: str) -> bool:
@@ -27,8 +27,8 @@ def from_file(spec: str) -> Any:
     listed = sys.modules.setdefault(path.stem, module)  # dataclasses look there for the module they are in
     try:
         found.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{path} cannot be imported: {told(error)}") from error
     finally:
         if listed is module:
             del sys.modules[path.stem]  # nobody else is to find it there

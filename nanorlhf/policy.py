@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nanorlhf import activations, attention, checkpoint
 from nanorlhf.config import shipped_model, split_names
-from nanorlhf.errors import UsageError
+from nanorlhf.errors import UsageError, told
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
 from nanorlhf.options import TrainConfig
 from nanorlhf.sharding import shard, whole
@@ -225,6 +225,10 @@ class Policy:
 def pick_device(name: str) -> torch.device:
     """The device asked for, or the first there is of cuda, mps and cpu."""
     if name != "auto":
+        counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        there = [n for kind, count in counts.items() if count for n in (kind, *(f"{kind}:{i}" for i in range(count)))]
+        if name not in there:
+            raise UsageError(f"device={name!r} cannot work: here there are {', '.join(there)}, and auto")
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -252,18 +256,18 @@ def with_adapter(
     if config.adapter_name_or_path:
         return PeftModel.from_pretrained(model, find_adapter(config.adapter_name_or_path), is_trainable=True)
     targets = config.lora if config.lora == "all-linear" else split_names(config.lora)
-    return get_peft_model(
-        model,
-        peft_config
-        or LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            use_rslora=config.use_rslora,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        ),
-    )  # type: ignore[return-value]
+    adapter = peft_config or LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, adapter)  # type: ignore[return-value]
+    except ValueError as error:
+        raise UsageError(f"lora={config.lora!r} cannot work: {told(error).partition(': ')[2]}") from None
 
 
 def rank_of(model: nn.Module) -> int:

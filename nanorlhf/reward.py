@@ -181,7 +181,10 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
     if hasattr(spec, "forward"):
         return importlib.import_module("nanorlhf.rewards.model").model(spec)
     if callable(spec) or is_file_spec(spec):
-        return with_options(from_file(spec) if isinstance(spec, str) else spec, options)
+        found = from_file(spec) if isinstance(spec, str) else spec
+        if not callable(found):
+            raise UsageError(f"reward {spec!r} must name a function, which is given the completions")
+        return with_options(found, options)
     name, _, argument = spec.partition(":")
     if name not in known_rewards():
         raise UsageError(f"unknown reward {spec!r}: {nearest(name, known_rewards())}")

@@ -140,7 +140,8 @@ class TaskConfig:
         self.require(self.reward_workers == "auto" or self.reward_workers >= 0, "reward_workers", "0 or more, or auto")
         self.require(0 <= self.reward_failure_limit <= 1, "reward_failure_limit", "it must be between 0 and 1")
         self.require(self.gpu_memory_gib == "auto" or self.gpu_memory_gib > 0, "gpu_memory_gib", "above 0, or auto")
-        self.not_negative("few_shot")
+        self.not_negative("few_shot", "seed")
+        self.require(self.seed < 2**32, "seed", f"it must be below {2**32:,}")
         weights = self.reward_weights is None or not self.rewards or len(self.reward_weights) == len(self.rewards)
         self.require(weights, "reward_weights", f"one weight for each of {', '.join(self.rewards)}")
 

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nanorlhf.errors import UsageError, told
+
 TOKENS = 16384  # that the classifier reads at once
 
 
 def model(name: Any) -> Callable[..., list[float]]:
     """A reward function around the classifier `name`, loaded at its first call, or around one that is loaded."""
+    if isinstance(name, str):
+        find(name)
     classifier = Classifier(name)
 
     def model(prompts: list[Any], completions: list[Any]) -> list[float]:
@@ -20,6 +24,16 @@ def model(name: Any) -> Callable[..., list[float]]:
     model.in_trainer = True  # type: ignore[attr-defined]  where the GPU is
     model.classifier = classifier  # type: ignore[attr-defined]  for whoever plans memory
     return model
+
+
+def find(name: str) -> None:
+    """Refuses a classifier that is not there, before anything is loaded."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"reward 'model:{name}' cannot be loaded: {told(error)}") from None
 
 
 class Classifier:
@@ -33,8 +47,9 @@ class Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         if self.loaded is None and isinstance(self.name, str):
-            self.loaded = AutoModelForSequenceClassification.from_pretrained(self.name, num_labels=1).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name)
+            kind = AutoModelForSequenceClassification
+            self.loaded = kind.from_pretrained(self.name, num_labels=1, trust_remote_code=False).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
         elif self.loaded is None:
             self.loaded = self.name.eval()
             self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
@@ -70,7 +85,7 @@ class Classifier:
             about, size = self.name.config, sum(p.nbytes for p in self.name.parameters())
             skeleton, item = self.name, self.name.dtype.itemsize
         else:
-            about: Any = AutoConfig.from_pretrained(self.name, num_labels=1)
+            about: Any = AutoConfig.from_pretrained(self.name, num_labels=1, trust_remote_code=False)
             item = (about.dtype or torch.float32).itemsize
             with torch.device("meta"):
                 skeleton = AutoModelForSequenceClassification.from_config(about)

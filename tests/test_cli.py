@@ -14,7 +14,6 @@ from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
 from nanorlhf.options import CriticConfig
-from nanorlhf.policy import Policy
 
 RECIPES = Path(__file__).parents[1] / "grpo" / "recipes"
 
@@ -74,44 +73,6 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert not [name for name in GRPOConfig().to_dict() if f"--{name}" not in text]
     assert "--beta" not in text
-
-
-WRONG = {
-    "unknown option": (["--learning_rat", "1"], "unknown option 'learning_rat': did you mean 'learning_rate'?"),
-    "unknown recipe": (["--recipe", "tinny"], "did you mean 'tiny'?"),
-    "unknown reward": (["--reward_funcs", "exact_anser"], "did you mean 'exact_answer'?"),
-    "negative learning rate": (["--learning_rate", "-1"], "above 0"),
-    "one generation": (["--num_generations", "1"], "at least 2"),
-    "unwritable directory": (["--output_dir", f"{__file__}/run"], "cannot be written"),
-    "context": (["--max_completion_length", "100000"], "the model takes"),
-    "top-p": (["--top_p", "0.9"], "only 1"),
-    "wrong type": (["--num_generations", "many"], "many"),
-    "wrong choice": (["--norm", "tokens"], "sequence"),
-    "unknown tracker": (["--report_to", "wandbb"], "did you mean 'wandb'?"),
-    "no such model": (["--model_name_or_path", "./nowhere"], "nowhere"),
-    "no such shipped model": (["--model_name_or_path", "nanorlhf:addder"], "did you mean 'adder'?"),
-    "no such file": (["--dataset_name", "nowhere.jsonl"], "no such file"),
-    "unknown split": (["--dataset_test_split", "tset"], "tset"),
-    "nothing to resume": (["--resume", "nowhere"], "no run to continue"),
-    "too many updates": (["--updates_per_step", "33"], "at most prompts_per_step=32"),
-    "weights without rewards": (["--reward_weights", "[1,2]"], "one weight"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_gets_one_line_before_a_model_loads(
-    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def loads(*_: object, **__: object) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr(Policy, "__init__", loads)
-    monkeypatch.chdir(tmp_path)
-    argv, said = WRONG[case]
-    assert main([*([] if "--recipe" in argv else ["--recipe", "tiny"]), *argv]) == 2
-    error = capsys.readouterr().err.strip()
-    assert said in error
-    assert len(error.splitlines()) == 1
 
 
 def test_missing_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
