@@ -6,6 +6,7 @@ Comparisons leave results/<claim>.json, every other measurement one of its own; 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,17 @@ SCRIPTS = {  # the file that each leaves
     "planted": "planted",
     "processes": "processes",
     "benchmark": "benchmark_update",
+}
+RIVALRY = {  # what each benchmark against TRL is about
+    "update": "GRPO's update, skewed lengths",
+    "even": "the same, all of one length",
+    "outlier": "the same, one of 4,096 tokens among short ones",
+    "rloo": "RLOO's update",
+    "sft": "SFT's update",
+    "dpo": "DPO's update",
+    "step": "whole steps of GRPO, each with its engine",
+    "goal": "the shipped task, until .90",
+    "refresh": "new weights for vLLM",
 }
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")
 START, END = "<!-- {}: made by scripts/evidence.py -->", "<!-- end -->"
@@ -83,7 +95,8 @@ def write_tables(readme: Path) -> None:
         path = RESULTS / f"{claim}.json"
         if mark and path.exists():
             text = f"{before}{mark}\n{told(path)}\n{END}{rest.partition(END)[2]}"
-    readme.write_text(text)
+    before, mark, rest = text.partition(START.format("rivalry"))
+    readme.write_text(f"{before}{mark}\n{rivalry()}\n{END}{rest.partition(END)[2]}" if mark else text)
 
 
 def told(path: Path) -> str:
@@ -93,6 +106,24 @@ def told(path: Path) -> str:
     heads = ["", *rewards.heads[3:], *costs.heads[1:]]
     rows = [[reward[0], *reward[3:], *cost[1:]] for reward, cost in zip(rewards.rows, costs.rows, strict=True)]
     return f"{table_text(Table('', heads, rows))}\n\n{chr(10).join(f'- {line}' for line in verdicts(runs))}"
+
+
+def rivalry() -> str:
+    """Every benchmark against TRL that there is in one table: medians, and TRL's best in time and in memory."""
+    heads = ["", "ours s", "MiB", "TRL's best s", "MiB", "time, ours 1", "memory, ours 1", "disagree by"]
+    rows: list[list[str]] = []
+    for name, words in RIVALRY.items():
+        path = RESULTS / f"benchmark_{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        medians, best, agreed = found["medians"], found["trl_best"], found["agreement"].values()
+        sides = [medians["ours"]["seconds"], medians["ours"]["above_start_mib"]]
+        sides += [medians[best[figure]][figure] for figure in ("seconds", "above_start_mib")]
+        cells = [f"{side:,.0f}" if side >= 100 else f"{side:.2g}" for side in sides]
+        ratios = [f"{found['trl_over_ours'][figure]:.1f}" for figure in ("seconds", "above_start_mib")]
+        rows.append([words, *cells, *ratios, f"{max(agreed):.0e}" if agreed else "-"])
+    return table_text(Table("", heads, rows))
 
 
 if __name__ == "__main__":
