@@ -174,11 +174,14 @@ def process_of(words: str, rank: int) -> int:
 
 @pytest.mark.vllm
 def test_every_process_has_an_engine_of_its_own(tmp_path: Path) -> None:
-    words = ["grpo", "--recipe", "tiny", "--engine", "vllm", "--max_steps", "3", "--eval_prompts", "16"]
-    launch_all(2, {"vllm": words}, tmp_path / "2")
-    rows = steps_of(tmp_path / "2" / "vllm")
-    assert [row["tokens/rollout"] > 256 for row in rows] == [True] * 3
-    assert all(row["mismatch/mean_abs"] < 1e-5 for row in rows)
+    words = ["--recipe", "tiny", "--engine", "vllm", "--max_steps", "3", "--eval_prompts", "16"]
+    sharded = ["--shard_base", "--prompts_per_step", "24", "--token_budget", "128", "--value_init_prompts", "30"]
+    lines = {"vllm": ["grpo", *words], "sharded": ["ppo", *words, *sharded, "--kl_coef", "0.05"]}
+    launch_all(2, lines, tmp_path / "2")
+    for name, samples in (("vllm", 256), ("sharded", 24)):
+        rows = steps_of(tmp_path / "2" / name)
+        assert [row["tokens/rollout"] > samples for row in rows] == [True] * 3
+        assert all(row["mismatch/mean_abs"] < 1e-5 for row in rows)
     written = read_lines(tmp_path / "2" / "vllm" / "samples.jsonl")
     assert len(written) == 3 * 256
     assert len({row["index"] for row in written}) == 3 * 32, "none is written twice"
