@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,6 +15,7 @@ from tqdm.auto import tqdm
 from nanorlhf.errors import plain
 from nanorlhf.voice import speaks, tell
 
+POINTS = 500  # of a curve in a picture, at most
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
 WORDS = {"reward/mean": "training reward", "eval/reward": "held-out reward", "eval/accuracy": "held-out accuracy"}
@@ -84,29 +87,45 @@ def curve(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[flo
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:
     """An empty picture and its axes, inches wide and high."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(width, height)
+    figure.clear()
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
+@cache
+def figure_of(width: float, height: float) -> Any:
+    """One for all pictures of a size: figures hold themselves, and megabytes would stay for thousands of steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def draw_png(history: list[dict[str, Any]], path: Path, title: str) -> None:
     """The learning curve as a picture: reward (or what comes next to it) while training, and held out."""
     figure, axes = canvas(7, 4)
     training, held_out = headline(history, TRAINING), headline(history, HELD_OUT)
-    axes.plot(*curve(history, training), color="#9db4d6", label=WORDS.get(training, training))
+    axes.plot(*thinned(*curve(history, training)), color="#9db4d6", label=WORDS.get(training, training))
     if any(held_out in row for row in history):
-        axes.plot(*curve(history, held_out), color="#1b4f9c", marker="o", label=WORDS.get(held_out, held_out))
+        points = thinned(*curve(history, held_out))
+        axes.plot(*points, color="#1b4f9c", marker="o", label=WORDS.get(held_out, held_out))
     axes.set(xlabel="step", title=title)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     draft = path.with_name(f".{path.name}.draft")
     figure.savefig(draft, format="png", dpi=150)
     draft.replace(path)
+
+
+def thinned(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
+    """Means of neighbours, so few that a picture has room for all of them."""
+    size = -(-len(steps) // POINTS)
+    parts = [slice(at, at + size) for at in range(0, len(steps), size or 1)]
+    return [fmean(steps[part]) for part in parts], [fmean(values[part]) for part in parts]
 
 
 def summary(history: list[dict[str, Any]], run: Path) -> str:

@@ -30,6 +30,8 @@ SCRIPTS = {  # the file that each leaves
     "gym": "gym",
     "overlap": "overlap",
     "planted": "planted",
+    "kills": "kills",
+    "soak": "soak",
     "processes": "processes",
     "benchmark": "benchmark_update",
 }

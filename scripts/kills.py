@@ -1,7 +1,7 @@
 """Killed at any moment, a run ends as if nothing had happened: SIGKILL, `--resume`, and so on until it is done.
 
-    python -m scripts.kills --engine hf --kills 50
-    python -m scripts.kills --engine vllm --kills 10
+    python -m scripts.kills
+    python -m scripts.kills --engine hf --kills 5
 
 The same small run twice: undisturbed, and killed at random moments: two in ten fall into its start, five into the steps
 after the first new line of metrics, three are aimed at the writing of a checkpoint. Looked at after every kill: that no
@@ -40,6 +40,7 @@ BEGUN = "the first prompt as the model sees it"  # said when a run is about to t
 AIMS = {"start": 2, "steps": 5, "saving": 3}  # of ten kills
 WITHIN = 6.0  # steps after the first new line in which a kill falls
 PATIENCE = 10.0  # seconds in which nothing of a killed run may be left
+KILLS = {"hf": 50, "vllm": 10}
 TOLERANCE = {"hf": 0.0, "vllm": 1e-6}
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -125,18 +126,19 @@ class Launch:
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints and writes; gives 1 where anything was not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=TOLERANCE, default="hf")
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--engine", choices=KILLS, nargs="+", default=[*KILLS], help="(default: both)")
+    parser.add_argument("--kills", type=int, help="(default: 50 with hf, 10 with vllm)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", type=Path, default=RESULTS / "kills.json")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, adopting():
-        figures = measured(Path(folder), args.engine, args.kills, random.Random(args.seed))
     known = json.loads(args.output.read_text()) if args.output.exists() else {}
-    known[args.engine] = figures | where()
-    args.output.write_text(json.dumps(known, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
-    return int(not figures["as_if_nothing_had_happened"])
+    for engine in args.engine:
+        with tempfile.TemporaryDirectory() as folder, adopting():
+            figures = measured(Path(folder), engine, args.kills or KILLS[engine], random.Random(args.seed))
+        known[engine] = figures | where()
+        args.output.write_text(json.dumps(known, indent=1) + "\n")
+        print(json.dumps(figures, indent=1), flush=True)
+    return int(not all(known[engine]["as_if_nothing_had_happened"] for engine in args.engine))
 
 
 def measured(folder: Path, engine: str, kills: int, draw: random.Random) -> dict[str, Any]:

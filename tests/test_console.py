@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from nanorlhf.console import Progress
+from nanorlhf.console import POINTS, Progress, curve, draw_png, thinned
 
 STEP = {"reward/mean": 0.512345, "throughput/tokens_per_s": 1234.5}
 
@@ -50,3 +52,16 @@ def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         "step 3/3 reward/mean 0.512 tok/s 1,234 eval/reward 0.25",
     ]
     assert error == ""
+
+
+def test_a_long_run_is_drawn_with_no_more_points_and_no_more_memory(tmp_path: Path) -> None:
+    rows = [{"step": step, "reward/mean": step / 10_000, "eval/reward": 0.5} for step in range(10_000)]
+    for name in ("a", "b", "c"):
+        draw_png(rows, tmp_path / f"{name}.png", "run")
+    assert sum(type(thing).__name__ == "FigureCanvasAgg" for thing in gc.get_objects()) == 1
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+    steps, values = thinned(*curve(rows, "reward/mean"))
+    assert len(steps) == len(values) == POINTS == 500
+    assert values == pytest.approx([step / 10_000 for step in steps])
+    assert thinned([1, 2], [3.0, 4.0]) == ([1, 2], [3, 4]) and thinned([], []) == ([], [])

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 def test_three_kills(tmp_path: Path) -> None:
     output = tmp_path / "kills.json"
     output.write_text('{"vllm": {}}')
-    assert kills.main(["--kills", "3", "--seed", "4", "--output", str(output)]) == 0
+    assert kills.main(["--engine", "hf", "--kills", "3", "--seed", "4", "--output", str(output)]) == 0
     figures = json.loads(output.read_text())
     assert figures["vllm"] == {}
     found = figures["hf"]
