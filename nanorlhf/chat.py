@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.errors import UsageError, nearest, told
 from nanorlhf.options import TrainConfig
-from nanorlhf.rows import Messages, agreement, shown
+from nanorlhf.rows import Messages, UnfitError, agreement, shown
 from nanorlhf.types import Text
 
 PLAIN = """\
@@ -108,13 +108,12 @@ class Wording:
         if isinstance(prompt, str) and not self.chats:
             text = self.text(prompt, before)
             prefill = opened_tags(self.config.prompt_template or "")
-            return text, list(self.tokenizer(text)["input_ids"]), prefill
+            return text, encoded(self.tokenizer, text), prefill
         messages = self.messages(prompt, before)
         opened = render(self.tokenizer, messages, self.config.chat_template_kwargs, opens=True)
         closed = render(self.tokenizer, messages, self.config.chat_template_kwargs)
         begun = opened[agreement(opened, closed) :]
-        ids = self.tokenizer(opened, add_special_tokens=False)["input_ids"]
-        return messages, cast(list[int], ids), opened_tags(begun)
+        return messages, encoded(self.tokenizer, opened, add_special_tokens=False), opened_tags(begun)
 
     def text(self, prompt: str, before: Sequence[tuple[Text, str]]) -> str:
         """Blocks of plain text: system prompt, solved examples, the question."""
@@ -136,6 +135,15 @@ class Wording:
         for question, answer in reversed(before):
             turns = [*apart(as_messages(question))[1], {"role": "assistant", "content": answer}, *turns]
         return [*system, *turns]
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    """The tokens of a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnfitError("with half a character (a lone surrogate)") from None
+    return list(cast(list[int], tokenizer(text, **options)["input_ids"]))
 
 
 def as_messages(prompt: Text) -> Messages:

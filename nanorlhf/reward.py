@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import json
 import math
 import pkgutil
 import time
@@ -13,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from nanorlhf.errors import UsageError, nearest
+from nanorlhf.errors import UsageError, nearest, plain, told
 from nanorlhf.plugins import from_file, is_file_spec
+from nanorlhf.rows import shown
 
 RewardFunction = Callable[..., Any]
 ALWAYS = {"prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}  # beside the columns
@@ -106,7 +108,7 @@ def judge(reward: Reward, arguments: Mapping[str, Any], count: int) -> Verdict:
     start, logged, extras = time.perf_counter(), [], {}
     tools = {
         "log_metric": lambda name, value: logged.append((str(name), float(value))),
-        "log_extra": lambda column, values: extras.__setitem__(str(column), list(values)),
+        "log_extra": lambda column, values: extras.__setitem__(str(column), as_json(list(values))),
     }
     try:
         returned = reward.function(**reward.wanted({**arguments, **tools}))
@@ -114,7 +116,7 @@ def judge(reward: Reward, arguments: Mapping[str, Any], count: int) -> Verdict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  SystemExit too must cost no more than this
-        return Verdict.of_fault(f"raised {type(error).__name__}: {error}", count, time.perf_counter() - start)
+        return Verdict.of_fault(f"raised {told(error)}", count, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     if len(values) != count:
         return Verdict.of_fault(f"returned {len(values)} scores for {count} completions", count, seconds)
@@ -132,14 +134,19 @@ def check_score(value: Any) -> tuple[float | None, str | None]:
     if value is None:
         return None, None
     if isinstance(value, Exception):
-        return None, f"raised {type(value).__name__}: {value}"
+        return None, f"raised {told(value)}"
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        return None, f"returned {value!r}, which is no number"
-    if isinstance(value, str) or not math.isfinite(number):
-        return None, f"returned {value!r}; a score is a finite number, or None where there is none"
+    except Exception:  # noqa: BLE001  whatever an object raises that is asked to be a number
+        return None, f"returned {plain(shown(value), keep='')}, which is no number"
+    if isinstance(value, str | bytes | bytearray) or not math.isfinite(number):
+        return None, f"returned {plain(shown(value), keep='')}; a score is a finite number, or None where there is none"
     return number, None
+
+
+def as_json(values: list[Any]) -> list[Any]:
+    """The values as a file of samples will hold them."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def find_rewards(

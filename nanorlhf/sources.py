@@ -128,7 +128,12 @@ def from_rows(rows: Iterable[Any]) -> datasets.Dataset:
         raise UsageError(f"a row maps columns to values, and this one does not: {odd!r:.200}")
     if not listed:
         raise UsageError("there are no rows")
-    return datasets.Dataset.from_list(listed)
+    try:
+        return datasets.Dataset.from_list(listed)
+    except Exception as error:
+        raise UsageError(
+            f"the rows make no table, a column of which holds one kind of values: {reason(error)}"
+        ) from error
 
 
 def as_rows(given: Any) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from nanorlhf.errors import told
 from nanorlhf.options import TrainConfig
 from nanorlhf.types import Sample
 
+UNSEEN = re.compile(
+    r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)  # JSON itself escapes the rest
 SHOWN_SAMPLES = 8  # rows of the table that trackers get
 
 
@@ -25,9 +29,8 @@ class Tracker:
         self.run = run
         for name in ("metrics.jsonl", "samples.jsonl"):
             cut_after(run / name, step or -1)  # without a checkpoint step 0 comes again too
-        # What UTF-8 cannot hold is written as JSON's escape, which it happens to be.
-        self.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
-        self.samples = (run / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
+        self.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self.samples = (run / "samples.jsonl").open("a", encoding="utf-8")
         self.trackers = start_trackers(run, config, algorithm)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -48,22 +51,7 @@ class Tracker:
 
     def log_samples(self, step: int, samples: Sequence[Sample], advantages: Sequence[float]) -> None:
         """Every sample of a step."""
-        for s, advantage in zip(samples, advantages, strict=True):
-            row = {
-                "step": step,
-                "index": s.prompt.index,
-                "prompt": s.prompt.text,
-                "completion": s.text,
-                "reward": s.reward,
-            }
-            row |= {
-                "rewards": s.rewards,
-                "advantage": round(advantage, 6),
-                "length": len(s.completion_ids),
-                "stopped": s.stopped,
-            }
-            row |= ({"fault": s.fault} if s.fault else {}) | ({"extras": s.extras} if s.extras else {})
-            self.samples.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        self.samples.writelines(sample_line(step, s, a) for s, a in zip(samples, advantages, strict=True))
         self.samples.flush()
         table = [[step, str(s.prompt.text), s.text, s.reward] for s in samples[:SHOWN_SAMPLES]]
         columns = ["step", "prompt", "completion", "reward"]
@@ -74,6 +62,14 @@ class Tracker:
         self.tell(lambda tracker: tracker.finish())
         self.metrics.close()
         self.samples.close()
+
+
+def sample_line(step: int, s: Sample, advantage: float) -> str:
+    """A sample as a line of JSON, without a character that could move the cursor of who looks at it."""
+    row = {"step": step, "index": s.prompt.index, "prompt": s.prompt.text, "completion": s.text, "reward": s.reward}
+    row |= {"rewards": s.rewards, "advantage": round(advantage, 6), "length": len(s.completion_ids)}
+    row |= {"stopped": s.stopped} | ({"fault": s.fault} if s.fault else {}) | ({"extras": s.extras} if s.extras else {})
+    return UNSEEN.sub(lambda c: f"\\u{ord(c[0]):04x}", json.dumps(row, ensure_ascii=False, default=str)) + "\n"
 
 
 def cut_after(path: Path, step: int) -> None:
