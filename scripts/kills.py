@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 def measured(folder: Path, engine: str, kills: int, draw: random.Random) -> dict[str, Any]:
     """Both runs, and what became of the one that was killed."""
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    words = command(engine, steps=4 * kills)
+    words = command(engine, steps=6 * kills)
     usual = undisturbed_run([*words, "--output_dir", str(undisturbed)], undisturbed, folder)
     began, found = time.monotonic(), Killed()
     for number in range(kills):

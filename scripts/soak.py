@@ -31,7 +31,7 @@ from nanorlhf.config import shipped_model
 from nanorlhf.scripts.kills import descendants
 from nanorlhf.scripts.results import RESULTS, where
 
-STEPS = {"hf": 3000, "vllm": 300}
+STEPS = {"hf": 3000, "vllm": 1500}
 WARM_UP = 0.1  # of the steps
 EVERY = 10  # steps from one look at the processes to the next
 SAVE = 25  # the first checkpoint is warm-up too: it loads what draws pictures
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measures, prints and writes; gives 1 where something grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=STEPS, help="(default: both, each in a process of its own)")
-    parser.add_argument("--steps", type=int, help="(default: 3,000 with hf, 300 with vllm)")
+    parser.add_argument("--steps", type=int, help="(default: 3,000 with hf, 1,500 with vllm)")
     parser.add_argument("--output", type=Path, default=RESULTS / "soak.json")
     args = parser.parse_args(argv)
     if not args.engine:

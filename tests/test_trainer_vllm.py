@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,12 @@ def test_an_engine_that_fails_is_started_anew_and_writes_the_same(
         next(ticks)
     assert "the engine failed (RuntimeError: CUDA error: an illegal memory access" in capsys.readouterr().out
     assert lines(tmp_path / "whole" / "samples.jsonl") == lines(tmp_path / "parts" / "samples.jsonl")
+
+
+def test_a_kill_leaves_no_temporary_file_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    trainer = GRPOTrainer(args=config(tmp_path / "run", engine="vllm", dataset_test_split=None))
+    with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
+        next(ticks)
+        assert list((tmp_path / "tmp").glob("vllm*")) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -218,12 +219,20 @@ def start(cpu: bool, **engine_args: Any) -> Any:
     from vllm.model_executor.models import registry
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import uniproc_executor
     from vllm.v1.sample import sampler
 
     registry._run_in_subprocess = lambda ask: ask()  # noqa: SLF001 it would start a second Python to import what this one imports anyway
+    if hasattr(uniproc_executor, "get_file_store_init_method"):
+        uniproc_executor.get_file_store_init_method = nameless_file  # type: ignore[attr-defined]
     if cpu:  # the rank of each token, which nobody reads: compiling it would take the first generation 15 s
         sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)  # type: ignore[attr-defined]
     return LLMEngine.from_engine_args(EngineArgs(**engine_args), usage_context=UsageContext.LLM_CLASS)
+
+
+def nameless_file() -> str:
+    """Where the process meets itself: vLLM's own choice would stay in the folder for temporary files after a kill."""
+    return f"file:///proc/self/fd/{os.memfd_create('vllm')}"
 
 
 def completion(output: Any) -> Completion:

@@ -28,7 +28,7 @@ def test_three_kills(tmp_path: Path) -> None:
     assert figures["vllm"] == {}
     found = figures["hf"]
     assert found["kills"] == sum(found["moments"].values()) == 3
-    assert found["steps"] == 12 and found["adapter_bit_identical"]
+    assert found["steps"] == 18 and found["adapter_bit_identical"]
     assert found["differences"] == found["damaged_files"] == found["left_behind"] == []
 
 
