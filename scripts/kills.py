@@ -191,13 +191,12 @@ def undisturbed_run(words: list[str], run: Path, folder: Path) -> Usual:
     """The run as it should be."""
     temporary = emptied(folder / "tmp")
     launch = Launch(words, run, temporary)
-    seen, first = launch.first_line(), time.monotonic()
+    seen, start, first = launch.first_line(), time.monotonic() - launch.began, time.time()
     launch.finish()
     assert seen, "a run without a line"
-    cycle = (time.monotonic() - first) / read_lines(run / "metrics.jsonl")[-1]["step"]
-    line, saved = (run / name for name in ("metrics.jsonl", "checkpoints/latest"))
-    saving = saved.stat().st_mtime - line.stat().st_mtime
-    return Usual(first - launch.began, cycle, saving, {path.name for path in temporary.iterdir()})
+    last, saved = ((run / name).stat().st_mtime for name in ("metrics.jsonl", "checkpoints/latest"))
+    cycle = (last - first) / read_lines(run / "metrics.jsonl")[-1]["step"]
+    return Usual(start, cycle, saved - last, {path.name for path in temporary.iterdir()})
 
 
 def kill(words: list[str], run: Path, folder: Path, aim: str, delay: float, usual: Usual, found: Killed) -> bool:
