@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults
-from nanorlhf.errors import RunError, UsageError, nearest, plain, told
+from nanorlhf.errors import RunError, UsageError, nearest, told
 from nanorlhf.rundir import run_of
 from nanorlhf.task import TaskConfig
 from nanorlhf.voice import signature, speaks, tell
@@ -50,8 +50,7 @@ def command(name: str, config_class: type[C]) -> Callable[..., int]:
             run.train()
         except (UsageError, RunError) as error:
             if running or speaks():  # at the door a mistake is everyone's
-                words = plain(str(error), keep="" if isinstance(error, UsageError) else "\n")
-                print(f"nanorlhf {name}: error{signature() if running else ''}: {words}", file=sys.stderr)
+                print(f"nanorlhf {name}: error{signature() if running else ''}: {error}", file=sys.stderr)
             return 2 if isinstance(error, UsageError) else 1
         except KeyboardInterrupt as interrupt:
             if speaks():

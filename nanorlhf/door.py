@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from nanorlhf.data import Reader, first_rows
 from nanorlhf.engines.build import check_engine, engine_name
 from nanorlhf.environments import Environment, environment, find_environment, own_questions
 from nanorlhf.episodes import find_rollouts
-from nanorlhf.errors import UsageError, nearest
+from nanorlhf.errors import UsageError, first_line, nearest
 from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
 from nanorlhf.policy import find_adapter
@@ -94,6 +96,11 @@ def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algori
         raise UsageError(
             f"algorithm={spec!r} must be a class derived from OnPolicy or PolicyGradient in nanorlhf.algorithm"
         )
+    config.require(
+        re.fullmatch(r"\w[\w.-]*", found.name) is not None,
+        "algorithm",
+        f"folders are named after its name, which is {found.name!r}; use letters, digits, . _ and -",
+    )
     return found
 
 
@@ -111,6 +118,8 @@ def find_judges(config: TaskConfig, given: Any, environment_class: type[Environm
     """The rewards given or named, behind what the environment itself gives; tools give none."""
     specs = config.rewards if given is None else given
     found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
+    for name in config.reward_secrets:
+        config.require(name in os.environ, "reward_secrets", f"the environment has no {name}")
     names = [reward.name for reward in found]
     for name in split_names(config.reward_together):
         config.require(name in names, "reward_together", f"it is none of this run's rewards; {nearest(name, names)}")
@@ -135,8 +144,8 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
                 shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {first}") from None
+            why = first_line(error) + ("; --trust_remote_code runs it" if "trust_remote_code" in str(error) else "")
+            raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {why}") from None
     else:
         about = model.config
     context = getattr(about.get_text_config(), "max_position_embeddings", None)

@@ -9,9 +9,15 @@ from collections.abc import Iterable
 class UsageError(ValueError):
     """A setting that cannot work, answered before anything costly starts."""
 
+    def __str__(self) -> str:
+        return plain(super().__str__(), keep="")
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, which is nobody's mistake or not at the door; said in one line."""
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class RewardError(RunError):
@@ -26,6 +32,11 @@ def plain(text: str, keep: str = "\n") -> str:
 def told(error: BaseException) -> str:
     """What went wrong, in one line."""
     return plain(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says first, where it goes on at length."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

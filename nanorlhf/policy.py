@@ -18,8 +18,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nanorlhf import activations, attention, checkpoint
+from nanorlhf.budget import ran_out
 from nanorlhf.config import shipped_model, split_names
-from nanorlhf.errors import UsageError, told
+from nanorlhf.errors import UsageError, first_line, told
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
 from nanorlhf.options import TrainConfig
 from nanorlhf.sharding import shard, whole
@@ -215,11 +216,10 @@ class Policy:
                 self.add_adapter(REFERENCE)
                 set_peft_model_state_dict(self.model, load_file(beside / "adapter_model.safetensors"), REFERENCE)
             return
-        self.model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder, dtype=self.base.dtype).state_dict())
+        kind, how = AutoModelForCausalLM, {"dtype": self.base.dtype, "use_safetensors": True}
+        self.model.load_state_dict(kind.from_pretrained(folder, **how).state_dict())
         if self.frozen is not None:
-            self.frozen.load_state_dict(
-                AutoModelForCausalLM.from_pretrained(beside, dtype=self.base.dtype).state_dict()
-            )
+            self.frozen.load_state_dict(kind.from_pretrained(beside, **how).state_dict())
 
 
 def pick_device(name: str) -> torch.device:
@@ -240,11 +240,23 @@ def load(config: TrainConfig, device: torch.device) -> PreTrainedModel:
     half = config.dtype == "bfloat16" or (
         config.dtype == "auto" and device.type == "cuda" and not config.full_finetuning
     )
-    return AutoModelForCausalLM.from_pretrained(
-        shipped_model(config.model_name_or_path),
-        dtype=torch.bfloat16 if half else torch.float32,
-        trust_remote_code=config.trust_remote_code,
-    )
+    with reading("model_name_or_path", config.model_name_or_path):
+        return AutoModelForCausalLM.from_pretrained(
+            shipped_model(config.model_name_or_path),
+            dtype=torch.bfloat16 if half else torch.float32,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+
+@contextlib.contextmanager
+def reading(option: str, name: str) -> Iterator[None]:
+    """Files that cannot be read as weights are the user's to mend."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) and ran_out(error):
+            raise
+        raise UsageError(f"{option}={name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def with_adapter(
@@ -254,7 +266,8 @@ def with_adapter(
     if isinstance(model, PeftModel) or (config.full_finetuning and peft_config is None):
         return model
     if config.adapter_name_or_path:
-        return PeftModel.from_pretrained(model, find_adapter(config.adapter_name_or_path), is_trainable=True)
+        with reading("adapter_name_or_path", config.adapter_name_or_path):
+            return PeftModel.from_pretrained(model, find_adapter(config.adapter_name_or_path), is_trainable=True)
     targets = config.lora if config.lora == "all-linear" else split_names(config.lora)
     adapter = peft_config or LoraConfig(
         r=config.lora_r,

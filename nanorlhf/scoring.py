@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.residency import Residency
 from nanorlhf.reward import Reward, TrainerState, Verdict, judge
+from nanorlhf.secrets import without_secrets
 from nanorlhf.team import team
 from nanorlhf.types import Sample
 from nanorlhf.workers import Pool, packable
@@ -55,7 +57,8 @@ class Scorer:
             elif why:
                 self.remarks.append(f"reward {reward.name!r} runs in the trainer, for no worker can have it: {why}")
         chosen = [reward for reward in rewards if reward.name in self.away]
-        self.pool = Pool(chosen, config.workers, int(config.reward_memory_gib * 2**30)) if chosen else None
+        given = without_secrets(os.environ, config.reward_secrets)
+        self.pool = Pool(chosen, config.workers, int(config.reward_memory_gib * 2**30), given) if chosen else None
         self.alone = {r.name for r in chosen if not r.is_async and r.name not in config.reward_together}
         self.unproven = set(self.alone)  # to judge one completion like several
         self.begun: dict[int, dict[str, Future[Verdict]]] = {}

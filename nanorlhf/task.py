@@ -125,6 +125,12 @@ class TaskConfig:
     reward_failure_limit: float = option(
         0.25, "The run stops where a reward fails on more than this share of a step's completions.", "reward"
     )
+    reward_secrets: list[str] = option(
+        [],
+        "Variables of the environment that rewards in processes of their own may see although their names say TOKEN, "
+        "KEY, SECRET, PASSWORD or CREDENTIAL, such as a judge's: '[OPENAI_API_KEY]'.",
+        "reward",
+    )
     unsafe_code: bool = option(
         False, "Let the reward `code` run programs that nothing contains, where no sandbox is to be had.", "reward"
     )

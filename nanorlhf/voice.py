@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from nanorlhf.errors import plain
+
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what a launcher says to each process
 
 
@@ -20,7 +22,7 @@ def speaks() -> bool:
 def tell(line: str) -> None:
     """A line of the run's, said once however many processes it has."""
     if speaks():
-        print(line, flush=True)
+        print(plain(line), flush=True)
 
 
 def signature() -> str:

@@ -38,11 +38,13 @@ PR_SET_PDEATHSIG = 1
 class Pool:
     """So many workers, each with all the rewards; a call waits for a free one."""
 
-    def __init__(self, rewards: Sequence[Reward], workers: int, memory: int) -> None:
+    def __init__(
+        self, rewards: Sequence[Reward], workers: int, memory: int, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self.threads = ThreadPoolExecutor(workers, "reward")
         self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         packed = cloudpickle.dumps((memory, {reward.name: reward for reward in rewards}))
-        self.workers = [Worker(packed) for _ in range(workers)]
+        self.workers = [Worker(packed, environment) for _ in range(workers)]
         for worker in self.workers:
             worker.start()
             self.idle.put(worker)
@@ -82,8 +84,9 @@ def packable(reward: Reward) -> str | None:
 class Worker:
     """One process, which is started again after it had to be killed."""
 
-    def __init__(self, packed: bytes) -> None:
+    def __init__(self, packed: bytes, environment: Mapping[str, str]) -> None:
         self.packed, self.retired, self.ready = packed, False, False
+        self.environment = {**environment, "OMP_NUM_THREADS": "1"}
         self.process: subprocess.Popen[bytes] | None = None
         self.connection: Connection | None = None
 
@@ -96,7 +99,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[there.fileno()],
                 start_new_session=True,  # Ctrl-C is the trainer's, and the whole group can be killed
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+                env=self.environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
         self.connection, self.ready = Connection(here.detach()), False
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nanorlhf.errors import UsageError, told
+from nanorlhf.errors import UsageError, first_line
 
 TOKENS = 16384  # that the classifier reads at once
 
@@ -33,7 +33,8 @@ def find(name: str) -> None:
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"reward 'model:{name}' cannot be loaded: {told(error)}") from None
+        why = "a reward model's own code is never run" if "trust_remote_code" in str(error) else first_line(error)
+        raise UsageError(f"reward 'model:{name}' cannot be loaded: {why}") from None
 
 
 class Classifier:

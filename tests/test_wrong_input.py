@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "dataset_name: a function that raises": (["--dataset_name", "mine.py:raises"], "failed on split 'train'"),
     "dataset_name: a function without rows": (["--dataset_name", "mine.py:nothing"], "there are no rows"),
     "dataset_name: a function of numbers": (["--dataset_name", "mine.py:numbers"], "a row maps columns to values"),
-    "dataset_name: rows of two kinds": (["--dataset_name", "mine.py:mixed"], "failed on split 'train'"),
+    "dataset_name: rows of two kinds": (["--dataset_name", "mine.py:mixed"], "the rows make no table"),
     "dataset_name: no module": (["--dataset_name", "no.such:rows"], "cannot be imported"),
     "dataset_name: no task": (["--dataset_name", "reasoning_gym:chain_summ"], "chain_sum"),
     "dataset_name: no prompt": (["--dataset_name", "odd.jsonl"], "needs the column 'prompt'"),
@@ -113,6 +113,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "of the wrong type",
     ),
     "reward_together: unknown": (["--reward_together", "exact_anser"], "did you mean 'exact_answer'?"),
+    "reward_secrets: not there": (["--reward_secrets", "[NO_SUCH_KEY]"], "the environment has no NO_SUCH_KEY"),
+    "algorithm: a name that is a path": (["--algorithm", "mine.py:Elsewhere"], "folders are named after its name"),
     "lora_dropout: all": (["--lora_dropout", "1"], "below 1"),
     "adam_beta1: 1": (["--adam_beta1", "1"], "below 1"),
     "adam_beta2: 1": (["--adam_beta2", "1"], "below 1"),
@@ -245,6 +247,11 @@ def mixed(split):
 
 def bare(a, b):
     return a + b
+
+from nanorlhf.algorithm import PolicyGradient
+
+class Elsewhere(PolicyGradient):
+    name = "../elsewhere"
 """
 
 
