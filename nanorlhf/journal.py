@@ -35,10 +35,16 @@ class Journal:
             self.draw()  # whoever killed the run may have done it before it had drawn its last steps
         self.tracker = Tracker(self.run, self.config, self.algorithm, done)
 
+    def settle(self) -> None:
+        """Makes sure that what a checkpoint counts on has reached the disk before it."""
+        if self.tracker:
+            self.tracker.settle()
+
     def close(self) -> None:
         """Ends the trackers' runs and closes the files."""
         if self.tracker:
             self.tracker.close()
+            self.tracker = None
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""

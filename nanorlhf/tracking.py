@@ -57,11 +57,17 @@ class Tracker:
         columns = ["step", "prompt", "completion", "reward"]
         self.tell(lambda t: t.name == "wandb" and t.log_table("samples", columns=columns, data=table, step=step))
 
+    def settle(self) -> None:
+        """Makes sure that what was written has reached the disk."""
+        for file in (self.metrics, self.samples):
+            file.flush()
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Ends the trackers' runs and closes the files."""
         self.tell(lambda tracker: tracker.finish())
-        self.metrics.close()
-        self.samples.close()
+        with self.metrics, self.samples:
+            self.settle()
 
 
 def sample_line(step: int, s: Sample, advantage: float) -> str:

@@ -321,6 +321,7 @@ class Trainer:
             self.policy.save(folder)
             self.tokenizer.save_pretrained(folder)
 
+        self.journal.settle()
         checkpoint.save(self.run, self.done, write, self.loop.state_dict(), self.config.save_total_limit)
         self.journal.draw()
 

@@ -75,8 +75,8 @@ def serve(make: Callable[[], str], mark: Callable[[], str], port: int) -> None:
         raise UsageError(f"port {port}: {getattr(error, 'strerror', None) or error}; --port says another") from None
     with server:
         server.newest()  # what is wrong with the runs is said here
-        print(f"http://{HOME}:{server.server_address[1]}/ follows; Ctrl-C ends it", flush=True)
         try:
+            print(f"http://{HOME}:{server.server_address[1]}/ follows; Ctrl-C ends it", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print()

@@ -158,8 +158,8 @@ def test_no_process_is_left_behind(make: Make, tmp_path: Path) -> None:
 
 
 def expect_gone(pids: list[int]) -> None:
-    """Every process has ended, or ends within seconds."""
-    deadline = time.monotonic() + 5
+    """Every process has ended, or ends soon, even on a busy machine."""
+    deadline = time.monotonic() + 30
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in pids if alive(pid)]

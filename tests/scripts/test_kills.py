@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from nanorlhf import checkpoint
-from nanorlhf.scripts import kills
 from nanorlhf.scripts.intact import damage, differences, largest_gap
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
@@ -23,7 +21,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 def test_three_kills(tmp_path: Path) -> None:
     output = tmp_path / "kills.json"
     output.write_text('{"vllm": {}}')
-    assert kills.main(["--engine", "hf", "--kills", "3", "--seed", "4", "--output", str(output)]) == 0
+    words = ["--engine", "hf", "--kills", "3", "--seed", "4", "--output", str(output)]
+    alone([sys.executable, "-m", "nanorlhf.scripts.kills", *words])
     figures = json.loads(output.read_text())
     assert figures["vllm"] == {}
     found = figures["hf"]
@@ -76,12 +75,25 @@ def test_what_differs_is_seen(tmp_path: Path) -> None:
     assert differences(one, other, 1e-6) == ["only one has more", "metrics.jsonl has other steps"]
 
 
+STAYS = """
+import os, subprocess, sys
+from nanorlhf.scripts import kills
+
+orphan = "import subprocess, sys; print(subprocess.Popen(['sleep', '600'], stdout=-3, stderr=-3).pid)"
+kills.PATIENCE, left = 0.2, []
+with kills.adopting():
+    said = subprocess.run([sys.executable, "-c", orphan], capture_output=True, text=True, check=True).stdout
+    assert kills.gone(left) > 0.2
+assert left == [f"process {said.strip()}: sleep 600 "], left
+assert list(kills.descendants(os.getpid())) == []
+"""
+
+
 def test_a_process_that_stays_is_seen_and_ended() -> None:
-    orphan = "import subprocess, sys; print(subprocess.Popen(['sleep', '600'], stdout=-3, stderr=-3).pid)"
-    with pytest.MonkeyPatch.context() as patch, kills.adopting():
-        patch.setattr(kills, "PATIENCE", 0.2)
-        said = subprocess.run([sys.executable, "-c", orphan], capture_output=True, text=True, check=True).stdout
-        left: list[str] = []
-        assert kills.gone(left) > 0.2
-    assert left == [f"process {said.strip()}: sleep 600 "]
-    assert list(kills.descendants(os.getpid())) == []
+    alone([sys.executable, "-c", STAYS])
+
+
+def alone(command: list[str]) -> None:
+    """Runs a command in a process that has no children of other tests."""
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

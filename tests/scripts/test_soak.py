@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +53,8 @@ def test_memory_and_handles_are_those_of_a_process() -> None:
     held = (
         "import sys; kept = bytearray(b'x' * 2**26); files = [open('/dev/null') for _ in range(20)]; print(); input()"
     )
+    before = Course(1)  # of this process, and of children that other tests may have left
+    before.look()
     with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout and child.stdin and child.stdout.readline()
         rss, heap = kibibytes(child.pid)
@@ -61,7 +62,9 @@ def test_memory_and_handles_are_those_of_a_process() -> None:
         assert 20 <= handles(child.pid) <= 30
         seen = Course(1)
         seen.look()
-        assert seen.processes == [2] and seen.handles[0] == handles(child.pid) + handles(os.getpid())
+        assert seen.processes == [before.processes[0] + 1]
+        pipes = 2
+        assert seen.handles[0] == before.handles[0] + handles(child.pid) + pipes
         child.stdin.close()
     assert kibibytes(child.pid) == (0, 0) and handles(child.pid) == 0
 
@@ -69,7 +72,8 @@ def test_memory_and_handles_are_those_of_a_process() -> None:
 @pytest.mark.slow
 def test_a_short_run(tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
-    soak.main(["--engine", "hf", "--steps", "60", "--output", str(output)])
+    words = ["--engine", "hf", "--steps", "60", "--output", str(output)]
+    subprocess.run([sys.executable, "-m", "nanorlhf.scripts.soak", *words], check=False)
     figures = json.loads(output.read_text())["hf"]
     growth = figures["last_quarter_over_first"]
     assert growth["processes"] == 0 and abs(growth["handles"]) < 0.2, "the first checkpoint opens some, once"
