@@ -22,9 +22,9 @@ def near(completions):
 
 
 def test_a_file_may_hold_dataclasses_and_is_no_module_afterwards(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
-    assert from_file(f"{tmp_path}/mine.py:near")(["a"]) == [1]
-    assert "mine" not in sys.modules
+    (tmp_path / "points_of_mine.py").write_text(MINE)
+    assert from_file(f"{tmp_path}/points_of_mine.py:near")(["a"]) == [1]
+    assert "points_of_mine" not in sys.modules
 
 
 def test_a_file_does_not_take_the_place_of_a_module_of_its_name(tmp_path: Path) -> None:
