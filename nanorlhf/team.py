@@ -22,11 +22,7 @@ from nanorlhf.voice import launched
 
 T = TypeVar("T")
 
-INSTEAD = {
-    "FSDP": "say --shard_base to keep the base in parts",
-    "DEEPSPEED": "say --shard_base to keep the base in parts",
-}
-
+SHARDING = ("FSDP", "DEEPSPEED")  # accelerate's ways, of which its launcher tells
 PATIENCE = timedelta(hours=3)  # with one who still writes; who has died is noticed at once
 
 
@@ -147,9 +143,11 @@ def join(device: torch.device) -> Team:
     if _team.size == 1 and launched():
         from accelerate import PartialState
 
-        for name, instead in INSTEAD.items():
+        for name in SHARDING:
             if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true":
-                raise UsageError(f"accelerate's --use_{name.lower()} has no effect here: {instead}")
+                raise UsageError(
+                    f"accelerate's --use_{name.lower()} has no effect here: say --shard_base to keep the base in parts"
+                )
         state = PartialState(cpu=device.type != "cuda", timeout=PATIENCE)
         _team = Team(state.process_index, state.num_processes, state.device)
     return _team
