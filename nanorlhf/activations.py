@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from nanorlhf.sharding import layers_of
 
 SHARE = 0.05  # of the card's memory: what layer inputs may take before they are sent away
 
@@ -97,7 +98,7 @@ def recompute(model: Any, offload: Literal["auto", "on", "off"], device: torch.d
     model.disable_input_require_grads()  # only the reentrant kind needs them; they would hold the first layer's input
     if offload == "off" or (offload == "auto" and device.type != "cuda"):
         return
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    layers = [layer for layer in layers_of(model) if layer.gradient_checkpointing]
     least = 0.0 if offload == "on" else SHARE * torch.cuda.get_device_properties(device).total_memory
     run = Offload(len(layers), least)
     for layer in layers:

@@ -29,7 +29,7 @@ def shard(base: nn.Module, device: torch.device) -> None:
     fully_shard(body, mesh=mesh, ignored_params={p for p in body.parameters() if not isinstance(p, DTensor)})
 
 
-def layers_of(base: nn.Module) -> list[nn.Module]:
+def layers_of(base: nn.Module) -> list[GradientCheckpointingLayer]:
     """The layers of a model, as transformers marks them."""
     return [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
 
