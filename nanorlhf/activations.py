@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from nanorlhf.errors import UsageError
 from nanorlhf.sharding import layers_of
 
 SHARE = 0.05  # of the card's memory: what layer inputs may take before they are sent away
@@ -93,13 +95,21 @@ def unpark(kept: Tensor | Parked) -> Tensor:
 
 
 def recompute(model: Any, offload: Literal["auto", "on", "off"], device: torch.device) -> None:
-    """Layers keep nothing but their input, on the device or, where that comes to much, in main memory."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.disable_input_require_grads()  # only the reentrant kind needs them; they would hold the first layer's input
-    if offload == "off" or (offload == "auto" and device.type != "cuda"):
-        return
-    layers = [layer for layer in layers_of(model) if layer.gradient_checkpointing]
-    least = 0.0 if offload == "on" else SHARE * torch.cuda.get_device_properties(device).total_memory
-    run = Offload(len(layers), least)
+    """Layers keep nothing but their input, on the device or, where that comes to much, in main memory.
+
+    transformers' own switch works in training mode only, in which some layers drop out or add noise as well.
+    """
+    layers = layers_of(model)
+    if not layers:
+        raise UsageError(f"gradient_checkpointing=True: {type(model).__name__} does not say what its layers are")
+    run: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
+    if offload == "on" or (offload == "auto" and device.type == "cuda"):
+        least = 0.0 if offload == "on" else SHARE * torch.cuda.get_device_properties(device).total_memory
+        run = Offload(len(layers), least)
     for layer in layers:
-        vars(layer)["_gradient_checkpointing_func"] = run  # what transformers' own switch sets
+        layer.forward = partial(run_twice, run, layer.forward)
+
+
+def run_twice(run: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a layer's `forward`, once more in backward if there will be one."""
+    return run(partial(forward, **kwargs), *args) if torch.is_grad_enabled() else forward(*args, **kwargs)

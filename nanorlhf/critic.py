@@ -52,16 +52,6 @@ class Critic:
         with self.body.using(ADAPTER) if self.shares_base else contextlib.nullcontext():
             yield
 
-    @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """With dropout, where there is any."""
-        before = self.body.model.training
-        self.body.model.train()
-        try:
-            yield
-        finally:
-            self.body.model.train(before)
-
     def values(self, batch: MicroBatch) -> Tensor:
         """(N,) what is still to come when each token is about to be written."""
         with self.active():
@@ -78,7 +68,7 @@ class Critic:
     def update(self, batches: Sequence[MicroBatch], tokens: int, averages: Averages) -> tuple[float, float]:
         """One optimizer step on the clipped value loss, the mean over `tokens`; the loss and the gradient's norm."""
         mean = 0.0
-        with self.active(), self.training():
+        with self.active(), self.body.training():
             for batch in (b.to(self.body.device) for b in batches):
                 values, old = self.evaluate(self.features(batch)), batch.columns["values"]
                 loss = clipped_value(values, old, batch.columns["returns"], self.config.value_clip)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -196,9 +197,8 @@ class Loop:
         rate = self.optimizer.learning_rate
         if credit.returns is not None:
             rollout.columns["returns"] = credit.returns
-        self.policy.model.train()
-        for epoch in range(self.config.epochs):
-            for part in parts(rollout, self.config.updates):
+        with self.policy.training():
+            for epoch, part in product(range(self.config.epochs), parts(rollout, self.config.updates)):
                 chosen, together = trained & part, self.algorithm.together
                 cut = partial(self.batches, rollout, credit, chosen, credit.keep & part)
                 taught = partial(self.taught, cut, averages, epoch == 0, bool(chosen.any()))
@@ -212,7 +212,6 @@ class Loop:
                     taught = partial(self.critic_taught, self.critic, cut, int(rollout.lengths[chosen].sum()), averages)
                     loss, norm, seen = self.fit("critic", rollout, chosen, taught, together)
                     averages = seen if self.took("critic", loss, norm, rollout, chosen) else averages
-        self.policy.model.eval()
         averages = averages.joined()
         if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
             gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]

@@ -106,8 +106,19 @@ class Policy:
         assert isinstance(self.model, PeftModel), "full fine-tuning has no adapters"
         if name not in self.model.peft_config:
             self.model.add_adapter(name, self.model.peft_config[POLICY])
-            self.model.to(self.device).train(self.model.training)  # what is new comes in training mode
+            self.model.to(self.device).eval()  # what is new comes in training mode
         self.model.set_adapter(POLICY)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """With LoRA's own dropout, where there is any; the base computes what the engine serves."""
+        dropouts = [d for m in self.base.modules() if isinstance(m, LoraLayer) for d in m.lora_dropout.values()]
+        for dropout in dropouts:
+            dropout.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:

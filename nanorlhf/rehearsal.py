@@ -60,12 +60,10 @@ def try_out(loop: Loop) -> None:
                 there_and_back(loop, batch.to(loop.policy.device))
 
     lengths = [longest] * (1 if loop.policy.one_per_row else -(-loop.token_budget // longest))
-    loop.policy.model.train()
     try:
-        with filled(loop.optimizers):
+        with loop.policy.training(), filled(loop.optimizers):
             loop.budget.fit("rehearsal", lengths, everything, lambda: None)
     finally:
-        loop.policy.model.eval()
         loop.clear()
         checkpoint.restore_random(before)
 
@@ -96,7 +94,7 @@ def there_and_back(loop: Loop, batch: MicroBatch) -> None:
     (0.0 * total).backward()
     critic = loop.critic
     if critic is not None:
-        with critic.active(), critic.training():
+        with critic.active(), critic.body.training():
             (0.0 * critic.evaluate(critic.features(batch)).sum()).backward()
 
 

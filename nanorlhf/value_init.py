@@ -201,7 +201,7 @@ class Study:
         total = int(self.rollout.lengths[chosen].sum())
 
         def backward() -> None:
-            with self.critic.active(), self.critic.training():
+            with self.critic.active(), self.critic.body.training():
                 for batch in self.batches(mask):
                     error = self.critic.evaluate(self.critic.features(batch)) - batch.columns["returns"]
                     (0.5 * (error**2).sum() / total).backward()

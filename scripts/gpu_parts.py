@@ -125,7 +125,6 @@ def everything(policy: Policy, rollout: Rollout, budget: int) -> Tensor:
 
 def gradient(policy: Policy, rollout: Rollout, device: str) -> tuple[Tensor, dict[str, Any]]:
     """The adapter's gradient, with its time and memory."""
-    policy.model.train()
 
     def work() -> None:
         policy.model.zero_grad(set_to_none=True)
@@ -133,7 +132,6 @@ def gradient(policy: Policy, rollout: Rollout, device: str) -> tuple[Tensor, dic
             (policy.logprobs(batch)[0] * batch.weights).sum().backward()
 
     seconds, peak = timed(work, device)
-    policy.model.eval()
     flat = torch.cat([p.grad.flatten().float().cpu() for p in policy.trainable.values() if p.grad is not None])
     return flat, {"seconds": seconds, "peak_gib": peak}
 
@@ -151,7 +149,6 @@ def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: s
     rollout = as_rollout([sample], Workload(generations=1))
     rollout.columns["advantages"] = torch.ones(tokens - 16)
     policy = Policy(config)
-    policy.model.train()
     loop = Loop(config, GRPO(config), policy, Given(Meter()))
     everyone = torch.ones(1, dtype=torch.bool)
     (batch,) = pack(rollout, everyone, torch.full((tokens - 16,), 1 / tokens), tokens)

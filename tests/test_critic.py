@@ -135,10 +135,10 @@ def test_dropout_is_on_in_updates_only(model: str | None) -> None:
     batch = next(pack(step, torch.ones(8, dtype=torch.bool), torch.ones(len(step.sample)), 10_000))
     with torch.no_grad():
         assert critic.values(batch).equal(critic.values(batch))
-        with critic.training():
+        with critic.body.training():
             assert not critic.values(batch).equal(critic.values(batch))
     loop.update(step, loop.algorithm.credit(step), torch.ones(8, dtype=torch.bool))
-    assert not critic.body.model.training and not loop.policy.model.training
+    assert not any(m.training for body in (critic.body, loop.policy) for m in body.model.modules())
 
 
 @pytest.mark.parametrize("lora", ["all-linear", "none"])

@@ -81,7 +81,7 @@ def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
             rehearse(loop)
         return
     rehearse(loop)
-    assert loop.policy.recomputes and loop.policy.base.is_gradient_checkpointing
+    assert loop.policy.recomputes
     assert loop.token_budget == budget and "recomputed" in loop.budget.told()[0]
 
 
