@@ -78,6 +78,14 @@ def token_logprobs(
     return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, how)  # type: ignore[return-value]
 
 
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in float32 (float64 for float64); on CUDA it is not rounded to 16 bits on the way."""
+    with torch.autocast(a.device.type, enabled=False):
+        if a.is_cuda and a.dtype.itemsize == 2:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
+
+
 def chunk_size(device: torch.device) -> int:
     """How many logits to work on at a time: on CUDA a quarter of the memory that is free, within reason."""
     if device.type != "cuda":
@@ -103,12 +111,8 @@ class _How:
         return [slice(start, start + self.rows) for start in range(0, n, self.rows)]
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """`a @ b` of `dtype` operands in float32; on CUDA it is not rounded to 16 bits on the way."""
-        a, b = a.to(self.dtype), b.to(self.dtype)
-        with torch.autocast(a.device.type, enabled=False):
-            if a.is_cuda and self.dtype.itemsize == 2:
-                return torch.mm(a, b, out_dtype=torch.float32)
-            return torch.mm(a, b).to(torch.promote_types(self.dtype, torch.float32))
+        """`a @ b` of `dtype` operands, in float32."""
+        return matmul(a.to(self.dtype), b.to(self.dtype))
 
     def distribution(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor

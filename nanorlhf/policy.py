@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from nanorlhf.budget import ran_out
 from nanorlhf.config import shipped_model, split_names
 from nanorlhf.errors import UsageError, first_line, told
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
+from nanorlhf.lora import fuse
 from nanorlhf.options import TrainConfig
 from nanorlhf.sharding import shard, whole
 from nanorlhf.types import MicroBatch, WeightSync
@@ -46,6 +48,7 @@ class Policy:
         if model is None:
             model = load(config, self.device)
         self.model = with_adapter(config, model, peft_config)
+        fuse_adapters(self.model)
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         if config.shard_base:
             shard(self.base, self.device)
@@ -112,9 +115,7 @@ class Policy:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """With LoRA's own dropout, where there is any; the base computes what the engine serves."""
-        dropouts = [d for m in self.base.modules() if isinstance(m, LoraLayer) for d in m.lora_dropout.values()]
-        for dropout in dropouts:
-            dropout.train()
+        let_lora_drop(self.base)
         try:
             yield
         finally:
@@ -292,6 +293,20 @@ def with_adapter(
         return get_peft_model(model, adapter)  # type: ignore[return-value]
     except ValueError as error:
         raise UsageError(f"lora={config.lora!r} cannot work: {told(error).partition(': ')[2]}") from None
+
+
+def fuse_adapters(model: nn.Module) -> None:
+    """Runs linear layers and their adapters as one function, where both are plain."""
+    for module in model.modules():
+        if type(module) is LoraLinear:
+            fuse(module)
+
+
+def let_lora_drop(model: nn.Module) -> None:
+    """Puts LoRA's own dropout, and nothing else, into training mode."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.train()
 
 
 def rank_of(model: nn.Module) -> int:

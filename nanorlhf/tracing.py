@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from nanorlhf import activations, attention
 from nanorlhf.logprobs import CHUNK, Head, head_of, plain, token_logprobs
 from nanorlhf.options import TrainConfig
-from nanorlhf.policy import with_adapter
+from nanorlhf.policy import fuse_adapters, let_lora_drop, with_adapter
 from nanorlhf.workspace import Line, Workspace, between
 
 LAYERS = 2  # of the smaller of two traced models; a line through both says the rest
@@ -68,7 +68,9 @@ def skeleton(
             about, dtype=torch.bfloat16 if half else torch.float32, trust_remote_code=config.trust_remote_code
         )
         fresh = dataclasses.replace(config, adapter_name_or_path=None)
-        return with_adapter(fresh, model, copy.deepcopy(peft_config))
+        model = with_adapter(fresh, model, copy.deepcopy(peft_config))
+        fuse_adapters(model)
+        return model
 
 
 def shortened(about: PretrainedConfig, layers: int) -> PretrainedConfig:
@@ -150,10 +152,12 @@ def trace(
 ) -> Workspace:
     """The workspace of a model of `layers` layers: `make` makes low ones, which one and two of the longest pass."""
     low, high = min(LAYERS, layers), min(2 * LAYERS, layers)
-    models = {depth: make(depth).train(grad) for depth in (low, high)}
+    models = {depth: make(depth).eval() for depth in (low, high)}
     lines: dict[int, tuple[Line, Line]] = {}
     with FakeTensorMode():
         for depth, model in models.items():
+            if grad:
+                let_lora_drop(model)
             base = plain(model)
             base.set_attn_implementation(attention.NAME)
             if recompute:
