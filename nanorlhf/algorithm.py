@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanorlhf import losses
 from nanorlhf.advantages import reward_to_go, sum_by_sample, token_rewards, whiten
-from nanorlhf.kl import ESTIMATORS, adapted
+from nanorlhf.kl import ESTIMATORS, adapted, as_loss
 from nanorlhf.options import Norm, OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
@@ -65,6 +65,10 @@ class Algorithm(ABC):
     @abstractmethod
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         """What the optimizer lowers, for each token."""
+
+    def divergence(self, rollout: Rollout) -> Tensor:
+        """(N,) each token's estimate of the KL between the policy before its updates and the reference."""
+        return rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
 
     def refreshes_reference(self, step: int) -> bool:
         """Whether the reference catches up with the policy after this step."""
@@ -167,11 +171,22 @@ class PolicyGradient(OnPolicy):
             advantages = torch.where(entropy >= threshold, advantages, 0.0)
         return advantages
 
+    def importance(self, old: Tensor, engine: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) weights that make the engine's samples the trainer's, and where they were cut off."""
+        form, cap = self.config.importance_correction, self.config.importance_cap
+        return losses.importance(old - engine, sample, form, cap)
+
+    def divergence(self, rollout: Rollout) -> Tensor:
+        gap = super().divergence(rollout)
+        if self.config.importance_correction == "none":
+            return gap
+        return gap * self.importance(rollout.columns["logprobs"], rollout.columns["engine_logprobs"], rollout.sample)[0]
+
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         """The surrogate that `policy_loss` names, with what else was asked for."""
         config, columns = self.config, batch.columns
         old, advantages = columns["old_logprobs"], columns["advantages"]
-        log_ratio = logprobs - old
+        log_ratio = token_log_ratio = logprobs - old
         if config.policy_loss in ("sequence", "gspo"):
             log_ratio = losses.by_sequence(log_ratio, batch.sample, mean=config.policy_loss == "gspo")
         if config.policy_loss == "cispo":
@@ -181,15 +196,16 @@ class PolicyGradient(OnPolicy):
         else:
             tokens = losses.clipped_surrogate(log_ratio, advantages, config.clip_range, config.dual_clip)
         stats = {"clip_fraction": losses.clipped(log_ratio.detach(), advantages, config.clip_range)}
+        weight = torch.ones_like(old)
         if config.importance_correction != "none":
-            gap = old - columns["engine_logprobs"]
-            weight, cut = losses.importance(gap, batch.sample, config.importance_correction, config.importance_cap)
+            weight, cut = self.importance(old, columns["engine_logprobs"], batch.sample)
             tokens = tokens * weight
             stats |= {"importance/weight_mean": weight, "importance/cut_fraction": cut}
         if config.entropy_coef:
             tokens = tokens - config.entropy_coef * entropy
         if config.kl_coef and config.kl_in == "loss":
-            kl = ESTIMATORS[config.kl_estimator](logprobs - columns["ref_logprobs"])
+            # Ratio and weight make the engine's samples those of the policy of now, whose KL the logged mean estimates.
+            kl = weight * as_loss(config.kl_estimator, logprobs - columns["ref_logprobs"], token_log_ratio)
             tokens = tokens + self.kl_coef * kl
             stats["kl"] = kl.detach()
         return Loss(tokens, stats)

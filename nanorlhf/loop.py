@@ -214,8 +214,7 @@ class Loop:
                     averages = seen if self.took("critic", loss, norm, rollout, chosen) else averages
         averages = averages.joined()
         if {"logprobs", "ref_logprobs"} <= rollout.columns.keys() and "kl" not in averages.sums:
-            gap = rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]
-            averages.add("kl", gap[trained[rollout.sample]])
+            averages.add("kl", self.algorithm.divergence(rollout)[trained[rollout.sample]])
         means = averages.metrics(AVERAGED)
         if self.critic is not None:
             values, returns = (rollout.columns[name][trained[rollout.sample]] for name in ("values", "returns"))

@@ -194,10 +194,6 @@ class OnPolicyConfig(TrainConfig):
             "overlong_buffer",
             "it must be below max_completion_length",
         )
-        biased = self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_coef > 0
-        self.require(
-            not biased, "kl_estimator", "as a loss, k1 has no expected gradient; use k2 or k3, or kl_in reward"
-        )
         self.require(self.kl_target is None or self.kl_target > 0, "kl_target", "it must be above 0")
         self.require(
             self.kl_target is None or self.kl_coef > 0, "kl_target", "it steers kl_coef, which must start above 0"

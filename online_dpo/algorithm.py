@@ -8,6 +8,7 @@ from torch import Tensor
 from nanorlhf import losses
 from nanorlhf.advantages import best_of_group
 from nanorlhf.algorithm import Loss, OnPolicy
+from nanorlhf.kl import as_loss
 from nanorlhf.online_dpo.config import OnlineDPOConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, MicroBatch, Rollout
@@ -41,7 +42,8 @@ class OnlineDPO(OnPolicy):
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         gap = logprobs - batch.columns["ref_logprobs"]
         tokens, stats = losses.preference(gap, batch.columns["advantages"], batch.sample, self.config.beta)
-        return Loss(tokens, stats | {"kl": gap.detach()})
+        kl = as_loss("k1", gap, logprobs - batch.columns["old_logprobs"])  # only to be logged: beta stands for it
+        return Loss(tokens, stats | {"kl": kl.detach()})
 
 
 class OnlineDPOTrainer(Trainer):

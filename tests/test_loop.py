@@ -87,6 +87,16 @@ def test_first_update_is_on_policy_and_old_logprobs_stay_what_they_were() -> Non
     assert once.update(step, once.algorithm.credit(step), keep)["clip_fraction"] == 0
 
 
+def test_the_kl_in_the_reward_is_logged_with_its_samples_importance() -> None:
+    loop, step = made_up(kl_in="reward", kl_estimator="k1", kl_coef=0.1, importance_correction="token")
+    keep = torch.ones(16, dtype=torch.bool)
+    loop.measure(step, keep)
+    logged = loop.update(step, loop.algorithm.credit(step), keep)["kl"]
+    gap = step.columns["logprobs"] - step.columns["ref_logprobs"]
+    weight = (step.columns["logprobs"] - step.columns["engine_logprobs"]).exp().clamp(max=2.0)
+    assert logged == pytest.approx((weight * gap).mean().item()) and logged != pytest.approx(gap.mean().item(), rel=0.1)
+
+
 def test_dropping_groups_without_spread_changes_no_gradient() -> None:
     loop, step = made_up()
     step.rewards[4:8] = 0.5

@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "rollouts_from: broken": (["--rollouts_from", "broken_rollouts"], "rollouts_from"),
     "overlong_buffer: all of it": (["--overlong_buffer", "32"], "below max_completion_length"),
     "updates_per_step: more than groups": (["--updates_per_step", "33"], "at most prompts_per_step=32"),
-    "kl_estimator: k1 as a loss": (["--kl_estimator", "k1", "--kl_coef", "0.1"], "no expected gradient"),
+    "kl_estimator: unknown": (["--kl_estimator", "k4"], "kl_estimator"),
     "kl_target: nothing to steer": (["--kl_target", "0.1"], "must start above 0"),
     "ref_refresh_steps: no reference": (["--ref_refresh_steps", "1"], "no reference to refresh"),
     "clip_low: all": (["--clip_low", "1"], "below 1"),

@@ -11,7 +11,7 @@ import torch
 
 from nanorlhf.errors import UsageError
 from nanorlhf.online_dpo import OnlineDPO, OnlineDPOConfig, OnlineDPOTrainer
-from nanorlhf.types import Rollout
+from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import rollout, sample
 from tests.sft.test_sft import JUDGED, small, take
 from tests.test_trainer import assert_same_outcome
@@ -61,6 +61,15 @@ def test_a_kl_in_the_score_is_measured_before_the_pair_is_picked() -> None:
     assert algorithm.needs == {"logprobs", "ref_logprobs"}
     step.columns |= {"logprobs": torch.tensor([1.0] * 3 + [0.0] * 3), "ref_logprobs": torch.zeros(6)}
     assert algorithm.verdict(step).tolist() == [-1, 1]  # 1 - 0.1 * 3 against 0.9
+
+
+def test_the_kl_it_logs_is_that_of_the_policy_of_now() -> None:
+    arms = torch.arange(3)
+    logp, old, ref = (torch.tensor(x, dtype=torch.double).log() for x in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.4] * 3))
+    columns = {"advantages": torch.tensor([1.0, -1.0, 1.0]), "old_logprobs": old, "ref_logprobs": ref}
+    batch = MicroBatch(arms, arms, arms, arms, arms, arms, arms, old.exp(), columns)
+    kl = OnlineDPO(OnlineDPOConfig()).loss(logp, torch.zeros(3), batch).stats["kl"]
+    assert (batch.weights * kl).sum().item() == pytest.approx((logp.exp() * (logp - ref)).sum().item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("options", [{"num_generations": 1}, {"beta": 0.0}, {"kl_in": "loss", "kl_estimator": "k3"}])
