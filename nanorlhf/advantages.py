@@ -94,9 +94,12 @@ def best_of_group(scores: Tensor, group: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor) -> Tensor:
-    """Mean 0 and unbiased std 1; the mean goes too."""
-    variance = values.var() if len(values) > 1 else torch.zeros(())
-    return (values - values.mean()) / torch.sqrt(variance + 1e-8)
+    """Mean 0 and unbiased std 1; the mean goes too, and what differs by rounding only comes to exactly 0."""
+    exact = values.double()
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    if exact.max() - exact.min() <= rounding:
+        return torch.zeros_like(values)
+    return ((exact - exact.mean()) / torch.sqrt(exact.var() + 1e-8)).to(values.dtype)
 
 
 def token_rewards(scores: Tensor, each: Tensor, lengths: Tensor) -> Tensor:

@@ -108,6 +108,26 @@ def test_best_of_group() -> None:
 def test_whiten() -> None:
     expect_close(whiten(torch.tensor([1.0, 2.0, 3.0])), [-1, 0, 1])
     assert whiten(torch.tensor([4.0])).tolist() == [0]
+    expect_close(whiten(torch.tensor([1.0, 2.0])), [-(0.5**0.5), 0.5**0.5])
+    # Mean 4, squared deviations 9 + 1 + 1 + 9 = 20, unbiased variance 20 / 3.
+    expect_close(whiten(torch.tensor([1.0, 3.0, 5.0, 7.0])), [x / (20 / 3) ** 0.5 for x in (-3, -1, 1, 3)])
+
+
+@pytest.mark.parametrize("value", [0.7, 0.1, -0.3, 1e-6, 12345.678, 0.0])
+def test_what_does_not_vary_whitens_to_exactly_nothing(value: float) -> None:
+    assert whiten(torch.full((1000,), value)).eq(0).all()
+
+
+def test_whitening_tells_rounding_from_spread() -> None:
+    same = torch.tensor([0.1, 0.2, 0.4]).sum(), torch.tensor([0.4, 0.2, 0.1]).sum(), torch.tensor(0.7)
+    assert len({x.item() for x in same}) > 1, "one sum in several orders"
+    assert whiten(torch.stack(same)).eq(0).all()
+    lengths = torch.tensor([4, 4])
+    earned = token_rewards(torch.tensor([0.7, 0.7]), torch.zeros(8), lengths)
+    assert whiten(reward_to_go(earned, lengths)).eq(0).all()
+    discounted = whiten(reward_to_go(earned, lengths, gamma=0.99))  # what is worth less is no rounding
+    assert discounted.std() == pytest.approx(1, abs=1e-3) and discounted[:4].equal(discounted[4:])
+    assert whiten(torch.tensor([1000.0, 1000.01])).abs().min() > 0.5, "far more than float32 rounds there"
 
 
 @pytest.mark.parametrize(

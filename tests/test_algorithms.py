@@ -57,6 +57,17 @@ def test_reinforce_baselines(baseline: str, want: list[float]) -> None:
     expect_close(REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline=baseline)).credit(step).advantages, want)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("whitened", ["on", "off"])
+@pytest.mark.parametrize("baseline", ["none", "mean", "group"])
+def test_where_all_earn_the_same_reinforce_learns_nothing(baseline: Any, whitened: Any) -> None:
+    step = made_up([0.7] * 12, [3] * 12, 4)
+    algorithm = REINFORCE(
+        REINFORCEConfig(kl_coef=0.0, baseline=baseline, num_generations=4, whiten_advantages=whitened)
+    )
+    shaped = algorithm.shape(algorithm.credit(step).advantages, step, torch.ones(36, dtype=torch.bool))
+    assert shaped.eq(0).all() or (baseline, whitened) == ("none", "off")
+
+
 def test_the_moving_average_is_read_before_it_takes_the_batch_in() -> None:
     algorithm = REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline="ema"))
     step = made_up([1.0, 0.0], [1, 1], 1)
