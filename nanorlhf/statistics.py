@@ -10,6 +10,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 Z = NormalDist().inv_cdf(0.975)
+ROUNDING = 1e-6  # of a value: means that are kept in float32 differ by that and say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,20 @@ def p_value(z: float) -> float:
     return 2 * NormalDist().cdf(-abs(z))
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> float:
-    """The two-sided p-value that two means are one, whatever the spread of each: Welch's t-test of few values."""
+def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """The two-sided p-value that two means are one, whatever the spread of each: Welch's t-test of few values.
+
+    None where they differ and neither varies by more than rounding: there is no noise to hold the difference against.
+    Where one alone does not vary, its mean counts as known, and the other's spread is all there is to judge by.
+    """
     from scipy import stats  # takes a second to load
 
     if min(len(a), len(b)) < 2:
         raise ValueError("the spread of a single value is unknown")
-    if not (stdev(a) or stdev(b)):
-        return float(fmean(a) == fmean(b))
-    test: Any = stats.ttest_ind(a, b, equal_var=False)
+    apart, rounding = abs(fmean(a) - fmean(b)), ROUNDING * max(map(abs, (*a, *b)))
+    if max(stdev(a), stdev(b)) <= rounding:
+        return 1.0 if apart <= rounding else None
+    test: Any = stats.ttest_ind_from_stats(fmean(a), stdev(a), len(a), fmean(b), stdev(b), len(b), equal_var=False)
     return float(test.pvalue)
 
 

@@ -72,11 +72,11 @@ class Pair:
     better: str
     worse: str
     by: float
-    p: float  # corrected for the number of pairs
+    p: float | None  # corrected for the number of pairs; None: it cannot be tested, for neither entry varies
 
     @property
     def exceeds_noise(self) -> bool:
-        return self.p < LEVEL
+        return self.p is not None and self.p < LEVEL
 
 
 def read(record: Record, entry: str, command: str) -> Run:
@@ -158,9 +158,10 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     for figure, values in figures(runs).items():
         by_entry = grouped(runs, values)
         couples = [two for two in itertools.combinations(by_entry, 2) if min(len(by_entry[name]) for name in two) > 1]
-        corrected = holm([welch(by_entry[a], by_entry[b]) for a, b in couples])
-        for (a, b), p in zip(couples, corrected, strict=True):
-            by = fmean(by_entry[a]) - fmean(by_entry[b])
+        chances = [welch(by_entry[a], by_entry[b]) for a, b in couples]
+        corrected = holm([1.0 if chance is None else chance for chance in chances])
+        for (a, b), chance, least in zip(couples, chances, corrected, strict=True):
+            by, p = fmean(by_entry[a]) - fmean(by_entry[b]), None if chance is None else least
             found.append(Pair(figure, a, b, by, p) if by >= 0 else Pair(figure, b, a, -by, p))
     return found
 
@@ -175,8 +176,10 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
         return ["One seed says nothing of noise, so there is no verdict; --seeds 3 is the least that gives a fair one."]
     number = len(tested) // len(FIGURES)
     lines = [sentence(pair, number) for pair in tested if pair.exceeds_noise]
+    lines += [untested(pair) for pair in tested if pair.p is None]
     telling = {pair.figure for pair in tested if pair.exceeds_noise}
-    if silent := [words for figure, words in FIGURES.items() if figure not in telling]:
+    quiet = {pair.figure for pair in tested if pair.p is not None} - telling
+    if silent := [words for figure, words in FIGURES.items() if figure in quiet]:
         lines.append(f"No difference exceeds the noise {', nor '.join(silent)}.")
     fewest = min(count for count in counts if count > 1)
     lines.append(
@@ -192,9 +195,18 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 def sentence(pair: Pair, number: int) -> str:
     """A difference in words."""
+    assert pair.p is not None
     p = f"p = {pair.p:.2g}" if pair.p >= 1e-4 else "p < .0001"
     correction = f" after correction for {number} pairs" if number > 1 else ""
     return f"{pair.better} is better than {pair.worse} {FIGURES[pair.figure]}: +{pair.by:.3f} ({p}{correction})."
+
+
+def untested(pair: Pair) -> str:
+    """A difference that may be anything, in words."""
+    return (
+        f"{pair.better} is above {pair.worse} {FIGURES[pair.figure]} by {pair.by:.3f}, but the runs of neither differ "
+        "among themselves: without any spread this cannot be tested."
+    )
 
 
 def spread(values: Sequence[float], form: str) -> str:

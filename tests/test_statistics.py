@@ -66,9 +66,18 @@ def test_welchs_test() -> None:
     assert welch([1, 2, 3], [4, 5, 6]) == pytest.approx(exact, rel=1e-9)
     assert exact == pytest.approx(0.0213, abs=1e-4)
     assert welch([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
-    assert (welch([1, 1], [1, 1]), welch([1, 1], [2, 2])) == (1, 0), "without any spread"
     with pytest.raises(ValueError, match="single value"):
         welch([1.0], [1.0, 2.0])
+
+
+def test_without_any_spread_a_difference_cannot_be_tested() -> None:
+    assert welch([1, 1, 1], [0.9, 0.9, 0.9]) is None and welch([1, 1], [1, 1]) == 1
+    assert welch([1, 1, 1 - 1e-16], [0.9, 0.9, 0.9 + 1e-16]) is None, "rounding is no spread"
+    assert welch([0.9, 0.9], [0.9 + 1e-16, 0.9]) == 1 and welch([0, 0], [0, 0]) == 1
+    # One that does not vary is a constant: t = .9 / (.1 / sqrt 3), and with 2 degrees of freedom 1 - t / sqrt(2 + t^2).
+    t = 0.9 / (0.1 / math.sqrt(3))
+    for one, other in (([1, 1, 1], [0, 0.1, 0.2]), ([0, 0.1, 0.2], [1, 1, 1])):
+        assert welch(one, other) == pytest.approx(1 - t / math.sqrt(2 + t**2), rel=1e-9)
 
 
 def test_holms_correction() -> None:

@@ -86,6 +86,35 @@ def test_only_what_exceeds_the_noise_is_said() -> None:
     assert same[0] == "No difference exceeds the noise at equal time, nor at equal samples, nor at the end."
 
 
+def test_what_has_no_spread_is_said_to_be_untested() -> None:
+    """Runs of one entry that all came to the same, each in its own time, so that means differ by rounding."""
+    a = [flat("a", seed, 1.0, 10 + seed / 7) for seed in range(3)]
+    b = [flat("b", seed, 0.9, 11 + seed / 3) for seed in range(3)]
+    assert len(set(figures([*a, *b])["time"])) > 2, "rounding"
+    found = pairs([*a, *b])
+    assert [(pair.better, pair.p, pair.exceeds_noise) for pair in found] == [("a", None, False)] * 3
+    words = verdicts([*a, *b])
+    assert words[2] == (
+        "a is above b at the end by 0.100, but the runs of neither differ among themselves: without any spread this "
+        "cannot be tested."
+    )
+    assert not any("is better" in line or "No difference" in line for line in words)
+    c = [a_run("c", seed, end) for seed, end in enumerate((0.5, 0.6, 0.7))]  # of three pairs two can be tested
+    assert [pair.p is None for pair in pairs([*a, *b, *c])] == [True, False, False] * 3
+    assert "c at the end" in " ".join(verdicts([*a, *b, *c])) and '"p": null' in to_text([*a, *b, *c])
+    same = verdicts([*a, *(replace(run, entry="d") for run in a)])
+    assert same[0] == "No difference exceeds the noise at equal time, nor at equal samples, nor at the end."
+
+
+def flat(entry: str, seed: int, reward: float, seconds: float) -> Run:
+    """A run that is at its reward from the start, and was measured on the way."""
+    run = a_run(entry, seed, seconds=seconds)
+    points = [0.0, 0.83, 0.9, 0.97, 1.0]
+    ends = {"step": 10.0, "seconds": seconds, "samples": 100.0}
+    curve = {axis: [end * point for point in points] for axis, end in ends.items()}
+    return replace(run, curve=curve | {"reward": [reward] * 5})
+
+
 def test_more_pairs_need_more() -> None:
     a = [a_run("a", seed, end) for seed, end in enumerate((0.8, 1.0, 1.2))]
     b = [a_run("b", seed, end) for seed, end in enumerate((1.4, 1.6, 1.8))]  # p = .02 on its own
