@@ -32,7 +32,7 @@ class DPO(Algorithm):
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         gap = logprobs - batch.columns["ref_logprobs"]
-        return Loss(*losses.preference(gap, batch.columns["advantages"], batch.sample, self.config.beta))
+        return Loss(*losses.preference(gap, batch.columns["advantages"], batch.group, self.config.beta))
 
 
 class DPOTrainer(Trainer):

@@ -61,13 +61,14 @@ def dpo(margin: Tensor, beta: float) -> Tensor:
     return -torch.nn.functional.logsigmoid(beta * margin)
 
 
-def preference(gap: Tensor, sign: Tensor, sample: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+def preference(gap: Tensor, sign: Tensor, group: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
     """(N,) each pair's DPO loss at every token of both its samples, and figures of the pairs, (P,).
 
-    gap = logp - ref_logp; sign is 1 on the chosen sample and -1 on the rejected one; a pair's samples are neighbours.
+    gap = logp - ref_logp; sign is 1 on the chosen sample and -1 on the rejected one, `group` their prompt's number: an
+    answer without a token has the probability 1 at any rate, and is still one of its pair.
     """
-    pair = sample.unique(return_inverse=True)[1] // 2
-    zeros = torch.zeros(int(pair.max()) + 1, dtype=gap.dtype, device=gap.device)
+    pairs, pair = group.unique(return_inverse=True)
+    zeros = torch.zeros(len(pairs), dtype=gap.dtype, device=gap.device)
     chosen = zeros.index_add(0, pair, gap * (sign > 0))
     rejected = zeros.index_add(0, pair, gap * (sign < 0))
     tokens = dpo(chosen - rejected, beta)[pair]

@@ -73,9 +73,10 @@ def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Te
         input_ids=torch.tensor(ids),
         position_ids=torch.cat(positions),
         cu_seqlens=torch.tensor(starts, dtype=torch.int32),
-        predict_at=torch.tensor(predict_at),
-        targets=torch.tensor(targets),
-        sample=torch.tensor(owner),
+        predict_at=torch.tensor(predict_at, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        sample=torch.tensor(owner, dtype=torch.long),
+        group=rollout.group[owner],
         tokens=at,
         weights=weights[at],
         columns={name: column[at] for name, column in rollout.columns.items()},
@@ -88,7 +89,9 @@ def idle(rollout: Rollout) -> MicroBatch:
     row = build(
         rollout, [shortest], [int(rollout.lengths[: shortest + 1].sum())], torch.zeros(int(rollout.lengths.sum()))
     )
-    nothing = {name: getattr(row, name)[:0] for name in ("predict_at", "targets", "sample", "tokens", "weights")}
+    nothing = {
+        name: getattr(row, name)[:0] for name in ("predict_at", "targets", "sample", "group", "tokens", "weights")
+    }
     return replace(row, **nothing, columns={name: column[:0] for name, column in row.columns.items()})
 
 

@@ -120,6 +120,7 @@ class MicroBatch:
     predict_at: Tensor  # (N,) the row position whose hidden state predicts each trained token
     targets: Tensor  # (N,)
     sample: Tensor  # (N,) which sample of the rollout, so sequence sums are one scatter
+    group: Tensor  # (N,) which prompt of the step
     tokens: Tensor  # (N,) where these tokens lie in the rollout's flat columns
     weights: Tensor  # (N,) each token's share of the loss
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)

@@ -41,7 +41,7 @@ class OnlineDPO(OnPolicy):
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         gap = logprobs - batch.columns["ref_logprobs"]
-        tokens, stats = losses.preference(gap, batch.columns["advantages"], batch.sample, self.config.beta)
+        tokens, stats = losses.preference(gap, batch.columns["advantages"], batch.group, self.config.beta)
         kl = as_loss("k1", gap, logprobs - batch.columns["old_logprobs"])  # only to be logged: beta stands for it
         return Loss(tokens, stats | {"kl": kl.detach()})
 

@@ -132,7 +132,7 @@ def batch(**columns: list[float]) -> MicroBatch:
     count = len(next(iter(columns.values())))
     empty = torch.zeros(count, dtype=torch.long)
     return MicroBatch(
-        empty, empty, empty, empty, empty, empty, empty, empty, {k: torch.tensor(v) for k, v in columns.items()}
+        empty, empty, empty, empty, empty, empty, empty, empty, empty, {k: torch.tensor(v) for k, v in columns.items()}
     )
 
 

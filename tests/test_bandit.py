@@ -120,7 +120,7 @@ def arms(logp: Tensor, drawn: Tensor, each: int = 1) -> MicroBatch:
     """A draw of every arm with the probability it had, in samples of `each` draws; they earn nothing."""
     count = torch.arange(len(logp))
     flat = {"advantages": torch.zeros_like(logp), "old_logprobs": OLD, "ref_logprobs": REF, "engine_logprobs": drawn}
-    return MicroBatch(count, count, count, count, count, count // each, count, drawn.exp(), flat)
+    return MicroBatch(count, count, count, count, count, count // each, count, count, drawn.exp(), flat)
 
 
 @pytest.mark.parametrize("correction", ["none", "token", "sequence", "geometric"])

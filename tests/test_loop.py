@@ -65,6 +65,14 @@ def test_micro_batches_of_any_size_packed_or_one_by_one_in_any_order(norm: str) 
         assert (other - whole).norm() / whole.norm() < 1e-5
 
 
+def test_a_sample_without_tokens_of_its_own_may_lie_alone_in_its_row() -> None:
+    loop, step = made_up(kl_coef=0.1)
+    step.samples[0] = sample(3, 4, own=[False] * 4)
+    step.columns["engine_logprobs"] = step.columns["engine_logprobs"][4:]
+    whole, alone = gradient(loop, step, 10_000), gradient(loop, step, 1)
+    assert (alone - whole).norm() / whole.norm() < 1e-5
+
+
 def test_two_updates_are_two_halves_of_whole_groups() -> None:
     _, step = made_up()
     first, second = parts(step, 2)

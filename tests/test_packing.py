@@ -25,7 +25,7 @@ def test_a_row_by_hand() -> None:
     assert batch.cu_seqlens.tolist() == [0, 4, 8]
     assert batch.targets.tolist() == [3, 4, 6, 8]  # not 7: the policy did not write it
     assert batch.predict_at.tolist() == [1, 2, 4, 6]
-    assert batch.sample.tolist() == [0, 0, 1, 1]
+    assert batch.sample.tolist() == batch.group.tolist() == [0, 0, 1, 1]
     assert batch.weights.tolist() == [1, 2, 3, 4]
     assert batch.columns["x"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 

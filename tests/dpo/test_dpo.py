@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from nanorlhf import attention
-from nanorlhf.dpo import DPOConfig, DPOTrainer
+from nanorlhf.dpo import DPO, DPOConfig, DPOTrainer
 from nanorlhf.dpo.__main__ import main
 from nanorlhf.errors import UsageError
 from nanorlhf.losses import preference
 from nanorlhf.metrics import Averages, Clock
+from nanorlhf.packing import pack
+from tests.samples import rollout, sample
 from tests.sft.test_sft import SMALL, flags, small, take
 from tests.test_trainer import assert_same_outcome
 
@@ -31,9 +33,9 @@ def sigmoid(x: float) -> float:
 def test_loss_by_hand() -> None:
     """Two pairs, the second with its rejected sample first, their tokens in any order of pairs."""
     gap = torch.tensor([0.5, -0.1, 0.2, 0.3, -0.6, 0.4], requires_grad=True)
-    sample = torch.tensor([6, 6, 7, 2, 3, 3])
+    group = torch.tensor([3, 3, 3, 1, 1, 1])  # samples 6, 6, 7, 2, 3, 3
     sign = torch.tensor([-1.0, -1.0, 1.0, 1.0, -1.0, -1.0])
-    tokens, stats = preference(gap, sign, sample, beta=2.0)
+    tokens, stats = preference(gap, sign, group, beta=2.0)
     first, second = 2 * (0.3 - (-0.6 + 0.4)), 2 * (0.2 - (0.5 - 0.1))  # of samples 2 and 3; of 6 and 7
     losses = [-math.log(sigmoid(second))] * 3 + [-math.log(sigmoid(first))] * 3
     assert tokens.tolist() == pytest.approx(losses)
@@ -45,6 +47,24 @@ def test_loss_by_hand() -> None:
     one, two = -sigmoid(-first), -sigmoid(-second)  # half of 2 beta sigmoid(-margin), up or down
     assert gap.grad is not None
     assert gap.grad.tolist() == pytest.approx([-two, -two, two, one, -one, -one])
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_answer_without_tokens_of_its_own_shifts_no_pair(empty: int) -> None:
+    """Of three pairs one member of the first has none to train; each pair's margin is of its own two all the same."""
+    samples = [sample(2, 3, seed=i, own=[False] * 3 if i == empty else None) for i in range(6)]
+    step = rollout(samples, group_size=2)
+    step.rewards = torch.tensor([1.0, 0.0] * 3)
+    algorithm = DPO(DPOConfig(beta=1.0))
+    step.columns["advantages"] = algorithm.credit(step).advantages
+    step.columns["ref_logprobs"] = torch.zeros(15)
+    (batch,) = pack(step, torch.ones(6, dtype=torch.bool), torch.ones(15), 1000)
+    gaps = torch.tensor([0.4, -0.2, 0.7, 0.1, -0.5, 0.3])
+    found = algorithm.loss(gaps[batch.sample], batch.weights, batch)
+    own = gaps * torch.tensor([0.0 if i == empty else 3.0 for i in range(6)])
+    assert found.stats["margin"].tolist() == pytest.approx((own[::2] - own[1::2]).tolist())
+    margins = (own[::2] - own[1::2])[batch.group]
+    assert found.tokens.tolist() == pytest.approx([-math.log(sigmoid(m)) for m in margins.tolist()])
 
 
 def test_what_was_chosen_is_what_gains(tmp_path: Path) -> None:

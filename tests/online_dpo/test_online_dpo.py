@@ -11,6 +11,7 @@ import torch
 
 from nanorlhf.errors import UsageError
 from nanorlhf.online_dpo import OnlineDPO, OnlineDPOConfig, OnlineDPOTrainer
+from nanorlhf.packing import pack
 from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import rollout, sample
 from tests.sft.test_sft import JUDGED, small, take
@@ -63,11 +64,23 @@ def test_a_kl_in_the_score_is_measured_before_the_pair_is_picked() -> None:
     assert algorithm.verdict(step).tolist() == [-1, 1]  # 1 - 0.1 * 3 against 0.9
 
 
+def test_a_pair_is_of_one_group_even_if_an_answer_has_no_tokens_of_its_own() -> None:
+    step, algorithm = judged([1, 2, 0, 5, 3, 4], 3), OnlineDPO(OnlineDPOConfig(num_generations=3, beta=1.0))
+    step.samples[1].own = [False] * 3  # the best of the first group
+    credit = algorithm.credit(step)
+    step.columns = {"advantages": credit.advantages, "ref_logprobs": torch.zeros(15), "old_logprobs": torch.zeros(15)}
+    (batch,) = pack(step, credit.keep, torch.ones(15), 1000, together=2)
+    gaps = torch.tensor([0.0, 9.0, 0.2, 0.4, -0.1, 0.0])
+    found = algorithm.loss(gaps[batch.sample], batch.weights, batch)
+    assert batch.sample.unique().tolist() == [2, 3, 4]
+    assert found.stats["margin"].tolist() == pytest.approx([0 - 0.6, 1.2 + 0.3])
+
+
 def test_the_kl_it_logs_is_that_of_the_policy_of_now() -> None:
     arms = torch.arange(3)
     logp, old, ref = (torch.tensor(x, dtype=torch.double).log() for x in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.4] * 3))
     columns = {"advantages": torch.tensor([1.0, -1.0, 1.0]), "old_logprobs": old, "ref_logprobs": ref}
-    batch = MicroBatch(arms, arms, arms, arms, arms, arms, arms, old.exp(), columns)
+    batch = MicroBatch(arms, arms, arms, arms, arms, arms, arms, arms, old.exp(), columns)
     kl = OnlineDPO(OnlineDPOConfig()).loss(logp, torch.zeros(3), batch).stats["kl"]
     assert (batch.weights * kl).sum().item() == pytest.approx((logp.exp() * (logp - ref)).sum().item(), abs=1e-12)
 
