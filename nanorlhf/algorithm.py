@@ -120,6 +120,10 @@ class OnPolicy(Algorithm):
         """(S,) rewards less their samples' penalties."""
         return rollout.rewards - sum_by_sample(self.penalty(rollout), rollout.sample, len(rollout.samples))
 
+    def counted_scores(self, rollout: Rollout) -> Tensor:
+        """(S,) scores by which to choose among a group's answers: NaN for those that the loss does not count."""
+        return self.scores(rollout).masked_fill(~self.counted(rollout), torch.nan)
+
     def token_rewards(self, rollout: Rollout) -> Tensor:
         """(N,) minus the penalty at each token, the score on the last."""
         return token_rewards(rollout.rewards.nan_to_num(0.0), -self.penalty(rollout), rollout.lengths)

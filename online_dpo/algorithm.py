@@ -27,7 +27,7 @@ class OnlineDPO(OnPolicy):
 
     def verdict(self, rollout: Rollout) -> Tensor:
         """(S,) 1 for the best of a group, -1 for its worst, 0 for others, ties and groups that were hardly scored."""
-        scores = self.scores(rollout).masked_fill(~self.counted(rollout), torch.nan)
+        scores = self.counted_scores(rollout)
         return best_of_group(scores, rollout.group).float() - best_of_group(-scores, rollout.group).float()
 
     def drop(self, rollout: Rollout) -> Tensor:

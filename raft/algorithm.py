@@ -19,8 +19,8 @@ class RAFT(OnPolicy):
     config: RAFTConfig
 
     def credit(self, rollout: Rollout) -> Credit:
-        best = best_of_group(self.scores(rollout), rollout.group)
-        return Credit(torch.ones(int(rollout.lengths.sum())), keep=best & self.counted(rollout))
+        best = best_of_group(self.counted_scores(rollout), rollout.group)
+        return Credit(torch.ones(int(rollout.lengths.sum())), keep=best)
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
         return Loss(-logprobs)

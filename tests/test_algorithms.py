@@ -88,6 +88,15 @@ def test_raft_keeps_the_best_and_learns_it() -> None:
     assert with_kl.credit(step).keep.tolist()[:3] == [False, False, True]  # the other paid .1 * 18
 
 
+def test_raft_picks_the_best_of_those_that_count() -> None:
+    step = made_up([3.0, 2.0, 1.0, 1.0, 0.0, float("nan")], [1] * 6, 3)
+    for truncated in (0, 3):
+        step.samples[truncated].stopped = False
+    assert RAFT(RAFTConfig(num_generations=3)).credit(step).keep.tolist() == [True, False, False, True, False, False]
+    masking = RAFT(RAFTConfig(num_generations=3, mask_truncated_completions=True))
+    assert masking.credit(step).keep.tolist() == [False, True, False, False, False, False]  # one left is no best
+
+
 def test_ppo_credit_is_gae() -> None:
     step = made_up([3.0], [3], 1, values=[0.5, 1.0, 1.5])
     credit = PPO(PPOConfig(kl_coef=0.0, lam=0.5)).credit(step)
