@@ -21,7 +21,7 @@ from nanorlhf.episodes import find_rollouts
 from nanorlhf.errors import UsageError, first_line, nearest
 from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
-from nanorlhf.policy import find_adapter
+from nanorlhf.policy import find_adapter, refuse_router_loss
 from nanorlhf.reading import Reading, require
 from nanorlhf.reward import Reward, find_rewards
 from nanorlhf.rows import UnfitError
@@ -148,6 +148,7 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
             raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {why}") from None
     else:
         about = model.config
+    refuse_router_loss(about)
     context = getattr(about.get_text_config(), "max_position_embeddings", None)
     wanted = config.max_prompt_length + config.max_completion_length
     if context and wanted > context:

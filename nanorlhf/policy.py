@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from nanorlhf import activations, attention, checkpoint
 from nanorlhf.budget import ran_out
@@ -335,8 +335,18 @@ def find_adapter(name: str) -> str:
     return found
 
 
+def refuse_router_loss(about: PretrainedConfig) -> None:
+    """A router's auxiliary loss is refused, for no trainer here adds it."""
+    if getattr(about.get_text_config(), "output_router_logits", False):
+        raise UsageError(
+            f"the config of {about.name_or_path or 'the model'} asks for a router's auxiliary loss, which is not "
+            "trained here: set output_router_logits to false in its config.json (of a model object: in model.config)"
+        )
+
+
 def refuse_unsupported(model: nn.Module) -> None:
-    """Adapters that neither the chunked head nor the engine could serve are refused with the reason."""
+    """Models and adapters that the loss, the chunked head or the engine could not serve are refused with the reason."""
+    refuse_router_loss(model.config)  # type: ignore[arg-type]
     if not isinstance(model, PeftModel):
         return
     lora = model.peft_config[POLICY]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from nanorlhf.config import shipped_model
+from nanorlhf.door import check_model
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack
 from nanorlhf.policy import Policy
 from nanorlhf.types import MicroBatch
+from tests.models import tiny
 from tests.samples import rollout, sample
 
 
@@ -118,6 +121,16 @@ def test_bfloat16_base_under_float32_adapters() -> None:
     assert logprobs.dtype == entropy.dtype == torch.float32
     exact = make().logprobs(batch())[0]
     assert 0 < (logprobs - exact).abs().mean() < 0.1
+
+
+def test_a_routers_auxiliary_loss_is_refused_and_not_ignored() -> None:
+    few = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    for asked in (True, False):
+        model = tiny("mixtral", output_router_logits=asked, **few)
+        with pytest.raises(UsageError, match="set output_router_logits to false") if asked else nullcontext():
+            check_model(TrainConfig(max_prompt_length=8, max_completion_length=8), model)
+        with pytest.raises(UsageError, match="router's auxiliary loss") if asked else nullcontext():
+            Policy(TrainConfig(device="cpu", lora="q_proj,v_proj"), model)
 
 
 @pytest.mark.parametrize(
