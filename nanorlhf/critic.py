@@ -36,7 +36,7 @@ class Critic:
             self.weights = {f"head.{name}": p for name, p in self.head.named_parameters()} | self.body.trainable
         if self.shares_base:
             self.start_from_policy()
-        self.optimizer = Optimizer(config, self.weights.values(), config.critic_learning_rate)
+        self.optimizer = Optimizer(config, self.weights.values(), config.critic_learning_rate, self.body.device)
 
     @torch.no_grad()
     def start_from_policy(self) -> None:

@@ -68,7 +68,7 @@ class Loop:
         plan = self.residency.plan
         fitting = plan.tokens if plan else TOKENS[policy.device.type]
         self.budget = Budget(fitting if config.token_budget == "auto" else config.token_budget)
-        self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate)
+        self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate, policy.device)
         self.faults: list[Fault] = []
         self.reuses_rollout = config.updates * config.epochs > 1
 

@@ -13,14 +13,22 @@ from transformers import get_scheduler
 from nanorlhf.options import TrainConfig
 from nanorlhf.team import team
 
+FUSED = ("cuda",)  # devices on which a step is one pass in place, with nothing to make room for
+
 
 class Optimizer:
     """One optimizer step from the gradients there are: clipped, taken, scheduled, cleared."""
 
-    def __init__(self, config: TrainConfig, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        device: torch.device,  # on which steps are taken; the parameters may be away from it now
+    ) -> None:
         self.parameters, self.max_norm = list(parameters), config.max_grad_norm
         betas = (config.adam_beta1, config.adam_beta2)
-        fused = all(p.is_cuda for p in self.parameters) or None  # one pass in place, with nothing to make room for
+        fused = device.type in FUSED or None
         self.adam = torch.optim.AdamW(
             self.parameters, learning_rate, betas, weight_decay=config.weight_decay, fused=fused
         )

@@ -254,7 +254,7 @@ def test_the_real_bytes_of_a_small_models_weights_moments_and_cache() -> None:
     body = Body.of(config, model.config)
     assert body.base == sum(p.nbytes for p in policy.model.parameters() if not p.requires_grad)
     assert body.trained == sum(p.nbytes for p in policy.trainable.values())
-    optimizer = Optimizer(config, policy.trainable.values(), 1e-3)
+    optimizer = Optimizer(config, policy.trainable.values(), 1e-3, policy.device)
     for p in policy.trainable.values():
         p.grad = torch.ones_like(p)
     optimizer.step()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
+from nanorlhf.loop import Loop
 from nanorlhf.memory import GIB, MOVES, Needs, Phase, Plan, Resident, Unit
+from nanorlhf.policy import Policy
 from nanorlhf.ppo import PPOTrainer
 from nanorlhf.residency import CPU, Residency, Served, Tensors
 from nanorlhf.trainer import Trainer
@@ -196,6 +198,16 @@ def test_a_run_is_the_same_when_everybody_moves(
     assert history(trainer, tmp_path / "moving", **options, token_budget=2048) == still
     assert gone >= {"engine", "policy", "optimizer"}
     assert ("critic" in gone) == (trainer is PPOTrainer) and ("reference" in gone) == (options.get("lora") == "none")
+
+
+def test_a_step_is_fused_where_training_runs_on_cuda_wherever_the_weights_lie() -> None:
+    config = GRPOConfig(model_name_or_path="nanorlhf:adder", device="cpu")
+    policy = Policy(config)
+    for device, fused in (("cuda", True), ("cpu", None)):
+        policy.device = torch.device(device)
+        loop = Loop(config, GRPO(config), policy, source=None)  # type: ignore[arg-type]
+        assert loop.optimizer.adam.defaults["fused"] is fused
+        assert not any(p.is_cuda for p in loop.optimizer.parameters)
 
 
 def test_the_plan_says_how_many_tokens_a_micro_batch_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
