@@ -84,8 +84,7 @@ class Loop:
 
     def moments(self) -> list[Tensor]:
         """What the optimizers remember of past gradients."""
-        states = [state for optimizer in self.optimizers for state in optimizer.adam.state.values()]
-        return [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        return [t for optimizer in self.optimizers for t in optimizer.moments()]
 
     def probe(self) -> list[str]:
         """Before training on CUDA, where the budget is ours to choose: lowers it until the longest samples fit."""

@@ -50,23 +50,29 @@ class Optimizer:
 
     def take(self) -> None:
         """Adam's step, whole or not at all; where it broke off in the middle there is no going on."""
-        moments, changes = set(self.adam.state), self.changes()
+        known, changes = set(self.adam.state), self.changes()
         try:
             self.adam.step()
         except RuntimeError as error:
-            for p in self.adam.state.keys() - moments:
+            halfway = self.changes() != changes  # a fused step counts itself in `step` before it writes anything else
+            for p in self.adam.state.keys() - known:
                 del self.adam.state[p]  # made just now, and perhaps not to the end
-            if self.changes() != changes:
+            if halfway:
                 raise RuntimeError(
                     "an optimizer step broke off in the middle, so the weights are neither the old nor the new ones; "
                     "go on from the last checkpoint with --resume"
                 ) from error
             raise
+        # A fused step's writes are not counted by autograd, and whoever keeps copies goes by that count.
+        torch.autograd.graph.increment_version([*self.parameters, *self.moments()])
+
+    def moments(self) -> list[torch.Tensor]:
+        """What it remembers of past gradients."""
+        return [t for state in self.adam.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
     def changes(self) -> int:
         """How often parameters and their moments have been written to."""
-        moments = [t for state in self.adam.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-        return sum(t._version for t in [*self.parameters, *moments])  # noqa: SLF001  # autograd's count, of which there is no other reader
+        return sum(t._version for t in [*self.parameters, *self.moments()])  # noqa: SLF001  # autograd's count, of which there is no other reader
 
     def clear(self) -> None:
         """Forgets the gradients."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanorlhf import optim
 from nanorlhf.budget import Budget
 from nanorlhf.critic import Critic
 from nanorlhf.demonstrations import judged
@@ -126,8 +127,12 @@ adam: Any = import_module("torch.optim.adam")
 ADAM = adam.adam  # what AdamW.step comes to, once the moments are there
 
 
+@pytest.mark.parametrize("fused", [(), ("cpu",)], ids=["by-tensor", "fused"])
 @pytest.mark.parametrize("broken", [False, True], ids=["before", "while-the-moments-are-made"])
-def test_an_optimizer_step_is_whole_or_not_at_all(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_step_is_whole_or_not_at_all(
+    broken: bool, fused: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "FUSED", fused)
     loop, raised = made_up(100), []
 
     def run_out(*lists: Any, **options: Any) -> None:
@@ -145,7 +150,9 @@ def test_an_optimizer_step_is_whole_or_not_at_all(broken: bool, monkeypatch: pyt
     expect_same(loop, other, metrics, other.step(1).metrics, exact=False)
 
 
-def test_a_half_taken_step_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fused", [(), ("cpu",)], ids=["by-tensor", "fused"])
+def test_a_half_taken_step_ends_the_run(fused: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "FUSED", fused)
     loop = made_up(100)
 
     def half(*lists: Any, **options: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanorlhf import optim
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.loop import Loop
 from nanorlhf.memory import GIB, MOVES, Needs, Phase, Plan, Resident, Unit
@@ -164,11 +165,15 @@ def test_what_is_new_since_the_last_time_moves_too() -> None:
     assert [t.tolist() for t in tensors] == [[1, 1], [2, 2, 2]]
 
 
-def history(trainer: type[Trainer], folder: Path, **options: Any) -> list[dict[str, Any]]:
-    """Numbers of a short run that do not hang on the clock."""
+def history(trainer: type[Trainer], folder: Path, **options: Any) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+    """Numbers of a short run that do not hang on the clock; its weights and moments in the end."""
     config = trainer.config_class(output_dir=str(folder), max_steps=3, prompts_per_step=4, **SUM, **options)
     drop = ("time/", "throughput/", "memory/", "value_init/seconds")
-    return [{k: v for k, v in step.items() if not k.startswith(drop)} for step in trainer(args=config).train()]
+    run = trainer(args=config)
+    steps = [{k: v for k, v in step.items() if not k.startswith(drop)} for step in run.train()]
+    assert all(optimizer.adam.defaults["fused"] for optimizer in run.loop.optimizers)
+    learned = [p for optimizer in run.loop.optimizers for p in optimizer.parameters]
+    return steps, [t.detach().clone() for t in (*learned, *run.loop.moments())]
 
 
 @pytest.mark.parametrize(
@@ -178,13 +183,15 @@ def history(trainer: type[Trainer], folder: Path, **options: Any) -> list[dict[s
         (GRPOTrainer, {"kl_coef": 0.1, "num_generations": 4, "lora": "none", "ref_refresh_steps": 1}),
         (PPOTrainer, {"value_init_prompts": 40, "value_init_epochs": 1}),
         (PPOTrainer, {"value_init_prompts": 0, "critic_model_name_or_path": "nanorlhf:adder"}),
+        (PPOTrainer, {"value_init_prompts": 0, "critic_model_name_or_path": "nanorlhf:adder", "lora": "none"}),
     ],
 )
 def test_a_run_is_the_same_when_everybody_moves(
     trainer: type[Trainer], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options |= {"learning_rate": 1e-3}
-    still = history(trainer, tmp_path / "still", **options)
+    monkeypatch.setattr(optim, "FUSED", ("cpu",))  # as on the devices where anything moves
+    still, kept = history(trainer, tmp_path / "still", **options)
     gone: set[Unit] = set()
     prepare = Residency.prepare
 
@@ -195,9 +202,12 @@ def test_a_run_is_the_same_when_everybody_moves(
     monkeypatch.setattr(Residency, "prepare", noted)
     monkeypatch.setattr(Trainer, "make_plan", lambda *_: a_plan(*MOVES))
     monkeypatch.setattr("nanorlhf.trainer.settled", lambda config, plan: config)
-    assert history(trainer, tmp_path / "moving", **options, token_budget=2048) == still
+    moving, moved = history(trainer, tmp_path / "moving", **options, token_budget=2048)
+    assert moving == still
+    assert len(kept) > 60 and all(a.equal(b) for a, b in zip(kept, moved, strict=True))
     assert gone >= {"engine", "policy", "optimizer"}
-    assert ("critic" in gone) == (trainer is PPOTrainer) and ("reference" in gone) == (options.get("lora") == "none")
+    assert ("critic" in gone) == (trainer is PPOTrainer)
+    assert ("reference" in gone) == (options.get("lora") == "none")
 
 
 def test_a_step_is_fused_where_training_runs_on_cuda_wherever_the_weights_lie() -> None:
