@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from nanorlhf import gpu_memory
 from nanorlhf.errors import UsageError
 from nanorlhf.sharding import layers_of
 
-SHARE = 0.05  # of the card's memory: what layer inputs may take before they are sent away
+SHARE = 0.05  # of the memory that may be used: what layer inputs may take before they are sent away
 
 
 class Parked:
@@ -104,7 +105,7 @@ def recompute(model: Any, offload: Literal["auto", "on", "off"], device: torch.d
         raise UsageError(f"gradient_checkpointing=True: {type(model).__name__} does not say what its layers are")
     run: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
     if offload == "on" or (offload == "auto" and device.type == "cuda"):
-        least = 0.0 if offload == "on" else SHARE * torch.cuda.get_device_properties(device).total_memory
+        least = 0.0 if offload == "on" else SHARE * gpu_memory.allowed(device)
         run = Offload(len(layers), least)
     for layer in layers:
         layer.forward = partial(run_twice, run, layer.forward)

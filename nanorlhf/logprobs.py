@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanorlhf import gpu_memory
+
 CHUNK = 1 << 24  # logits worked on at a time, rows x V, where memory is short: 64 MiB
 CPU_CHUNK = 1 << 22  # there 16 MiB measured fastest
 CUDA_CHUNK = 1 << 28  # at most: 1 GiB is some 1,800 rows of a large vocabulary, and reading the head costs little then
@@ -87,12 +89,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def chunk_size(device: torch.device) -> int:
-    """How many logits to work on at a time: on CUDA a quarter of the memory that is free, within reason."""
+    """How many logits to work on at a time: on CUDA a quarter of the memory that is left, within reason."""
     if device.type != "cuda":
         return CPU_CHUNK if device.type == "cpu" else CHUNK
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # the allocator's own
-    free = torch.cuda.mem_get_info(device)[0] + unused
-    return min(max(CHUNK, free // 4 // HELD), CUDA_CHUNK)
+    left = gpu_memory.left(device) + unused
+    return min(max(CHUNK, left // 4 // HELD), CUDA_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class TrainConfig(TaskConfig):
     activation_offload: Literal["auto", "on", "off"] = option(
         "auto",
         "With gradient_checkpointing, the inputs of layers wait in main memory; auto: on CUDA, where they would take "
-        "a twentieth of the card.",
+        "a twentieth of what may be used.",
         "model",
     )
 

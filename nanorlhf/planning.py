@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import torch
 from transformers import PretrainedConfig
 
-from nanorlhf import door
+from nanorlhf import door, gpu_memory
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.errors import UsageError
 from nanorlhf.footprint import Judge, needs_of
-from nanorlhf.memory import CONTEXT, GIB, Plan, make_plan
+from nanorlhf.memory import Plan, make_plan
 from nanorlhf.options import OnPolicyConfig, TrainConfig
 from nanorlhf.reward import Reward
 
@@ -54,16 +53,11 @@ def judge_of(reward: Reward, longest: int) -> Judge | None:
 
 
 def card_bytes(config: TrainConfig) -> int:
-    """What may be used of the card: as much as was said, or what is free, with what CUDA itself has taken by now."""
-    there = None
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        there = min(total, free + CONTEXT)
-    if config.gpu_memory_gib == "auto":
-        if there is None:
-            raise UsageError("gpu_memory_gib='auto': there is no GPU here to look at; say how large it is, such as 40")
-        return there
-    return int(config.gpu_memory_gib * GIB)
+    """What may be used of the card: as much as was said, or what is free."""
+    may = gpu_memory.hold(config.gpu_memory_gib)
+    if may is None:
+        raise UsageError("gpu_memory_gib='auto': there is no GPU here to look at; say how large it is, such as 40")
+    return may
 
 
 def settled(config: C, plan: Plan | None) -> C:

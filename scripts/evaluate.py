@@ -24,7 +24,7 @@ import transformers
 import yaml
 from tqdm.auto import tqdm
 
-from nanorlhf import checkpoint, door
+from nanorlhf import checkpoint, door, gpu_memory
 from nanorlhf.algorithm import Algorithm, Plan
 from nanorlhf.chat import use_template
 from nanorlhf.cli import parse
@@ -129,6 +129,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     if held_out is None:
         print("no held-out split is named (dataset_test_split), so these are prompts of the training split")
     prompts = unseen.held_out(task.eval_prompts)
+    gpu_memory.hold(task.gpu_memory_gib)
     policy = Policy(task)
     sampling = how_to_sample(task, policy, tokenizer, stops(environment))
     scorer, plan = Scorer(entry.rewards, task), Plan(chosen.samples, chosen.greedy)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from nanorlhf import activations
+from nanorlhf import activations, gpu_memory
 from nanorlhf.activations import Offload, Parked
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
@@ -123,11 +123,7 @@ def test_auto_is_for_cuda_and_on_needs_recomputation(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(activations, "Offload", lambda *args: made.append(args) or Offload(*args))
     policy = made_up(gradient_checkpointing=True)
     assert made == []
-
-    class Card:
-        total_memory = 80e9
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    monkeypatch.setattr(gpu_memory, "allowed", lambda _: 80e9)
     activations.recompute(policy.base, "auto", torch.device("cuda"))
     assert made == [(LAYERS, 4e9)]
     with pytest.raises(UsageError, match="activation_offload='on' cannot work: there is nothing to move without"):

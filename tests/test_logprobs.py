@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nanorlhf import gpu_memory
 from nanorlhf.logprobs import Head, chunk_size, head_of, token_logprobs
 from tests.models import tiny
 
@@ -122,8 +123,10 @@ def test_head_of_reads_what_the_config_does_to_logits(architecture: str) -> None
         (60 << 30, 0, 1 << 28),  # and more than 1 GiB is never worth it
     ],
 )
-def test_cuda_chunks_follow_free_memory(free: int, reserved: int, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
+def test_cuda_chunks_follow_what_is_left(
+    free: int, reserved: int, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_memory, "left", lambda _: free)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved + 5)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5)
     assert chunk_size(torch.device("cuda")) == logits

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nanorlhf import gpu_memory
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Engine, Sampling
 from nanorlhf.errors import UsageError
-from nanorlhf.memory import GIB, Plan
+from nanorlhf.memory import Plan
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 from nanorlhf.types import WeightSync
@@ -80,7 +81,7 @@ def build_engine(
         max_model_len=config.max_prompt_length + config.max_completion_length,
         lora_rank=policy.lora_rank,
         seed=config.seed,
-        gpu_memory_utilization=free_share(config),
+        gpu_memory_utilization=free_share(),
         kv_cache_bytes=plan.cache if plan else None,
         sleep=plan is not None and "engine" in plan.moved,
         verbose=config.engine_logs,
@@ -88,11 +89,9 @@ def build_engine(
     )
 
 
-def free_share(config: TrainConfig) -> float:
-    """Nine tenths of what is free of the GPU (and may be used), as a share of all; where a plan sizes the cache, vLLM
-    only looks whether so much is there."""
+def free_share() -> float:
+    """Nine tenths of what is left of the GPU, as a share of all; where a plan sizes the cache, vLLM only looks whether
+    so much is there."""
     if not torch.cuda.is_available():
         return 0.5
-    free, total = torch.cuda.mem_get_info()
-    may = total if config.gpu_memory_gib == "auto" else config.gpu_memory_gib * GIB
-    return 0.9 * min(free, may) / total
+    return 0.9 * gpu_memory.left() / torch.cuda.mem_get_info()[1]

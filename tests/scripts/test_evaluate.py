@@ -9,6 +9,7 @@ from statistics import fmean
 
 import pytest
 
+from nanorlhf import gpu_memory
 from nanorlhf.config import shipped_model
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.scripts import evaluate
@@ -18,10 +19,15 @@ from nanorlhf.statistics import pass_at
 from tests.test_trainer import config
 
 
-def test_a_run_is_evaluated_with_its_own_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_evaluated_with_its_own_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     GRPOTrainer(args=config(tmp_path / "run", max_steps=2, eval_prompts=4)).train()
-    output = tmp_path / "figures.json"
-    assert main([str(tmp_path / "run"), "--samples", "4", "--eval_prompts", "30", "--output", str(output)]) == 0
+    output, held = tmp_path / "figures.json", list[float]()
+    monkeypatch.setattr(gpu_memory, "hold", held.append)
+    words = [str(tmp_path / "run"), "--samples", "4", "--eval_prompts", "30", "--gpu_memory_gib", "7"]
+    assert main([*words, "--output", str(output)]) == 0
+    assert held == [7]
     assert "pass@4" in capsys.readouterr().out
     figures = json.loads(output.read_text())
     rows = [json.loads(line) for line in (tmp_path / "figures.samples.jsonl").read_text().splitlines()]
