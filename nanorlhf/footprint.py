@@ -130,7 +130,7 @@ def needs_of(
         reading=widest(grad=False),
         scoring=max((j.scoring for j in judges), default=0),
         decoding=decoding(body) if engine else 0,
-        sequence=cached(body) if engine else 0,
+        sequence=cached(body, engine) if engine else 0,
         requests=requests(config, algorithm) if engine else 0,
         advice=advice(config),
     )
@@ -181,14 +181,18 @@ def own_critic(config: TrainConfig) -> Body | None:
 
 def engine_residents(body: Body, engine: str) -> list[Resident]:
     """The engine's weights, room for the adapter it serves, and vLLM's buffers."""
-    half, lora = body.half, body.half and body.rank > 0 and body.config.weight_sync != "merged"
-    weights, generate = body.weights * (2 if half else 4), frozenset[Phase]({"generate"})
+    sync, generate = body.config.weight_sync, frozenset[Phase]({"generate"})
+    lora = body.rank > 0 and (sync == "lora" or (sync == "auto" and body.half))
+    if engine == "hf":  # a copy of the policy in its own precision
+        copied = body.base + body.trained if lora or not body.rank else body.base
+        return [Resident("engine", copied, generate, "engine")]
+    weights = body.weights * (2 if body.half else 4)
     if lora:
-        weights += body.trained // 4 * 2 * (room_for(body.rank) if engine == "vllm" else body.rank) // body.rank
-    residents = [Resident("engine", weights, generate, "engine", kept=engine == "vllm" and not lora)]
-    if engine == "vllm":
-        residents.append(Resident("engine's graphs", GRAPHS, frozenset()))
-    return residents
+        weights += body.trained // 4 * 2 * room_for(body.rank) // body.rank
+    return [
+        Resident("engine", weights, generate, "engine", kept=not lora),
+        Resident("engine's graphs", GRAPHS, frozenset()),
+    ]
 
 
 def decoding(body: Body) -> int:
@@ -199,10 +203,11 @@ def decoding(body: Body) -> int:
     return max(layer, SAMPLED * SEQUENCES * text.vocab_size * 4)
 
 
-def cached(body: Body) -> int:
+def cached(body: Body, engine: str) -> int:
     """Bytes of cache for one completion of full length."""
     tokens = body.config.max_prompt_length + body.config.max_completion_length
-    return sequence_bytes(body.about, torch.bfloat16 if body.half else torch.float32, tokens, BLOCK)
+    half = body.half and (engine == "vllm" or body.rank > 0 or body.config.dtype == "bfloat16")
+    return sequence_bytes(body.about, torch.bfloat16 if half else torch.float32, tokens, BLOCK)
 
 
 def requests(config: TrainConfig, algorithm: Algorithm) -> int:

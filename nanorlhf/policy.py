@@ -200,8 +200,11 @@ class Policy:
     def serving_copy(self, sync: WeightSync) -> nn.Module:
         """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""
         model = copy.deepcopy(self.model)
-        if sync == "merged" and isinstance(model, PeftModel):
-            model = model.merge_and_unload()  # type: ignore[operator]
+        if isinstance(model, PeftModel):
+            for name in model.peft_config.keys() - {POLICY}:
+                model.delete_adapter(name)
+            if sync == "merged":
+                model = model.merge_and_unload()  # type: ignore[operator]
         return model.requires_grad_(False).eval()
 
     def save_base(self, folder: Path) -> None:

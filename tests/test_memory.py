@@ -12,6 +12,9 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen2Config
 
+from nanorlhf.engines.base import Sampling
+from nanorlhf.engines.build import build_engine, sync_way
+from nanorlhf.engines.hf import HFEngine
 from nanorlhf.errors import UsageError
 from nanorlhf.footprint import Body, Judge, learners, needs_of
 from nanorlhf.grpo import GRPO, GRPOConfig
@@ -263,6 +266,40 @@ def test_the_real_bytes_of_a_small_models_weights_moments_and_cache() -> None:
     assert planned["optimizer"] == pytest.approx(2 * body.trained + 2 * (body.trained + 4 * 33))  # PPO's critic too
     assert real == 2 * body.trained
     assert needs_of(config, model.config, PPO(config)).sequence == held
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora": "none"},  # float32 masters, here as on CUDA
+        {"lora": "none", "dtype": "bfloat16"},
+        {"dtype": "bfloat16", "lora_r": 4},
+        {"dtype": "float32", "lora_r": 4},
+        {"dtype": "float32", "lora_r": 4, "weight_sync": "lora"},
+    ],
+)
+def test_the_real_bytes_of_the_transformers_engines_copy_and_cache(options: dict[str, Any]) -> None:
+    config = GRPOConfig(device="cpu", max_prompt_length=10, max_completion_length=38, **options)
+    model: Any = tiny("qwen3", num_hidden_layers=3)
+    policy = Policy(config, model.to(torch.bfloat16 if config.dtype == "bfloat16" else torch.float32))
+    if policy.has_adapter:
+        policy.add_adapter("critic")  # which nobody is served
+    copy = HFEngine(policy, None, Sampling(1.0, 8, (0,)), sync_way(config, policy)).model  # type: ignore[arg-type]
+    needs = needs_of(config, policy.base.config, GRPO(config), engine="hf")
+    assert rows_of(needs)["engine"] == sum(p.nbytes for p in copy.parameters())
+    cache = DynamicCache()
+    copy(torch.zeros(1, 48, dtype=torch.long), past_key_values=cache, use_cache=True)
+    assert needs.sequence == sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))  # type: ignore[union-attr]
+
+
+def test_the_transformers_engine_decodes_as_many_rows_as_are_planned() -> None:
+    config = GRPOConfig(model_name_or_path="nanorlhf:adder", device="cpu", engine="hf")
+    policy, sampling = Policy(config), Sampling(1.0, 8, (0,))
+    plan = make_plan(a_need(), 8 * GIB)
+    assert plan.sequences == 24
+    for given, rows in ((plan, 24), (None, 256)):
+        engine: Any = build_engine(config, policy, None, sampling, Path(), given)  # type: ignore[arg-type]
+        assert engine.batch == rows
 
 
 @pytest.mark.parametrize("recompute", [False, True])

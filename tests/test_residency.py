@@ -44,9 +44,8 @@ def a_plan(*moved: Unit) -> Plan:
     """A plan by which these units move, and the others stay."""
     residents = tuple(Resident(unit, GIB, USED[unit], unit) for unit in MOVES)
     flat = Workspace(Line(0, 0), Line(0, 0), Line(0, 0))
-    return Plan(
-        Needs(residents, 100, flat, flat, flat, Line(0, 0), math.inf, flat), 80 * GIB, frozenset(moved), False, 300, 0
-    )
+    needs = Needs(residents, 100, flat, flat, flat, Line(0, 0), math.inf, flat, sequence=1, requests=256)
+    return Plan(needs, 80 * GIB, frozenset(moved), False, 300, cache=256)
 
 
 class Fake:

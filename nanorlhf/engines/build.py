@@ -63,9 +63,10 @@ def build_engine(
     """
     sync = sync_way(config, policy)
     if engine_name(config) == "hf":
-        from nanorlhf.engines.hf import HFEngine
+        from nanorlhf.engines.hf import BATCH, HFEngine
 
-        return HFEngine(policy, tokenizer, sampling, sync, policy.device)
+        rows = plan.sequences if plan else BATCH
+        return HFEngine(policy, tokenizer, sampling, sync, policy.device, rows)
     from nanorlhf.engines.vllm import VLLMEngine
 
     name = shipped_model(config.model_name_or_path)

@@ -15,7 +15,7 @@ from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.errors import UsageError
 from nanorlhf.types import WeightSync
 
-BATCH = 256  # rows that decode together
+BATCH = 256  # rows that decode together, where no plan says how many
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class HFEngine:
         sampling: Sampling,
         sync: WeightSync,
         device: torch.device | None = None,
+        rows: int = BATCH,
     ) -> None:
         self.tokenizer, self.sampling, self.sync = tokenizer, sampling, sync
         self.model: Any = weights.serving_copy(sync)
@@ -45,7 +46,7 @@ class HFEngine:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         base.set_attn_implementation("sdpa")
         self.device: torch.device = base.device
-        self.version, self.batch = -1, BATCH
+        self.version, self.batch = -1, rows
         self.remarks: list[str] = []
 
     def generate(
