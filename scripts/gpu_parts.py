@@ -17,21 +17,25 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from nanorlhf import activations
 from nanorlhf.engines.base import Completion, Request, Sampling
-from nanorlhf.engines.build import build_engine
+from nanorlhf.engines.build import build_engine, engine_name
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.logprobs import head_of, token_logprobs
 from nanorlhf.loop import Loop
+from nanorlhf.memory import Plan
 from nanorlhf.metrics import Averages
 from nanorlhf.packing import pack
+from nanorlhf.planning import plan_run
 from nanorlhf.policy import Policy
 from nanorlhf.scripts.ours import Given, as_rollout
 from nanorlhf.scripts.workloads import Meter, Workload
 from nanorlhf.types import Rollout
 
 LORA_R, PROMPT, REPEATS = 16, 64, 3
+ROW = 4096  # tokens that parity has pass at once
 SMALL = 128  # what --tiny divides lengths by
 
 
@@ -67,24 +71,27 @@ def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> 
     from transformers import AutoTokenizer
 
     samples, tokens = (4, 16) if tiny else (samples, tokens)
-    limits = {"max_prompt_length": PROMPT, "max_completion_length": tokens}
-    config = options(folder, device, engine="hf" if device == "cpu" else "auto", gradient_checkpointing=False, **limits)
+    config = options(
+        folder, device, engine="hf" if device == "cpu" else "auto", gradient_checkpointing=False, token_budget=ROW,
+        max_prompt_length=PROMPT, max_completion_length=tokens, prompts_per_step=samples, num_generations=2,
+    )  # fmt: skip
+    plan = planned(config) if device == "cuda" else None
     policy = Policy(config)
     policy.verify()
     disturb_adapter(policy)
     tokenizer, sampling = AutoTokenizer.from_pretrained(folder / "model"), Sampling(1.0, tokens, (0,))
-    engine = build_engine(config, policy, tokenizer, sampling, folder / "base")
+    engine = build_engine(config, policy, tokenizer, sampling, folder / "base", plan)
     engine.update(policy)
     draw = random.Random(0)
     prompts = [[draw.randrange(2, 500) for _ in range(draw.randint(4, PROMPT))] for _ in range(samples)]
     asked = [Request(i, ids, max_tokens=draw.randint(tokens // 4, tokens)) for i, ids in enumerate(prompts)]
     written = sorted(engine.generate(asked, seed=0), key=lambda c: c.id)
-    engine.sleep()
+    engine.close()  # so that peaks are the trainer's own
     rollout = as_rollout(
         [{"prompt_ids": prompts[c.id], "completion_ids": c.token_ids, "logprobs": c.logprobs, "reward": 1.0}
          for c in written], Workload(generations=1),
     )  # fmt: skip
-    packed, alone = (everything(policy, rollout, budget) for budget in (4096, 1))
+    packed, alone = (everything(policy, rollout, budget) for budget in (ROW, 1))
     found: dict[str, Any] = {
         "engine": type(engine).__name__,
         "engine_and_trainer": apart(rollout.columns["engine_logprobs"], packed),
@@ -96,8 +103,13 @@ def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> 
         activations.recompute(policy.base, offload, policy.device)
         got, found[name] = gradient(policy, rollout, device)
         found[name]["relative_difference"] = ((got - expected).norm() / expected.norm()).item()
-    engine.close()
     return found
+
+
+def planned(config: GRPOConfig) -> Plan:
+    """The memory plan that a run of these options would have."""
+    about = AutoConfig.from_pretrained(config.model_name_or_path)
+    return plan_run(config, about, GRPO(config), [], engine_name(config))
 
 
 def disturb_adapter(policy: Policy) -> None:
@@ -128,7 +140,7 @@ def gradient(policy: Policy, rollout: Rollout, device: str) -> tuple[Tensor, dic
 
     def work() -> None:
         policy.model.zero_grad(set_to_none=True)
-        for batch in rows(policy, rollout, 4096):
+        for batch in rows(policy, rollout, ROW):
             (policy.logprobs(batch)[0] * batch.weights).sum().backward()
 
     seconds, peak = timed(work, device)

@@ -29,6 +29,24 @@ def test_parity(tmp_path: Path) -> None:
         assert found[way]["relative_difference"] == 0 and found[way]["seconds"] > 0
 
 
+def test_on_a_card_paritys_engine_has_the_cache_that_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes.write(tmp_path / "model", "Qwen2.5-1.5B", "cpu", tiny=True)
+    options, given = gpu_parts.options, list[Any]()
+    here = {"gpu_memory_gib": 40, "engine": "hf"}
+    monkeypatch.setattr(gpu_parts, "options", lambda folder, _, **others: options(folder, "cpu", **others | here))
+
+    def start(*parts: Any) -> None:
+        given.extend(parts)
+        raise InterruptedError
+
+    monkeypatch.setattr(gpu_parts, "build_engine", start)
+    with pytest.raises(InterruptedError):
+        gpu_parts.parity(tmp_path, "cuda", True, 4, 16)
+    assert given[-1].cache == 8 * given[-1].needs.sequence > 0 and given[-1].tokens == gpu_parts.ROW
+
+
 def test_parity_of_a_model_from_a_folder(tmp_path: Path) -> None:
     shapes.write(tmp_path / "real", "Qwen2.5-1.5B", "cpu", tiny=True)
     (tmp_path / "case").mkdir()
