@@ -21,35 +21,52 @@ SHARE = 0.05  # of the memory that may be used: what layer inputs may take befor
 
 
 class Parked:
-    """A tensor in main memory, on its way from or to its device."""
+    """A tensor in main memory, on its way from or to its device.
+
+    Copies run on a stream of their own. What leaves is held until two more have left after it, and what is asked of the
+    device from then on waits for its copy: so its memory is free for the next layers however far the CPU runs ahead.
+    What comes back lies in memory of the copying stream's, which only its later copies use again.
+    """
 
     def __init__(self, tensor: Tensor, earlier: Parked | None, stream: torch.cuda.Stream | None) -> None:
         self.device, self.stream = tensor.device, stream
         self.earlier = earlier and weakref.ref(earlier)
         self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=stream is not None)
-        with self.aside(tensor):
+        with self.aside():
             self.host.copy_(tensor, non_blocking=True)
-        self.back: Tensor | None = None
-        self.arrived: torch.Event | None = None
+            self.done = self.stream and self.stream.record_event()
+        self.here: Tensor | None = tensor
+        if earlier is not None and (before := earlier.earlier and earlier.earlier()) is not None:
+            before.release()
 
     @contextlib.contextmanager
-    def aside(self, tensor: Tensor) -> Iterator[None]:
-        """On the side stream, after all that was asked for so far; until then `tensor` keeps its memory."""
+    def aside(self) -> Iterator[None]:
+        """On the side stream, after all that was asked for so far."""
         if self.stream is None:
             yield
             return
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             yield
-        tensor.record_stream(self.stream)
+
+    def wait(self) -> None:
+        """Has what is asked of the device from now on wait for the last copy."""
+        if self.done is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.done)
+
+    def release(self) -> None:
+        """Gives the device's memory to others, if it has not."""
+        if self.here is not None:
+            self.wait()
+            self.here = None
 
     def call(self) -> None:
-        """Sets out for the device, if it has not."""
-        if self.back is None:
-            self.back = torch.empty(self.host.shape, dtype=self.host.dtype, device=self.device)
-            with self.aside(self.back):
-                self.back.copy_(self.host, non_blocking=True)
-                self.arrived = self.stream and self.stream.record_event()
+        """Sets out for the device, if it is not there."""
+        if self.here is None:
+            with self.aside():
+                self.here = torch.empty(self.host.shape, dtype=self.host.dtype, device=self.device)
+                self.here.copy_(self.host, non_blocking=True)
+                self.done = self.stream and self.stream.record_event()
 
     def fetch(self) -> Tensor:
         """The tensor on its device; the one that backward asks for next sets out meanwhile."""
@@ -57,9 +74,8 @@ class Parked:
         earlier = self.earlier and self.earlier()
         if earlier is not None:
             earlier.call()
-        if self.arrived is not None:
-            torch.cuda.current_stream(self.device).wait_event(self.arrived)
-        tensor, self.back = self.back, None
+        self.wait()
+        tensor, self.here = self.here, None
         assert tensor is not None
         return tensor
 

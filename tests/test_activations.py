@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,17 +16,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from nanorlhf import activations, gpu_memory
 from nanorlhf.activations import Offload, Parked
 from nanorlhf.errors import UsageError
+from nanorlhf.footprint import AT_HAND
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack
 from nanorlhf.policy import Policy
+from tests.models import tiny
 from tests.samples import rollout, sample
 
-LAYERS = 3  # of the shipped model
+LAYERS = 5
 
 
 def made_up(**options: Any) -> Policy:
     torch.manual_seed(0)
-    policy = Policy(TrainConfig(model_name_or_path="nanorlhf:adder", device="cpu", lora_dropout=0.1, **options))
+    policy = Policy(TrainConfig(device="cpu", lora_dropout=0.1, **options), tiny("qwen3", num_hidden_layers=LAYERS))
     for p in policy.trainable.values():
         p.data += 0.02 * torch.randn(p.shape)
     policy.model.train()
@@ -56,7 +60,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         out(self, *args)
 
     def called(self: Parked) -> None:
-        if self.back is None:
+        if self.here is None:
             seen.append(f"back {self.name}")  # type: ignore[attr-defined]
         call(self)
 
@@ -81,10 +85,11 @@ def test_gradients_are_the_same_to_the_last_bit(lora: str, moves: list[str]) -> 
         assert a.equal(b) and b.equal(c)
 
 
-def test_the_next_one_is_on_its_way_while_one_is_used(moves: list[str]) -> None:
+def test_the_last_two_stay_and_the_next_one_is_on_its_way_while_one_is_used(moves: list[str]) -> None:
     policy = made_up(gradient_checkpointing=True, activation_offload="on")
     gradients(policy)
-    once = ["out 0", "out 1", "out 2", "back 2", "back 1", "used 2", "back 0", "used 1", "used 0"]
+    once = [f"out {i}" for i in range(LAYERS)]
+    once += ["used 4", "back 2", "used 3", "back 1", "used 2", "back 0", "used 1", "used 0"]
     assert moves == once
     gradients(policy)
     assert moves == once * 2
@@ -98,8 +103,8 @@ def test_what_comes_back_is_what_gradients_are_made_of(monkeypatch: pytest.Monke
     assert not all(a.equal(b) for a, b in zip(gradients(policy), expected, strict=True))
 
 
-@pytest.mark.parametrize(("offload", "held"), [("on", 0), ("off", LAYERS)])
-def test_the_device_holds_no_layer_inputs_between_forward_and_backward(offload: str, held: int) -> None:
+@pytest.mark.parametrize(("offload", "held"), [("on", AT_HAND), ("off", LAYERS)])
+def test_the_device_holds_two_layers_inputs_between_forward_and_backward(offload: str, held: int) -> None:
     policy, inputs = made_up(gradient_checkpointing=True, activation_offload=offload), list[StorageWeakRef]()
     layers = [m for m in policy.base.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers:
@@ -108,6 +113,67 @@ def test_the_device_holds_no_layer_inputs_between_forward_and_backward(offload: 
     assert len(inputs) == len(layers) == LAYERS
     assert sum(not x.expired() for x in inputs) == held
     kept.backward()
+
+
+class Stream:
+    """Plays a stream of a card, and writes down who waits for what."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log, self.events = name, log, 0
+
+    def wait_stream(self, other: Stream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> str:
+        self.events += 1
+        return f"copy {self.events - 1}"
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
+
+def test_memory_is_given_back_by_waiting_and_not_when_the_allocator_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, empty = list[str](), torch.empty
+    compute, aside = Stream("compute", log), Stream("aside", log)
+
+    def allocated(*args: Any, pin_memory: bool = False, **how: Any) -> Tensor:
+        log.append("allocates in main memory" if pin_memory else "allocates on the card")
+        return empty(*args, **how)
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        log.append(f"on {stream.name}:")
+        yield
+        log.append("then:")
+
+    monkeypatch.setattr(torch, "empty", allocated)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: compute)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(Tensor, "record_stream", None)
+    run = Offload(layers=6, least=0)
+    run.stream = aside  # type: ignore[assignment]
+    alive, parked = list[StorageWeakRef](), list[Any]()
+    for i in range(6):
+        tensor = torch.full((4,), float(i))
+        alive.append(StorageWeakRef(tensor.untyped_storage()))
+        log.clear()
+        parked.append(run.park(tensor))
+        del tensor
+        out = ["allocates in main memory", "aside waits for compute", "on aside:", "then:"]
+        assert log == out + [f"compute waits for copy {i - 2}"] * (i > 1)
+        assert [not x.expired() for x in alive] == [j > i - 2 for j in range(i + 1)]
+    back = ["aside waits for compute", "on aside:", "allocates on the card", "then:"]
+    for i, expected in [
+        (5, ["compute waits for copy 5"]),
+        (4, [*back, "compute waits for copy 4"]),  # 3 sets out
+        (3, [*back, "compute waits for copy 6"]),
+        (2, [*back, "compute waits for copy 7"]),
+        (1, [*back, "compute waits for copy 8"]),
+        (0, ["compute waits for copy 9"]),
+    ]:
+        log.clear()
+        assert activations.unpark(parked.pop()).tolist() == [i] * 4
+        assert log == expected
 
 
 def test_small_rows_stay_where_they_are() -> None:
