@@ -111,10 +111,13 @@ def unpark(kept: Tensor | Parked) -> Tensor:
     return kept.fetch() if isinstance(kept, Parked) else kept
 
 
-def recompute(model: Any, offload: Literal["auto", "on", "off"], device: torch.device) -> None:
-    """Layers keep nothing but their input, on the device or, where that comes to much, in main memory.
+def recompute(
+    model: Any, offload: Literal["auto", "on", "off"], device: torch.device, count: int | None = None
+) -> None:
+    """The first `count` layers (or all) keep only their input, on the device or, if that is much, in main memory.
 
-    transformers' own switch works in training mode only, in which some layers drop out or add noise as well.
+    Backward comes to them last, when what the others kept is gone. What was said before is forgotten. transformers' own
+    switch works in training mode only, in which some layers drop out or add noise as well.
     """
     layers = layers_of(model)
     if not layers:
@@ -122,9 +125,17 @@ def recompute(model: Any, offload: Literal["auto", "on", "off"], device: torch.d
     run: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
     if offload == "on" or (offload == "auto" and device.type == "cuda"):
         least = 0.0 if offload == "on" else SHARE * gpu_memory.allowed(device)
-        run = Offload(len(layers), least)
+        run = Offload(len(layers[:count]), least)
     for layer in layers:
+        layer.forward = forward_of(layer)
+    for layer in layers[:count]:
         layer.forward = partial(run_twice, run, layer.forward)
+
+
+def forward_of(layer: Any) -> Callable[..., Any]:
+    """A layer's own forward."""
+    forward = layer.forward
+    return forward.args[1] if isinstance(forward, partial) and forward.func is run_twice else forward
 
 
 def run_twice(run: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

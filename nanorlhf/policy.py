@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from nanorlhf.errors import UsageError, first_line, told
 from nanorlhf.logprobs import backbone_hidden, head_of, token_logprobs
 from nanorlhf.lora import fuse
 from nanorlhf.options import TrainConfig
-from nanorlhf.sharding import shard, whole
+from nanorlhf.sharding import layers_of, shard, whole
 from nanorlhf.types import MicroBatch, WeightSync
 
 POLICY = "default"  # PEFT's name for the adapter that learns
@@ -55,7 +57,7 @@ class Policy:
         self.model.to(self.device)  # type: ignore[arg-type]
         refuse_unsupported(self.model)
         self.base.set_attn_implementation(attention.NAME)
-        self.recomputes = False
+        self.recomputes = False  # all layers, that is
         if config.gradient_checkpointing is True:  # auto is the memory plan's to settle
             self.recompute()
         self.head = head_of(self.model)
@@ -95,10 +97,11 @@ class Policy:
         share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
         return f"LoRA adapts {share}; {trained:,} are trained"
 
-    def recompute(self) -> None:
-        """Layers keep nothing but their input for backward from now on."""
-        activations.recompute(self.base, self.config.activation_offload, self.device)
-        self.recomputes = True
+    def recompute(self, share: Fraction | int = 1) -> None:
+        """This share of the layers (rounded up) keep nothing but their input for backward from now on."""
+        count = math.ceil(share * len(layers_of(self.base)))
+        activations.recompute(self.base, self.config.activation_offload, self.device, count)
+        self.recomputes = share == 1
 
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer that this process has whole, all adapters' too."""

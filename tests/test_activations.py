@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from fractions import Fraction
+from functools import partial
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from nanorlhf.footprint import AT_HAND
 from nanorlhf.options import TrainConfig
 from nanorlhf.packing import pack
 from nanorlhf.policy import Policy
+from nanorlhf.sharding import layers_of
 from tests.models import tiny
 from tests.samples import rollout, sample
 
@@ -72,6 +75,33 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, method in {"__init__": parked, "call": called, "fetch": fetched}.items():
         monkeypatch.setattr(Parked, name, method)
     return seen
+
+
+@pytest.mark.parametrize("lora", ["all-linear", "none"])
+@pytest.mark.parametrize("offload", ["off", "on"])
+def test_as_many_layers_run_twice_as_are_asked_for_and_gradients_are_the_same(
+    offload: Literal["off", "on"], lora: str, moves: list[str]
+) -> None:
+    policy, runs = made_up(lora=lora), [0] * LAYERS
+    for i, layer in enumerate[Any](layers_of(policy.base)):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    plain = gradients(policy)
+    for count in (2, LAYERS, 1, 4, 0):  # in any order
+        activations.recompute(policy.base, offload, policy.device, count)
+        runs[:] = [0] * LAYERS
+        moves.clear()
+        assert all(a.equal(b) for a, b in zip(gradients(policy), plain, strict=True))
+        assert runs == [2] * count + [1] * (LAYERS - count)
+        assert len([m for m in moves if m.startswith("out")]) == (count if offload == "on" else 0)
+
+
+def test_a_share_of_layers_is_rounded_up() -> None:
+    policy, all_of_them = made_up(), []
+    for share in (Fraction(25, 28), Fraction(1, 28), Fraction(3, 5), 1):
+        policy.recompute(share)
+        wrapped = [isinstance(layer.forward, partial) for layer in layers_of(policy.base)]
+        all_of_them.append((sum(wrapped), wrapped == sorted(wrapped, reverse=True), policy.recomputes))
+    assert all_of_them == [(5, True, False), (1, True, False), (3, True, False), (5, True, True)]
 
 
 @pytest.mark.parametrize("lora", ["all-linear", "none"])
