@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -63,10 +64,14 @@ def packed_attention(
 
 def fits_kernel(query: Tensor, value: Tensor) -> bool:
     """Whether the variable-length kernel takes them: 16 bits on CUDA, heads it knows, a card that has it."""
-    half = torch.is_autocast_enabled("cuda") or query.dtype in {torch.float16, torch.bfloat16}
+    return query.is_cuda and suits_kernel(query, value) and has_flash(query.device)
+
+
+def suits_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether they would be something for it on a card."""
+    half = torch.is_autocast_enabled(query.device.type) or query.dtype in {torch.float16, torch.bfloat16}
     head = query.shape[-1]
-    fits = query.is_cuda and half and head == value.shape[-1] and head % 8 == 0 and head <= 256
-    return fits and has_flash(query.device)
+    return half and head == value.shape[-1] and head % 8 == 0 and head <= 256
 
 
 @functools.cache
@@ -109,6 +114,8 @@ def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None, window: int | None) -> Tensor:
     """One segment through SDPA."""
     gqa = q.device.type == "cpu"  # elsewhere shared heads may cost the fast path
+    if isinstance(q, FakeTensor):  # for a memory plan, which counts what CUDA would keep
+        gqa = bool(GQA) and suits_kernel(q, v)
     if not gqa:
         k, v = shared_heads(q, k, v)
     length = q.shape[2]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen2Config
 
+from nanorlhf import attention
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, sync_way
 from nanorlhf.engines.hf import HFEngine
@@ -63,9 +64,10 @@ def kept(shape: dict[str, Any], r: int) -> int:
     h, i, kv = shape["hidden_size"], shape["intermediate_size"], 128 * shape["num_key_value_heads"]
     norms = 2 * (4 * h + 4)  # their input in float32, and one over its length
     adapter = 2 * (3 * h + i) + 7 * 2 * r  # inputs (of q, k and v one, of gate and up one) and what A makes of them
-    attention = 2 * (h + kv + kv + h) + 4 * shape["num_attention_heads"]  # q, k, v, output, and log-sums in float32
+    keys = kv if attention.GQA else h  # repeated for every head by torch 2.11
+    heads = 2 * (h + keys + keys + h) + 4 * shape["num_attention_heads"]  # q, k, v, output, and log-sums in float32
     mlp = 3 * 2 * i  # gate, its silu, and up
-    return norms + adapter + attention + mlp
+    return norms + adapter + heads + mlp
 
 
 @functools.cache
@@ -108,6 +110,18 @@ def test_qwen_by_hand(shape: dict[str, Any], count: int, length: int, cache: int
     # Recomputing brings one layer back, and no more than twice what it keeps is there while it is passed backwards.
     layer = needs.recomputed.body.per_token - needs.recomputed.kept.per_token
     assert kept(shape, 64) < layer < 2 * kept(shape, 64)
+
+
+def test_heads_that_share_keys_are_counted_as_the_card_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def per_token(dtype: Any, gqa: dict[str, bool]) -> float:
+        monkeypatch.setattr(attention, "GQA", gqa)
+        config = GRPOConfig(max_completion_length=1000, lora_r=64, dtype=dtype)
+        return Body.of(config, Qwen2Config(**QWEN_1_5B)).workspace(1512, grad=True).kept.per_token
+
+    new, old = {"enable_gqa": True}, dict[str, bool]()  # torch 2.11's kernel has no such argument
+    repeated = 2 * (12 - 2) * 128 * 2  # keys and values for ten more heads
+    assert per_token("auto", old) - per_token("auto", new) == pytest.approx(28 * repeated, rel=1e-9)
+    assert per_token("float32", new) == per_token("float32", old)  # no kernel takes these, and SDPA has them repeated
 
 
 def test_a_reasoner_of_1_5b_fits_a_card_of_40_gib() -> None:
