@@ -18,6 +18,7 @@ PHASES: tuple[Phase, ...] = ("generate", "score", "measure", "update")
 MOVES: tuple[Unit, ...] = ("engine", "reward model", "reference", "optimizer", "critic", "policy")  # first to last
 GIB = 2**30
 CONTEXT = GIB  # CUDA's own, and its libraries'
+MARGIN = 3 * GIB // 2  # kept back for what no plan knows: graphs that vLLM captures twice, memory in pieces
 SCATTERED = 0.1  # of a pass's workspace: what the allocator cannot use
 BUS = 20e9  # bytes a second between the card and pinned main memory: PCIe 4.0 x 16, measured rather than promised
 BUSY = 64  # completions of full length decoding at once: for more, nothing else is moved
@@ -93,7 +94,7 @@ class Plan:
     cache: int  # bytes
 
     def rows(self, phase: Phase) -> dict[str, int]:
-        """Bytes by name: residents, the cache, the workspace, and CUDA's own."""
+        """Bytes by name: residents, the cache, the workspace, CUDA's own, and what is kept back."""
         there = self.needs.present(phase, self.moved)
         rows = {r.name: r.bytes for r in there}
         if any(r.unit == "engine" for r in there):
@@ -101,6 +102,7 @@ class Plan:
         return rows | {
             "workspace": self.needs.workspace(phase, self.tokens, self.recompute, self.card),
             "CUDA": CONTEXT,
+            "kept back": MARGIN,
         }
 
     def total(self, phase: Phase) -> int:
@@ -129,7 +131,7 @@ class Plan:
         """Rows of residents, columns of phases, and what follows from them."""
         columns = [self.rows(phase) for phase in PHASES]
         names = list(dict.fromkeys(name for column in columns for name in column))
-        names.sort(key=lambda name: name in ("workspace", "CUDA"))
+        names.sort(key=lambda name: name in ("workspace", "CUDA", "kept back"))
         lines = [f"{'GiB':<18}" + "".join(f"{phase:>10}" for phase in PHASES)]
         for name in names:
             cells = (f"{c[name] / GIB:.2f}" if c.get(name) else "-" for c in columns)
@@ -202,7 +204,9 @@ def attempt(
     needs: Needs, card: int, moved: frozenset[Unit], recompute: bool, token_budget: Tokens
 ) -> tuple[Plan | None, tuple[int, Phase]]:
     """The plan where these units are moved, or by how many bytes it fails, and in which phase."""
-    room: dict[Phase, int] = {p: card - CONTEXT - sum(r.bytes for r in needs.present(p, moved)) for p in PHASES}
+    room: dict[Phase, int] = {
+        p: card - CONTEXT - MARGIN - sum(r.bytes for r in needs.present(p, moved)) for p in PHASES
+    }
     cached: list[Phase] = [p for p in PHASES if any(r.unit == "engine" for r in needs.present(p, moved))]
     least = max(needs.longest, 0 if token_budget is None else token_budget)
 

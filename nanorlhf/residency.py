@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.engines.base import Engine, Weights
-from nanorlhf.memory import GIB, Phase, Plan, Unit
+from nanorlhf.memory import GIB, MARGIN, Phase, Plan, Unit
 from nanorlhf.metrics import peak_gib
 
 CPU = torch.device("cpu")
@@ -166,7 +166,7 @@ class Residency:
         noted = {"memory/peak_gib": max(self.peaks.values(), default=0.0)}
         for phase, peak in self.peaks.items():
             noted[f"memory/{phase}/peak_gib"] = peak
-            noted[f"memory/{phase}/planned_gib"] = self.plan.total(phase) / GIB
+            noted[f"memory/{phase}/planned_gib"] = (self.plan.total(phase) - MARGIN) / GIB
         noted["time/moving"] = self.seconds
         self.peaks, self.seconds = {}, 0.0
         return noted

@@ -99,6 +99,14 @@ def test_without_a_plan_nothing_happens() -> None:
     assert residency.metrics().keys() == {"memory/peak_gib"}
 
 
+def test_a_peak_is_set_beside_what_was_planned_for_without_what_is_kept_back() -> None:
+    residency = Residency(a_plan(), torch.device("cuda"))
+    residency.peaks = {"update": 6.5}
+    metrics = residency.metrics()
+    # Six units of 1 GiB, and CUDA's own.
+    assert (metrics["memory/update/peak_gib"], metrics["memory/update/planned_gib"]) == (6.5, 7 + 256 / GIB)
+
+
 def test_an_engine_that_comes_back_serves_the_newest_weights() -> None:
     log: list[Any] = []
 
