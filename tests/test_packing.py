@@ -60,9 +60,10 @@ def test_weights_by_hand() -> None:
     assert (token_weights(lengths, all_count, "constant", 4) * losses).sum().item() == pytest.approx(6 / 8)
 
 
-def test_uncounted_samples_weigh_nothing() -> None:
-    weights = token_weights(torch.tensor([2, 3]), torch.tensor([True, False]), "token", 4)
-    assert weights.tolist() == [0.5, 0.5, 0, 0, 0]
+@pytest.mark.parametrize(("norm", "share"), [("token", 0.5), ("sequence", 0.5), ("constant", 0.25)])
+def test_uncounted_samples_weigh_nothing(norm: str, share: float) -> None:
+    weights = token_weights(torch.tensor([2, 3]), torch.tensor([True, False]), norm, 4)
+    assert weights.tolist() == [share, share, 0, 0, 0]
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=20), norm=st.sampled_from(["token", "sequence"]))

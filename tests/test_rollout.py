@@ -1,11 +1,16 @@
-"""Groups that teach nothing are replaced, with their share of every column."""
+"""Groups that teach nothing are replaced, with their share of every column; and every step has its own seed."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from nanorlhf.grpo import GRPOTrainer
+from nanorlhf.metrics import Clock
 from nanorlhf.rollout import punish_overlong, refilled
-from tests.samples import expect_close, rollout, sample
+from tests.samples import expect_close, rollout, sample, turns
+from tests.test_trainer import config
 
 
 def test_groups_without_spread_give_way_to_new_ones_with_spread() -> None:
@@ -35,3 +40,17 @@ def test_overlong_answers_pay_linearly_over_the_buffer() -> None:
         s.reward = 1.0
     punish_overlong(samples, limit=10, buffer=4)
     expect_close(torch.tensor([s.reward for s in samples]), [1.0, 0.5, 0.0])
+
+
+def test_every_step_samples_anew_and_a_repeated_one_the_same(
+    tmp_path: Path,
+) -> None:
+    args = config(tmp_path / "run", dataset_test_split=None, reward_workers=0, temperature=2.0)
+    trainer = GRPOTrainer(args=args, train_dataset=[{"prompt": turns("12+34="), "answer": "46"}])
+
+    def written(step: int) -> list[list[int]]:
+        made = trainer.loop.source.rollout(step, Clock(), lambda tokens: None)
+        return [s.completion_ids for s in made.samples]
+
+    assert written(1) == written(1) != written(2)
+    trainer.close()

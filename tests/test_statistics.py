@@ -65,6 +65,9 @@ def test_welchs_test() -> None:
     exact = 2 * (1 - (0.5 + 3 / 8 * t / r * (1 - 13.5 / (12 * r**2))))
     assert welch([1, 2, 3], [4, 5, 6]) == pytest.approx(exact, rel=1e-9)
     assert exact == pytest.approx(0.0213, abs=1e-4)
+    # Unequal spreads: t = 2 / sqrt(2/3 + 1/3), of 1 / (4/9 / 1 + 1/9 / 2) = 2 degrees, and 1/2 + t / (2 sqrt(2 + t^2)).
+    root = math.sqrt(2 / 3)
+    assert welch([-root, root], [1, 2, 3]) == pytest.approx(1 - 2 / math.sqrt(6))
     assert welch([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
     with pytest.raises(ValueError, match="single value"):
         welch([1.0], [1.0, 2.0])

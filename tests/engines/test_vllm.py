@@ -33,6 +33,7 @@ TOKENIZER = AutoTokenizer.from_pretrained(ADDER)
 END = TOKENIZER.eos_token_id
 STOP = "7"
 WARM = Sampling(temperature=0.7, max_new_tokens=24, stop_token_ids=(END,))
+HOT = Sampling(temperature=2.0, max_new_tokens=24, stop_token_ids=(END,))  # whatever the weights, no two the same
 ENDLESS = Sampling(temperature=0.7, max_new_tokens=24, stop_token_ids=())
 Serve = Callable[..., VLLMEngine]
 
@@ -178,11 +179,11 @@ def test_an_adapter_that_cannot_be_served_is_refused(
 
 def test_seeds(serve: Serve) -> None:
     engine = serve("lora")
-    first, again, other = (write(engine, requests(), seed) for seed in (1, 1, 2))
+    first, again, other = (write(engine, requests(), seed, HOT) for seed in (1, 1, 2))
     assert first == again
     assert [c.token_ids for c in first] != [c.token_ids for c in other]
     assert len({tuple(c.token_ids) for c in first}) > 6  # the same prompt under another id is another sample
-    alone = write(engine, requests()[5:6], seed=1)
+    alone = write(engine, requests()[5:6], 1, HOT)
     assert alone[0].token_ids == first[5].token_ids  # whoever else is in the batch
 
 
