@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from nanorlhf.aliases import ALIASES, rename
-from nanorlhf.config import defaults
+from nanorlhf.config import defaults, item_type
 from nanorlhf.errors import RunError, UsageError, nearest, told
 from nanorlhf.rundir import run_of
 from nanorlhf.task import TaskConfig
@@ -146,7 +146,8 @@ def build_parser(config_class: type[TaskConfig], name: str, recipes: Path) -> Ar
         shown = "none" if standard[f.name] in (None, "", [], {}) else standard[f.name]
         switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
         text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
-        groups[section].add_argument(f"--{f.name}", type=hints[f.name], default=argparse.SUPPRESS, help=text, **switch)
+        kind = hints[f.name] | str if item_type(hints[f.name]) else hints[f.name]
+        groups[section].add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, help=text, **switch)
     for alias in ALIASES.keys() - hints.keys():
         parser.add_argument(f"--{alias}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import typeguard
 
@@ -39,9 +39,10 @@ def config(cls: type[C]) -> type[C]:
     @functools.wraps(plain_init)
     def checked_init(self: C, **options: Any) -> None:
         options = rename(options, known)
-        for name, value in options.items():
+        for name, given in options.items():
             if name not in known:
                 raise UsageError(f"unknown option {name!r}: {nearest(name, known)}")
+            options[name] = value = as_list(given, hints[name])
             try:
                 typeguard.check_type(value, hints[name])
             except typeguard.TypeCheckError:
@@ -68,6 +69,24 @@ def split_names(value: str | list[str]) -> list[str]:
     """Names from a list or from one string with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     return [part.strip() for part in parts if part.strip()]
+
+
+def item_type(hint: Any) -> type | None:
+    """Type of the items where an option takes a list and no text of its own: such a list may come as one string."""
+    kinds = (hint,) if get_origin(hint) is list else get_args(hint)
+    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
+    return lists[0] if lists and str not in kinds else None
+
+
+def as_list(value: Any, hint: Any) -> Any:
+    """A list from one string with commas, where the option takes one; what is no such string stays as it is."""
+    item = item_type(hint)
+    if item is None or not isinstance(value, str) or value.strip().startswith(("[", "{")):
+        return value
+    try:
+        return [item(part) for part in split_names(value)]
+    except ValueError:
+        return value
 
 
 def shipped_model(name: str) -> str:

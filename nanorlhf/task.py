@@ -109,7 +109,9 @@ class TaskConfig:
     reward_funcs: str | list[str] = option(
         [], "Rewards: names, or path/to/file.py:function; several with commas.", "reward"
     )
-    reward_weights: list[float] | None = option(None, "A weight for each reward; 1 each where not given.", "reward")
+    reward_weights: list[float] | None = option(
+        None, "A weight for each reward, with commas; 1 each where not given.", "reward"
+    )
     reward_options: dict[str, dict[str, Any]] = option(
         {}, "Options of rewards, by name: '{lexical_richness: {brevity_penalty_scale: 0.5}}'.", "reward"
     )
@@ -131,7 +133,7 @@ class TaskConfig:
     reward_secrets: list[str] = option(
         [],
         "Variables of the environment that rewards in processes of their own may see although their names say TOKEN, "
-        "KEY, SECRET, PASSWORD or CREDENTIAL, such as a judge's: '[OPENAI_API_KEY]'.",
+        "KEY, SECRET, PASSWORD or CREDENTIAL, such as a judge's: OPENAI_API_KEY; several with commas.",
         "reward",
     )
     unsafe_code: bool = option(

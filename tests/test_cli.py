@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from nanorlhf.aliases import ALIASES, Became
 from nanorlhf.cli import parse
+from nanorlhf.config import split_names
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
@@ -58,6 +60,38 @@ def test_other_trainers_names(capsys: pytest.CaptureFixture[str]) -> None:
         GRPOConfig(beta=0.1, kl_coef=0.1)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="token_budget"):
         GRPOConfig(gradient_accumulation_steps=4)  # type: ignore[call-arg]
+
+
+LISTS: dict[str, tuple[str, list[Any]]] = {
+    "reward_weights": ("1,0.1", [1, 0.1]),
+    "reward_funcs": ("numeric,think_format", ["numeric", "think_format"]),
+    "tags": ("a,b c", ["a", "b c"]),
+    "stop_on": ("truncation, kl_runaway", ["truncation", "kl_runaway"]),
+    "reward_secrets": ("PATH,HOME", ["PATH", "HOME"]),
+    "report_to": ("wandb,tensorboard", ["wandb", "tensorboard"]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_have_commas_or_brackets_on_the_command_line_in_recipes_and_in_python(name: str, tmp_path: Path) -> None:
+    text, listed = LISTS[name]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{name}: {text}\n")
+    first = ("--recipe", str(recipe))
+    found = [options(f"--{name}", text), options(f"--{name}", json.dumps(listed)), options(*first)]
+    found += [GRPOConfig(**{name: text}), GRPOConfig(**{name: listed})]
+    assert [split(getattr(config, name)) for config in found] == [listed] * 5
+    alone = options(f"--{name}", text.split(",")[0])
+    assert split(getattr(alone, name)) == listed[:1]
+
+
+def split(value: Any) -> list[Any]:
+    """The list that an option stands for which also takes text."""
+    return split_names(value) if isinstance(value, str) else value
+
+
+def test_a_string_that_ends_completions_may_hold_commas() -> None:
+    assert options("--stop", "so, the answer").stop_strings == ("so, the answer",)
 
 
 def test_every_alias_leads_to_an_option() -> None:

@@ -43,6 +43,14 @@ def test_a_reward_and_a_dataset_in_ten_lines_each(tmp_path: Path, monkeypatch: p
     assert rows_read[1]["reward/near/failed"] == 0
 
 
+def test_several_rewards_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = re.findall(r"`(--reward_funcs [^`]*)`", (Path(__file__).parents[1] / "README.md").read_text())
+    assert main(["--recipe", "tiny", *line.split(), *SMALL, "--eval_prompts", "4"]) == 0
+    row = metrics()[1]
+    assert row["reward/mean"] == pytest.approx(row["reward/numeric"] + 0.1 * row["reward/think_format"])
+
+
 def test_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lock.py").write_text(snippet("lock.py"))

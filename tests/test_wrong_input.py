@@ -106,6 +106,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "reward_funcs: an argument too many": (["--reward_funcs", "exact_answer:x"], "takes no :x"),
     "reward_funcs: no such judge": (["--reward_funcs", "model:./nowhere"], "nowhere"),
     "reward_weights: too many": (["--reward_weights", "[1,2]"], "one weight"),
+    "reward_weights: no number": (["--reward_weights", "1,a"], "reward_weights='1,a' is of the wrong type"),
     "reward_weights: not finite": (["--reward_weights", "[.nan]"], "a finite number"),
     "reward_options: no such reward": (["--reward_options", "{exact: {}}"], "none of this run's rewards"),
     "reward_options: no such option": (["--reward_options", "{exact_answer: {x: 1}}"], "has no option 'x'"),
@@ -302,6 +303,8 @@ def wrong_values(hint: Any) -> list[str]:
     parts = choices(hint)
     if str in parts:
         return []
+    if list[str] in parts:  # a word is a list of one, and nothing a list of none
+        return ["[[1]]", "{a: {b: [c]}}"]
     values = (
         ["perhaps", "[[1]]", "{a: {b: [c]}}"]
         if not any(get_origin(part) is dict for part in parts)
