@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.dpo.config import DPOConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.dpo.algorithm import DPO, DPOTrainer
+    from nanorlhf.dpo.config import DPOConfig
 
 __all__ = ["DPO", "DPOConfig", "DPOTrainer"]
-__getattr__ = lazily("nanorlhf.dpo.algorithm", "DPO", "DPOTrainer")
+__getattr__ = lazily("nanorlhf.dpo", __all__)

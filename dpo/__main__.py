@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.dpo.config import DPOConfig
+from nanorlhf.command import command
 
-main = command("dpo", DPOConfig)
+main = command("dpo")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.grpo.config import GRPOConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.grpo.algorithm import GRPO, GRPOTrainer
+    from nanorlhf.grpo.config import GRPOConfig
 
 __all__ = ["GRPO", "GRPOConfig", "GRPOTrainer"]
-__getattr__ = lazily("nanorlhf.grpo.algorithm", "GRPO", "GRPOTrainer")
+__getattr__ = lazily("nanorlhf.grpo", __all__)

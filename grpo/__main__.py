@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.grpo.config import GRPOConfig
+from nanorlhf.command import command
 
-main = command("grpo", GRPOConfig)
+main = command("grpo")
 
 if __name__ == "__main__":
     sys.exit(main())

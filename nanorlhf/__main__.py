@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
+
+from nanorlhf.signals import INTERRUPTED, terminating_as_ctrl_c
 
 ALGORITHMS = (
     "grpo",
@@ -32,12 +33,17 @@ def main(argv: list[str] | None = None) -> int:
     if name in ALGORITHMS:
         return import_module(f"nanorlhf.{name}.__main__").main(rest)
     if name in SCRIPTS:
-        return import_module(f"nanorlhf.scripts.{name}").main(rest)
+        try:
+            with terminating_as_ctrl_c():
+                return import_module(f"nanorlhf.scripts.{name}").main(rest)
+        except KeyboardInterrupt:
+            print(f"nanorlhf {name}: interrupted", file=sys.stderr)
+            return INTERRUPTED
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
-    near = get_close_matches(name, ALGORITHMS + SCRIPTS, n=1, cutoff=0)
-    print(f"nanorlhf: there is no command {name!r}; the nearest is {near[0]!r}", file=sys.stderr)
+    near = import_module("nanorlhf.errors").nearest(name, ALGORITHMS + SCRIPTS)
+    print(f"nanorlhf: there is no command {name!r}; {near}", file=sys.stderr)
     return 2
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -18,6 +18,7 @@ from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults, item_type
 from nanorlhf.errors import RunError, UsageError, nearest, told
 from nanorlhf.rundir import run_of
+from nanorlhf.signals import heed
 from nanorlhf.task import TaskConfig
 from nanorlhf.voice import signature, speaks, tell
 
@@ -25,51 +26,31 @@ C = TypeVar("C", bound=TaskConfig)
 Shown = Literal["config", "plan", ""]
 
 
-def command(name: str, config_class: type[C]) -> Callable[..., int]:
-    """The `main` of an algorithm's folder: parses, trains, and gives its exit status.
-
-    0: done; 1: the run could not go on; 2: a mistake of the user's; 130: interrupted.
-    """
-
-    def main(argv: list[str] | None = None) -> int:
-        package, running = importlib.import_module(f"nanorlhf.{name}"), False
-        try:
-            recipes = Path(package.__path__[0]) / "recipes"
-            shown, config = parse(config_class, name, recipes, sys.argv[1:] if argv is None else argv)
-            if shown == "config":
-                print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
-                return 0
-            trainer = config_class.__name__.replace("Config", "Trainer")
-            if shown == "plan":
-                print(getattr(package, trainer).plan_of(config).table())
-                return 0
-            model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
-            tell(f"nanorlhf {name}: {model} on {dataset}")
-            run = getattr(package, trainer)(args=config)  # torch is imported here
-            running = True
-            run.train()
-        except (UsageError, RunError) as error:
-            if running or speaks():  # at the door a mistake is everyone's
-                print(f"nanorlhf {name}: error{signature() if running else ''}: {error}", file=sys.stderr)
-            return 2 if isinstance(error, UsageError) else 1
-        except KeyboardInterrupt as interrupt:
-            if speaks():
-                print("; ".join([f"nanorlhf {name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
-            return 130
-        return 0
-
-    return main
-
-
-def lazily(module: str, *names: str) -> Callable[[str], Any]:
-    """A package's `__getattr__` that loads `names` from `module` on first use, so that a command answers at once."""
-
-    def load(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(name)
-        return getattr(importlib.import_module(module), name)
-
-    return load
+def run(name: str, argv: list[str] | None = None) -> int:
+    """Parses, trains, and gives the exit status, as `nanorlhf.command` explains it."""
+    package, running = importlib.import_module(f"nanorlhf.{name}"), False
+    config_name = next(found for found in package.__all__ if found.endswith("Config"))
+    config_class, trainer = getattr(package, config_name), config_name.replace("Config", "Trainer")
+    try:
+        recipes = Path(package.__path__[0]) / "recipes"
+        shown, config = parse(config_class, name, recipes, sys.argv[1:] if argv is None else argv)
+        if shown == "config":
+            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+            return 0
+        if shown == "plan":
+            print(getattr(package, trainer).plan_of(config).table())
+            return 0
+        model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
+        tell(f"nanorlhf {name}: {model} on {dataset}")
+        trained = getattr(package, trainer)(args=config)  # torch is imported here
+        running = True
+        trained.train()
+    except (UsageError, RunError) as error:
+        heed()
+        if running or speaks():  # at the door a mistake is everyone's
+            print(f"nanorlhf {name}: error{signature() if running else ''}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
 
 
 def parse(

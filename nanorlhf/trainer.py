@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, disk, door, rundir, value_init
+from nanorlhf import checkpoint, disk, door, rundir, signals, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.chat import use_template
 from nanorlhf.config import shipped_model
@@ -43,8 +43,6 @@ from nanorlhf.team import LostError, join
 from nanorlhf.types import Prompt
 from nanorlhf.voice import tell
 
-SIGNALS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-
 
 class Trainer:
     """One run of one algorithm; every argument may come from `args` by name instead."""
@@ -53,6 +51,7 @@ class Trainer:
     config_class: ClassVar[type[TrainConfig]]
     reader: ClassVar[Reader | None] = None  # of a dataset row's answers, for who learns from them instead of their own
 
+    @signals.listening()
     def __init__(
         self,
         model: Any = None,
@@ -85,6 +84,7 @@ class Trainer:
         if entry.held_out is not None:
             unseen = prompts_of(entry.held_out, self.tokenizer, args, self.reader, self.prompts.examples)
             self.held_out = unseen.held_out(args.eval_prompts)
+        signals.heed()
         self.run = self.team.once(lambda: rundir.prepare(entry.config, entry.algorithm.name))
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
@@ -144,6 +144,7 @@ class Trainer:
 
     def start_engine(self) -> None:
         """The engine, and who writes with it."""
+        signals.heed()
         args, ends = self.config, self.sampling.stop_token_ids
         folder = self.run / "base_model"
         parts = args, self.policy, self.tokenizer, self.sampling, folder, self.plan
@@ -299,11 +300,12 @@ class Trainer:
         def interrupt(number: int, _: Any) -> None:
             if self.ending:
                 raise KeyboardInterrupt(f"go on with --resume {self.run}")
-            self.ending = f"by {SIGNALS[number]}"
-            progress.say(f"{SIGNALS[number]}: stopping after this step; once more ends it at once")
+            self.ending = f"by {signals.NAMES[number]}"
+            progress.say(f"{signals.NAMES[number]}: stopping after this step; once more ends it at once")
 
-        before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+        before = {number: signal.signal(number, interrupt) for number in signals.NAMES}
         try:
+            signals.heed()
             yield
         except LostError:
             before.clear()  # whoever started the processes sends SIGTERM now, and there is something left to say

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.online_dpo.config import OnlineDPOConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.online_dpo.algorithm import OnlineDPO, OnlineDPOTrainer
+    from nanorlhf.online_dpo.config import OnlineDPOConfig
 
 __all__ = ["OnlineDPO", "OnlineDPOConfig", "OnlineDPOTrainer"]
-__getattr__ = lazily("nanorlhf.online_dpo.algorithm", "OnlineDPO", "OnlineDPOTrainer")
+__getattr__ = lazily("nanorlhf.online_dpo", __all__)

@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.online_dpo.config import OnlineDPOConfig
+from nanorlhf.command import command
 
-main = command("online_dpo", OnlineDPOConfig)
+main = command("online_dpo")
 
 if __name__ == "__main__":
     sys.exit(main())

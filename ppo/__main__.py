@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.ppo.config import PPOConfig
+from nanorlhf.command import command
 
-main = command("ppo", PPOConfig)
+main = command("ppo")
 
 if __name__ == "__main__":
     sys.exit(main())

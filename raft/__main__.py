@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.raft.config import RAFTConfig
+from nanorlhf.command import command
 
-main = command("raft", RAFTConfig)
+main = command("raft")
 
 if __name__ == "__main__":
     sys.exit(main())

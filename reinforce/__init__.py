@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.reinforce.config import REINFORCEConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.reinforce.algorithm import REINFORCE, REINFORCETrainer
+    from nanorlhf.reinforce.config import REINFORCEConfig
 
 __all__ = ["REINFORCE", "REINFORCEConfig", "REINFORCETrainer"]
-__getattr__ = lazily("nanorlhf.reinforce.algorithm", "REINFORCE", "REINFORCETrainer")
+__getattr__ = lazily("nanorlhf.reinforce", __all__)

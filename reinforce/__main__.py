@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.reinforce.config import REINFORCEConfig
+from nanorlhf.command import command
 
-main = command("reinforce", REINFORCEConfig)
+main = command("reinforce")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.remax.config import ReMaxConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.remax.algorithm import ReMax, ReMaxTrainer
+    from nanorlhf.remax.config import ReMaxConfig
 
 __all__ = ["ReMax", "ReMaxConfig", "ReMaxTrainer"]
-__getattr__ = lazily("nanorlhf.remax.algorithm", "ReMax", "ReMaxTrainer")
+__getattr__ = lazily("nanorlhf.remax", __all__)

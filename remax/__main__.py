@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.remax.config import ReMaxConfig
+from nanorlhf.command import command
 
-main = command("remax", ReMaxConfig)
+main = command("remax")
 
 if __name__ == "__main__":
     sys.exit(main())

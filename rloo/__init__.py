@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.rloo.config import RLOOConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.rloo.algorithm import RLOO, RLOOTrainer
+    from nanorlhf.rloo.config import RLOOConfig
 
 __all__ = ["RLOO", "RLOOConfig", "RLOOTrainer"]
-__getattr__ = lazily("nanorlhf.rloo.algorithm", "RLOO", "RLOOTrainer")
+__getattr__ = lazily("nanorlhf.rloo", __all__)

@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.rloo.config import RLOOConfig
+from nanorlhf.command import command
 
-main = command("rloo", RLOOConfig)
+main = command("rloo")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,6 +34,7 @@ from nanorlhf.options import TrainConfig
 from nanorlhf.rundir import OWN, Record, read_run, training_seconds
 from nanorlhf.scripts.comparison import publish
 from nanorlhf.scripts.versus import Run, read
+from nanorlhf.signals import terminating_as_ctrl_c
 
 OURS = {  # what a comparison decides itself, and how to say it
     "seed": "--seeds",
@@ -124,6 +125,7 @@ class Job:
         return read(record, self.entry.name, f"python -m {shlex.join(self.words[:-2])}")
 
 
+@terminating_as_ctrl_c()  # not without the run that is under way
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing and publishes; gives 0 (all is there), 1 (a run failed), 2 (a mistake) or 130 (Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else argv
@@ -306,15 +308,5 @@ def last_line(output: Path, job: Job) -> str:
     return f"{(errors or lines or ['no word'])[-1]} (all of it: {log})"
 
 
-def end_like_ctrl_c() -> None:
-    """SIGTERM ends a comparison as Ctrl-C does: not without its run."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 if __name__ == "__main__":
-    end_like_ctrl_c()
     sys.exit(main())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.cli import lazily
-from nanorlhf.sft.config import SFTConfig
+from nanorlhf.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.sft.algorithm import SFT, SFTTrainer
+    from nanorlhf.sft.config import SFTConfig
 
 __all__ = ["SFT", "SFTConfig", "SFTTrainer"]
-__getattr__ = lazily("nanorlhf.sft.algorithm", "SFT", "SFTTrainer")
+__getattr__ = lazily("nanorlhf.sft", __all__)

@@ -2,10 +2,9 @@
 
 import sys
 
-from nanorlhf.cli import command
-from nanorlhf.sft.config import SFTConfig
+from nanorlhf.command import command
 
-main = command("sft", SFTConfig)
+main = command("sft")
 
 if __name__ == "__main__":
     sys.exit(main())

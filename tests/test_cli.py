@@ -78,8 +78,10 @@ def test_lists_have_commas_or_brackets_on_the_command_line_in_recipes_and_in_pyt
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{name}: {text}\n")
     first = ("--recipe", str(recipe))
+    as_text: dict[str, Any] = {name: text}
+    as_list: dict[str, Any] = {name: listed}
     found = [options(f"--{name}", text), options(f"--{name}", json.dumps(listed)), options(*first)]
-    found += [GRPOConfig(**{name: text}), GRPOConfig(**{name: listed})]
+    found += [GRPOConfig(**as_text), GRPOConfig(**as_list)]
     assert [split(getattr(config, name)) for config in found] == [listed] * 5
     alone = options(f"--{name}", text.split(",")[0])
     assert split(getattr(alone, name)) == listed[:1]

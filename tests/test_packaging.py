@@ -45,7 +45,7 @@ def test_every_command_is_there(command: str) -> None:
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gpro", "--seed", "1"]) == 2
-    assert capsys.readouterr().err == "nanorlhf: there is no command 'gpro'; the nearest is 'grpo'\n"
+    assert capsys.readouterr().err == "nanorlhf: there is no command 'gpro'; did you mean 'grpo'?\n"
 
 
 def test_dependencies_are_what_is_imported() -> None:
