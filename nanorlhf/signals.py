@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,9 +45,12 @@ def listening(ends: bool = False) -> Iterator[None]:
         heed()
         return
     before = {number: signal.signal(number, interrupt_or_end if ends else interrupt) for number in NAMES}
+    tell_of_lost = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else tell_of_lost(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = tell_of_lost
         for number, handler in before.items():
             signal.signal(number, handler)
         lost = bool(_heard)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -55,21 +55,29 @@ def rows(split):
 class Handle:
     """Interrupted as it is deleted, as files and sessions of libraries are, where Python drops every exception."""
 
+    interrupted: ClassVar[int] = 0
+
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            Handle.interrupted += 1
+            raise
 
 
 @pytest.fixture
-def dropped(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException] | None]:
-    """What Python dropped."""
+def unreported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Python reports what it drops, and an interruption is nothing to report."""
     found: list[type[BaseException] | None] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: found.append(dropped.exc_type))
-    return found
+    monkeypatch.setattr(Handle, "interrupted", 0)
+    yield
+    assert Handle.interrupted == 1
+    assert found == []
 
 
-def test_what_was_dropped_is_raised_at_the_next_stage_or_at_the_end(
-    dropped: list[type[BaseException] | None],
-) -> None:
+@pytest.mark.usefixtures("unreported")
+def test_what_was_dropped_is_raised_at_the_next_stage_or_at_the_end() -> None:
     def outer() -> None:
         with listening():
             Handle()
@@ -85,7 +93,6 @@ def test_what_was_dropped_is_raised_at_the_next_stage_or_at_the_end(
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         outer()
-    assert dropped == [KeyboardInterrupt]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     heed()
 
@@ -112,7 +119,8 @@ def test_the_second_signal_ends_the_process_at_once(first: str, second: str) -> 
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
-def test_a_trainer_made_in_python_is_not_made_then(tmp_path: Path, dropped: list[type[BaseException] | None]) -> None:
+@pytest.mark.usefixtures("unreported")
+def test_a_trainer_made_in_python_is_not_made_then(tmp_path: Path) -> None:
     def rewarded(completions: list[str]) -> list[float]:
         return [1.0 for _ in completions]
 
@@ -124,7 +132,6 @@ def test_a_trainer_made_in_python_is_not_made_then(tmp_path: Path, dropped: list
     rows = Rows([{"prompt": "1+1="}])
     with pytest.raises(KeyboardInterrupt):
         GRPOTrainer(reward_funcs=rewarded, args=config(tmp_path / "run"), train_dataset=rows)
-    assert set(dropped) == {KeyboardInterrupt}
     assert not (tmp_path / "run").exists()
 
 
@@ -160,6 +167,9 @@ class Start:
         assert lines == ["nanorlhf grpo: interrupted"]
         assert read_lines(self.run / "metrics.jsonl") == []
 
+    def is_on_its_way(self) -> bool:
+        return "nanorlhf grpo: nano" in self.said()
+
 
 Begin = Callable[..., Start]
 
@@ -182,7 +192,7 @@ def start(tmp_path: Path) -> Iterator[Begin]:
 
 MOMENTS: dict[str, Callable[[Start], bool]] = {
     "before anything is imported": Start.hears,
-    "at its first line": lambda start: "nanorlhf grpo: " in start.said(),
+    "at its first line": Start.is_on_its_way,
     "when its folder is made": lambda start: (start.run / "run.json").exists(),
     "as the model is loaded": lambda start: (start.run / "checkpoints").exists(),
 }
@@ -197,6 +207,7 @@ def test_a_signal_ends_the_start(moment: str, number: int, start: Begin) -> None
     begun.wait_for(lambda: MOMENTS[moment](begun))
     begun.process.send_signal(number)
     begun.expect_interrupted()
+    assert begun.is_on_its_way() == (moment != "before anything is imported")
 
 
 @pytest.mark.slow
@@ -214,7 +225,7 @@ def test_a_signal_is_heard_while_prompts_are_prepared(tmp_path: Path, start: Beg
 def test_a_signal_that_python_drops_is_not_lost(tmp_path: Path, start: Begin) -> None:
     (tmp_path / "mine.py").write_text(SWALLOWS)
     begun = start("--dataset_name", "mine.py:rows", "--dataset_test_split", "null")
-    assert begun.process.wait(120) == 130
+    begun.process.wait(120)
     assert (tmp_path / "closed").exists(), "the interruption was dropped"
-    assert begun.said().endswith("nanorlhf grpo: interrupted\n")
+    begun.expect_interrupted()
     assert not begun.run.exists()
