@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from transformers import AutoConfig, PretrainedConfig
 
-from nanorlhf.algorithm import Algorithm
+from nanorlhf.algorithm import Algorithm, OnPolicy, Plan
 from nanorlhf.config import shipped_model, split_names
 from nanorlhf.data import Reader, first_rows
 from nanorlhf.engines.build import check_engine, engine_name
@@ -31,6 +32,7 @@ from nanorlhf.tools import ToolCalls, tool_environment
 from nanorlhf.voice import launched, tell
 
 C = TypeVar("C", bound=TaskConfig)
+COMPLETION, TOKEN, WORKER = 376, 8, 32 * 2**20  # bytes that an empty one, an id in a list, and a process take at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def enter(
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     config, environment_class = find_world(config, tools)
     rewards = find_judges(config, reward_funcs, environment_class)
+    chosen = find_algorithm(config, algorithm)
+    check_sizes(config, chosen)
     if replays:
         find_rollouts(replays)
     samples = not (reader or replays)
@@ -82,8 +86,24 @@ def enter(
         whole = engine_name(config) == "hf" and generates
         config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
         config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")
-    chosen = find_algorithm(config, algorithm)
     return Entry(config, about, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
+
+
+def check_sizes(config: TrainConfig, algorithm: type[Algorithm]) -> None:
+    """Refuses a step, or workers, that this machine could not hold."""
+    plan = Plan(algorithm.together)
+    if isinstance(config, OnPolicyConfig) and issubclass(algorithm, OnPolicy):
+        plan = algorithm(config).plan()
+    check_size(config, {"prompts_per_step": config.prompts_per_step, "num_generations": plan.samples + plan.greedy})
+    config.require_memory("reward_workers", WORKER * config.workers, "such processes")
+
+
+def check_size(config: TaskConfig, counts: Mapping[str, int]) -> None:
+    """Refuses completions, as many as the product of `counts`, whose ids alone would not fit at their full length."""
+    sizes = {**counts, "max_completion_length": config.max_completion_length}
+    needed = math.prod(counts.values()) * (COMPLETION + TOKEN * config.max_completion_length)
+    words = f"{' x '.join(f'{name} {size:,}' for name, size in sizes.items())} token ids"
+    config.require_memory(max(sizes, key=lambda name: sizes[name]), needed, words)
 
 
 def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algorithm]:

@@ -169,6 +169,12 @@ class TaskConfig:
         for name in names:
             self.require(getattr(self, name) >= 0, name, "it must be 0 or more")
 
+    def require_memory(self, name: str, needed: int, of: str) -> None:
+        """Raises a UsageError about option `name` unless this machine has so many bytes."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        words = f"{of} need {needed / 2**30:,.0f} GiB at least, and this machine has {memory / 2**30:,.0f}"
+        self.require(needed <= memory, name, words)
+
     @property
     def rewards(self) -> list[str]:
         return split_names(self.reward_funcs)

@@ -189,4 +189,5 @@ def serve(descriptor: int) -> None:
 def limit_memory(size: int) -> None:
     """Larger allocations raise MemoryError, beyond what the imports took."""
     if sys.platform == "linux":
+        size = min(size, sys.maxsize)
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))

@@ -120,6 +120,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
     shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
     task = TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none")
+    door.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
     entry = door.enter(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
     tokenizer = load_tokenizer(task, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from typing import Any
 
 import datasets
@@ -10,8 +12,11 @@ import pytest
 from nanorlhf import door
 from nanorlhf.demonstrations import demonstration
 from nanorlhf.errors import UsageError
+from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.options import TrainConfig
+from nanorlhf.remax import ReMax, ReMaxConfig
 from nanorlhf.reward import Reward, find_rewards
+from nanorlhf.types import Prompt, Sample
 
 Call = tuple[str, str | None, str, bool]
 ROW = {"question": "6*7?", "answer": "#### 42"}
@@ -90,3 +95,24 @@ def test_a_rewards_own_time_limit_must_end_before_its_workers() -> None:
     assert door.find_judges(TrainConfig(), graded, None)[0].options == {"seconds": 5}
     with pytest.raises(UsageError, match=r"reward_timeout=10.0 cannot work: reward 'graded' itself takes up to 12 s"):
         door.find_judges(TrainConfig(reward_options={"graded": {"seconds": 12}}), graded, None)
+
+
+def test_sizes_are_bounded_by_this_machines_memory() -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    options: dict[str, Any] = {"prompts_per_step": 2, "max_completion_length": 1000, "reward_workers": 0}
+    most = memory // (2 * (door.COMPLETION + 1000 * door.TOKEN))
+    door.check_sizes(GRPOConfig(**options, num_generations=most), GRPO)
+    with pytest.raises(UsageError, match=r"num_generations .* token ids need .* GiB at least, and this machine has"):
+        door.check_sizes(GRPOConfig(**options, num_generations=most + 1), GRPO)
+    with pytest.raises(UsageError, match=r"num_generations=.*cannot work"):
+        door.check_sizes(ReMaxConfig(**options, num_generations=most), ReMax)  # and a greedy one beside them
+
+
+def test_the_bounds_are_below_what_is_really_taken() -> None:
+    prompt = Prompt(0, [1], "1+1=", {})
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    samples = [Sample(prompt, [1000 + i for i in range(100)], [], False, "") for _ in range(100)]
+    taken = (tracemalloc.get_traced_memory()[0] - before) / len(samples)
+    tracemalloc.stop()
+    assert 100 * door.TOKEN + door.COMPLETION <= taken < 10 * (100 * door.TOKEN + door.COMPLETION)

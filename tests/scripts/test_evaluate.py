@@ -100,6 +100,7 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
         (["nanorlhf:adder", "--recipe", "nowhere.yaml"], "there is no recipe"),
         (["nanorlhf:adder", "--sample", "3"], "did you mean 'samples'"),
         (["nanorlhf:adder", "--samples", "0", "--greedy", "false"], "there must be some"),
+        (["nanorlhf:adder", "--samples", "9000000000"], "samples=9000000000 cannot work: samples 9,000,000,001 x"),
     ],
 )
 def test_mistakes(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
