@@ -63,6 +63,19 @@ def use_template(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Non
     for option in config.chat_template_kwargs:
         if option in reserved:
             raise UsageError(f"chat_template_kwargs: {option!r} is set by the trainer itself")
+    check_tools(tokenizer, config.chat_template_kwargs)
+
+
+def check_tools(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+    """Refuses tools that the chat template does not tell the model of."""
+    if not options.get("tools"):
+        return
+    asked, none = as_messages("?"), {**options, "tools": []}
+    if render(tokenizer, asked, options, opens=True) == render(tokenizer, asked, none, opens=True):
+        raise UsageError(
+            "tools: the chat template has no place for them, so the model would never know of them; give a .jinja file "
+            "that writes `tools` as chat_template, or take a model that was made to call tools"
+        )
 
 
 def render(
@@ -98,7 +111,9 @@ class Wording:
         self.tokenizer, self.config, self.examples = tokenizer, config, examples
         self.made = config.prompt_template is not None
         self.bare = asks and not self.made
-        auto = bool(tokenizer.chat_template) and (asks or self.made or config.system_prompt is not None)
+        self.tools = bool(config.chat_template_kwargs.get("tools"))
+        chosen = asks or self.made or self.tools or config.system_prompt is not None
+        auto = bool(tokenizer.chat_template) and chosen
         self.chats = {"auto": auto, "chat": True, "text": False}[config.prompt_format]
 
     def __call__(self, prompt: Text) -> tuple[Text, list[int], str]:
@@ -106,6 +121,8 @@ class Wording:
         before = [(question, answer) for question, answer in self.examples if question != prompt]
         before = before[: self.config.few_shot]
         if isinstance(prompt, str) and not self.chats:
+            if self.tools:
+                raise UsageError("tools are told to the model by its chat template, so prompt_format must be chat")
             text = self.text(prompt, before)
             prefill = opened_tags(self.config.prompt_template or "")
             return text, encoded(self.tokenizer, text), prefill

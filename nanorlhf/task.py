@@ -70,7 +70,7 @@ class TaskConfig:
         "auto",
         "What a prompt of plain text is to the model: chat, the user's message; text, the text alone; auto: chat where "
         "the model has a chat template and the text is a recognised dataset's question, is made by prompt_template, "
-        "or has a system_prompt; else text.",
+        "or has a system_prompt, or there are tools; else text.",
         "data",
     )
     system_prompt: str | None = option(None, "Put before every prompt, in place of one of its own.", "data")

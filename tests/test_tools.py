@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from nanorlhf.chat import Wording, use_template
+from nanorlhf.config import shipped_model
+from nanorlhf.door import find_world
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.options import TrainConfig
 from nanorlhf.tools import tool_environment
 
 
@@ -64,6 +69,37 @@ def test_the_template_is_told_and_episodes_are_rewarded_by_functions(tmp_path: P
     assert trainer.tokenizer.decode(ids) == "\n<|im_start|>tool\n6<|im_end|>\n<|im_start|>assistant\n"
     history = trainer.train()
     assert "reward/exact_answer" in history[1] and "reward/environment" not in history[1]
+
+
+TELLS = (
+    "{% for tool in tools %}[{{ tool.function.name }}]{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
+def wording(template: str | None, **options: Any) -> Wording:
+    """How prompts are worded by a model with this template that is given a tool."""
+    tokenizer = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
+    tokenizer.chat_template = template
+    config, _ = find_world(TrainConfig(**options), [multiply])
+    use_template(tokenizer, config)
+    return Wording(tokenizer, config, asks=False)
+
+
+@pytest.mark.parametrize("prompt", ["6*7=", [{"role": "user", "content": "6*7="}]])
+def test_the_model_is_told_of_tools_whatever_the_prompt(prompt: Any) -> None:
+    worded = wording(TELLS)
+    assert worded.tokenizer.decode(worded(prompt)[1]) == "[multiply]6*7="
+
+
+def test_tools_that_the_model_would_not_know_of_are_refused() -> None:
+    with pytest.raises(UsageError, match="tools: the chat template has no place for them"):
+        wording("{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(UsageError, match="the tokenizer has no chat template"):
+        wording(None)
+    with pytest.raises(UsageError, match="tools: the chat template has no place for them"):
+        wording(TELLS, chat_template="plain")
+    with pytest.raises(UsageError, match="prompt_format must be chat"):
+        wording(TELLS, prompt_format="text")("6*7=")
 
 
 def test_at_the_door() -> None:

@@ -94,6 +94,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "environment: missing": (["--environment", "nowhere.py:Lock"], "there is no file nowhere.py"),
     "tools: missing": (["--tools", "nowhere.py:add"], "there is no file nowhere.py"),
     "tools: undescribed": (["--tools", "mine.py:bare"], "it has no docstring"),
+    "tools: no place in the template": (["--tools", "mine.py:add"], "tools: the chat template has no place for them"),
     "tools: and an environment": (["--tools", "mine.py:bare", "--environment", "guessing"], "choose one"),
     "reward_funcs: none": (["--reward_funcs", ""], "no reward: name one"),
     "reward_funcs: unknown": (["--reward_funcs", "exact_anser"], "did you mean 'exact_answer'?"),
@@ -253,6 +254,15 @@ def mixed(split):
     return [{"prompt": "1+1=", "answer": 2}, {"prompt": ["a"], "answer": {"b": 1}}]
 
 def bare(a, b):
+    return a + b
+
+def add(a: int, b: int) -> int:
+    \'\'\'Adds.
+
+    Args:
+        a: One number.
+        b: The other.
+    \'\'\'
     return a + b
 
 from nanorlhf.algorithm import PolicyGradient
