@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nanorlhf.errors import UsageError, nearest, told
+from nanorlhf.config import shipped_model
+from nanorlhf.errors import UsageError, first_line, nearest, told
 from nanorlhf.options import TrainConfig
 from nanorlhf.rows import Messages, UnfitError, agreement, shown
 from nanorlhf.types import Text
@@ -43,6 +44,19 @@ R1_ZERO = """\
 READY = {"plain": PLAIN, "r1_zero": R1_ZERO}
 QUESTION = "Question: {}\nAnswer:\n"  # how a model without a chat template is asked a bare question
 OPENED = re.compile(r"(?:<(?!(?:assistant|model|bot)>)(\w+)>\s*(?:</\1>\s*)?)+\Z")  # tags, but for a speaker's
+
+
+def read_tokenizer(name: str, option: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that an option names; refuses one without words, which is made where no file is."""
+    otherwise = "save one into the model's folder, or pass processing_class in Python"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(shipped_model(name), trust_remote_code=trust_remote_code)
+    except Exception as error:  # of a dozen kinds, by the file that is broken or missing
+        why = f"cannot be loaded: there is no tokenizer that can be read ({first_line(error)})"
+        raise UsageError(f"{option}={name!r} {why}; {otherwise}") from error
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise UsageError(f"{option}={name!r} has no tokenizer; {otherwise}")
+    return tokenizer
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from nanorlhf.config import shipped_model
+from nanorlhf.chat import read_tokenizer
 from nanorlhf.errors import UsageError
 from nanorlhf.losses import clipped_value
 from nanorlhf.metrics import Averages
@@ -126,11 +126,7 @@ def check_critic(config: CriticConfig, tokenizer: PreTrainedTokenizerBase) -> No
     name = config.critic_model_name_or_path
     if name is None:
         return
-    try:
-        own = AutoTokenizer.from_pretrained(shipped_model(name), trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"critic_model_name_or_path={name!r} cannot be loaded: {first}") from None
+    own = read_tokenizer(name, "critic_model_name_or_path", config.trust_remote_code)
     if own.get_vocab() != tokenizer.get_vocab():
         raise UsageError(
             f"critic_model_name_or_path={name!r} has another vocabulary than the policy, so it would misread "

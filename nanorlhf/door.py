@@ -22,17 +22,19 @@ from nanorlhf.episodes import find_rollouts
 from nanorlhf.errors import UsageError, first_line, nearest
 from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
-from nanorlhf.policy import find_adapter, refuse_router_loss
+from nanorlhf.policy import find_adapter, pick_device, refuse_router_loss
 from nanorlhf.reading import Reading, require
 from nanorlhf.reward import Reward, find_rewards
 from nanorlhf.rows import UnfitError
 from nanorlhf.sources import Rows, as_rows, load, only_split
 from nanorlhf.task import TaskConfig
 from nanorlhf.tools import ToolCalls, tool_environment
+from nanorlhf.tracing import skeleton
 from nanorlhf.voice import launched, tell
 
 C = TypeVar("C", bound=TaskConfig)
 COMPLETION, TOKEN, WORKER = 376, 8, 32 * 2**20  # bytes that an empty one, an id in a list, and a process take at least
+ADAM = 16  # bytes of a weight that learns: itself, its gradient and two moments in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,17 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
             f"max_prompt_length={config.max_prompt_length} and max_completion_length={config.max_completion_length} "
             f"make {wanted} tokens, and the model takes {context}; shorten one"
         )
+    check_rank(config, about)
     return about
+
+
+def check_rank(config: TrainConfig, about: PretrainedConfig) -> None:
+    """Refuses an adapter that main memory cannot hold, with gradients and moments; on a card the memory plan does."""
+    new = not (config.full_finetuning or config.adapter_name_or_path)
+    if new and config.lora_r > about.get_text_config().hidden_size and pick_device(config.device).type != "cuda":
+        thinnest = skeleton(dataclasses.replace(config, lora_r=1), about)
+        trained = config.lora_r * sum(p.numel() for p in thinnest.parameters() if p.requires_grad)
+        config.require_memory("lora_r", ADAM * trained, f"{trained:,} weights, their gradients and moments")
 
 
 def load_datasets(

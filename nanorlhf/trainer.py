@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from nanorlhf import checkpoint, disk, door, rundir, signals, value_init
 from nanorlhf.algorithm import Algorithm, OnPolicy
-from nanorlhf.chat import use_template
-from nanorlhf.config import shipped_model
+from nanorlhf.chat import read_tokenizer, use_template
 from nanorlhf.console import Progress, summary
 from nanorlhf.critic import Critic, check_critic
 from nanorlhf.data import Reader
@@ -343,8 +342,8 @@ class Trainer:
 
 def load_tokenizer(config: TrainConfig, model: Any) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model."""
-    name = shipped_model(config.model_name_or_path) if model is None else model.config.name_or_path
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+    name = config.model_name_or_path if model is None else model.config.name_or_path
+    return read_tokenizer(name, "model_name_or_path", config.trust_remote_code)
 
 
 def how_to_sample(

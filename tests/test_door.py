@@ -108,6 +108,18 @@ def test_sizes_are_bounded_by_this_machines_memory() -> None:
         door.check_sizes(ReMaxConfig(**options, num_generations=most), ReMax)  # and a greedy one beside them
 
 
+def test_ranks_are_bounded_too() -> None:
+    options: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "device": "cpu", "lora": "q_proj"}
+    options |= {"max_prompt_length": 9, "max_completion_length": 9}
+    layers, wide = 3, 128
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = memory // (door.ADAM * layers * 2 * wide)
+    door.check_model(TrainConfig(**options, lora_r=most, lora_alpha=1), None)
+    for rank in (most + 1, 2**53 - 1):
+        with pytest.raises(UsageError, match=r"lora_r=.* weights, their gradients and moments need"):
+            door.check_model(TrainConfig(**options, lora_r=rank), None)
+
+
 def test_the_bounds_are_below_what_is_really_taken() -> None:
     prompt = Prompt(0, [1], "1+1=", {})
     tracemalloc.start()

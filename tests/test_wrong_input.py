@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nanorlhf.__main__ import ALGORITHMS
+from nanorlhf.config import shipped_model
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 from tests.test_trainer import small
@@ -42,6 +43,19 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "model_name_or_path: a file": (["--model_name_or_path", "text.txt"], "cannot be loaded"),
     "model_name_or_path: empty folder": (["--model_name_or_path", "folder"], "cannot be loaded"),
     "model_name_or_path: a router's loss": (["--model_name_or_path", "router"], "set output_router_logits to false"),
+    "model_name_or_path: no tokenizer": (["--model_name_or_path", "untokenized"], "has no tokenizer; save one"),
+    "model_name_or_path: no tokenizer file": (
+        ["--model_name_or_path", "untokenized_llama"],
+        "no tokenizer that can be read",
+    ),
+    "model_name_or_path: a broken tokenizer": (
+        ["--model_name_or_path", "mistokenized"],
+        "no tokenizer that can be read",
+    ),
+    "ppo critic_model_name_or_path: no tokenizer": (
+        ["--critic_model_name_or_path", "untokenized"],
+        "critic_model_name_or_path='untokenized' has no tokenizer",
+    ),
     "adapter_name_or_path: missing": (["--adapter_name_or_path", "./nowhere"], "holds no adapter"),
     "adapter_name_or_path: broken": (["--adapter_name_or_path", "broken_adapter"], "holds no adapter"),
     "adapter_name_or_path: with all weights": (["--adapter_name_or_path", "x", "--lora", "none"], "leave lora"),
@@ -118,6 +132,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "reward_together: unknown": (["--reward_together", "exact_anser"], "did you mean 'exact_answer'?"),
     "reward_secrets: not there": (["--reward_secrets", "[NO_SUCH_KEY]"], "the environment has no NO_SUCH_KEY"),
     "algorithm: a name that is a path": (["--algorithm", "mine.py:Elsewhere"], "folders are named after its name"),
+    "lora_r: more than fits": (["--lora_r", "1000000000"], "weights, their gradients and moments need"),
     "lora_dropout: all": (["--lora_dropout", "1"], "below 1"),
     "adam_beta1: 1": (["--adam_beta1", "1"], "below 1"),
     "adam_beta2: 1": (["--adam_beta2", "1"], "below 1"),
@@ -222,6 +237,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "half_run/config.yaml": yaml.safe_dump(small(Path("half_run"))),
         "broken_rollouts/step_000001.parquet": "PAR1",
         "folder/.keep": "",
+        "untokenized/config.json": ABOUT,
+        "untokenized_llama/config.json": json.dumps({"model_type": "llama"}),
+        "mistokenized/config.json": ABOUT,
+        "mistokenized/tokenizer.json": "{",
     }
     for name, text in texts.items():
         path = tmp_path / name
@@ -232,6 +251,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+ABOUT = (Path(shipped_model("nanorlhf:adder")) / "config.json").read_text()
 MINE = """
 NUMBER = 3
 
