@@ -10,8 +10,9 @@ import math
 import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from traceback import walk_tb
 from typing import Any
 
 from nanorlhf.errors import UsageError, nearest, plain, told
@@ -57,6 +58,7 @@ class Reward:
     name: str
     function: RewardFunction
     weight: float = 1.0
+    file: str = ""  # where the function was written, which it forgets on its way to a worker
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
@@ -116,11 +118,11 @@ def judge(reward: Reward, arguments: Mapping[str, Any], count: int) -> Verdict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  SystemExit too must cost no more than this
-        return Verdict.of_fault(f"raised {told(error)}", count, time.perf_counter() - start)
+        return Verdict.of_fault(raised(error, reward), count, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     if len(values) != count:
         return Verdict.of_fault(f"returned {len(values)} scores for {count} completions", count, seconds)
-    checked = [check_score(value) for value in values]
+    checked = [check_score(value, reward) for value in values]
     return Verdict([score for score, _ in checked], [fault for _, fault in checked], seconds, logged, extras)
 
 
@@ -129,12 +131,26 @@ async def awaited(scores: Any) -> Any:
     return await scores
 
 
-def check_score(value: Any) -> tuple[float | None, str | None]:
+def raised(error: BaseException, reward: Reward) -> str:
+    """The exception, and where it came from: the last line of the reward's own file on the way to it."""
+    own = file_of(reward.inner)
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == own]
+    return f"raised {told(error)}" + (f" ({plain(reward.file or own, keep='')}:{lines[-1]})" if lines else "")
+
+
+def file_of(function: RewardFunction) -> str:
+    """The file of a function's code, or of an object's that is called; nothing for one that has no code."""
+    own = inspect.unwrap(function)
+    code = getattr(own, "__code__", None) or getattr(type(own).__call__, "__code__", None)
+    return code.co_filename if code else ""
+
+
+def check_score(value: Any, reward: Reward) -> tuple[float | None, str | None]:
     """A finite number, or None for "could not be scored"; anything else is a fault."""
     if value is None:
         return None, None
     if isinstance(value, Exception):
-        return None, f"raised {told(value)}"
+        return None, raised(value, reward)
     try:
         number = float(value)
     except Exception:  # noqa: BLE001  whatever an object raises that is asked to be a number
@@ -170,10 +186,8 @@ def find_rewards(
     for name in options:
         if name not in names:
             raise UsageError(f"reward_options: {name!r} is none of this run's rewards; {nearest(name, names)}")
-    return [
-        Reward(name, find(spec, options.get(name, {}), unsafe_code), weight)
-        for name, spec, weight in zip(names, specs, weights, strict=True)
-    ]
+    found = [Reward(n, find(spec, options.get(n, {}), unsafe_code)) for n, spec in zip(names, specs, strict=True)]
+    return [replace(r, weight=weight, file=file_of(r.inner)) for r, weight in zip(found, weights, strict=True)]
 
 
 def name_of(spec: Any) -> str:

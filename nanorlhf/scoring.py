@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -90,6 +90,8 @@ class Scorer:
             for reward in self.rewards
             if reward.name in self.away - self.alone
         }
+        calls = {futures[name]: (name, [s]) for s, futures in zip(samples, begun, strict=True) for name in futures}
+        self.watch(calls | {future: (name, samples) for name, future in asked.items()}, len(samples))
         for reward in self.rewards:
             if reward.name in self.alone:
                 for sample, futures in zip(samples, begun, strict=True):
@@ -101,7 +103,7 @@ class Scorer:
                 with self.residency.phase("score"):
                     verdict = judge(reward, everything | self.at_home(samples), len(samples))
                 self.take(reward, verdict, samples)
-        self.refuse_the_broken()
+        self.refuse_the_broken(self.tallies)
         for sample in samples:
             terms = [(r.weight, sample.rewards[r.name]) for r in self.rewards]
             scored = [weight * value for weight, value in terms if value is not None]
@@ -118,11 +120,11 @@ class Scorer:
         tally = self.tallies[reward.name]
         tally.seconds += verdict.seconds
         tally.count += len(samples)
+        tally.faults += failures(verdict, samples)
         for sample, score, fault in zip(samples, verdict.scores, verdict.faults, strict=True):
             sample.rewards[reward.name] = score
             if fault:
                 sample.fault = f"{reward.name}: {fault}"
-                tally.faults.append((fault, sample.prompt.text, sample.text))
             elif score is None:
                 tally.unscored += 1
         for name, value in verdict.metrics:
@@ -147,9 +149,17 @@ class Scorer:
                     f"whole step in one call"
                 )
 
-    def refuse_the_broken(self) -> None:
+    def watch(self, calls: Mapping[Future[Verdict], tuple[str, Sequence[Sample]]], size: int) -> None:
+        """Waits for the workers; ends the run as soon as a reward has failed too often for `size` completions more."""
+        tallies = {name: Tally(tally.count + size, faults=[*tally.faults]) for name, tally in self.tallies.items()}
+        for call in as_completed(calls):
+            name, samples = calls[call]
+            tallies[name].faults += failures(call.result(), samples)
+            self.refuse_the_broken({name: tallies[name]})
+
+    def refuse_the_broken(self, tallies: Mapping[str, Tally]) -> None:
         """Ends the run where one reward has failed too often."""
-        for name, tally in self.tallies.items():
+        for name, tally in tallies.items():
             if len(tally.faults) > self.config.reward_failure_limit * tally.count:
                 raise RewardError(f"{described(name, tally)}\n  (more than reward_failure_limit allows)")
 
@@ -189,6 +199,12 @@ class Scorer:
         """Ends the workers."""
         if self.pool is not None:
             self.pool.end()
+
+
+def failures(verdict: Verdict, samples: Sequence[Sample]) -> list[tuple[str, Any, str]]:
+    """What a call died of, with the prompt and the completion, for each of these samples that it failed on."""
+    judged = zip(samples, verdict.faults, strict=True)
+    return [(fault, sample.prompt.text, sample.text) for sample, fault in judged if fault]
 
 
 def joined(tallies: Sequence[Tally]) -> Tally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
+from nanorlhf.plugins import from_file
 from nanorlhf.reward import TrainerState, find_rewards
 from nanorlhf.scoring import Scorer
 from nanorlhf.types import Prompt, Sample
@@ -132,6 +134,75 @@ def test_whatever_a_reward_does_costs_that_completion(make: Make, kind: str) -> 
     assert "failed on 1 of 6 completions" in said
     with pytest.raises(RewardError, match=rf"(?s)reward 'reward' failed on 2 of 6.*{words}.*completion: 'bad'"):
         scorer.score(samples("bad", "good", "good", "bad", "good", "good"))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_run_ends_once_the_limit_cannot_be_kept(make: Make, tmp_path: Path, together: bool) -> None:
+    def fails(completions: list[str]) -> list[float]:
+        for text in completions:
+            (tmp_path / text).touch()
+        time.sleep(0.3)
+        raise ValueError
+
+    def slow(completions: list[str]) -> list[float]:
+        time.sleep(60)
+        return [1.0 for _ in completions]
+
+    judges, options = ([slow, fails], {"reward_together": "slow, fails"}) if together else ([fails], {})
+    scorer = make(judges, reward_workers=2 if together else 1, reward_failure_limit=0.25, **options)
+    start = time.monotonic()
+    with pytest.raises(RewardError, match=r"'fails' failed on \d of 8 completions: it raised ValueError"):
+        scorer.score(samples(*"abcdefgh"))
+    scorer.close()
+    assert together or len(list(tmp_path.iterdir())) <= 4, "three failures are too many, and one more had begun"
+    assert time.monotonic() - start < 50
+
+
+def test_the_limit_counts_the_completions_before(make: Make) -> None:
+    def reward(completions: list[str]) -> list[float]:
+        return [1.0 if c == "good" else float(c) for c in completions]
+
+    scorer = make(reward, reward_failure_limit=0.25)
+    scorer.score(samples("bad", *["good"] * 3))
+    scorer.score(samples("bad", *["good"] * 3))
+    with pytest.raises(RewardError, match="failed on 4 of 12 completions"):
+        scorer.score(samples("bad", "bad", *["good"] * 2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["plain", "later", "each", "Object"])
+def test_a_failure_is_shown_where_it_happened(make: Make, tmp_path: Path, name: str, workers: int) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(RAISING)
+    line = next(at for at, text in enumerate(RAISING.splitlines(), 1) if text.endswith(f"# {name}"))
+    judge = from_file(f"{file}:{name}")
+    with pytest.raises(RewardError, match=rf"it raised ValueError: [^\n]* \({re.escape(str(file))}:{line}\)\n"):
+        make(judge() if name == "Object" else judge, reward_workers=workers).score(samples("a", "b"))
+
+
+RAISING = """
+import asyncio
+
+def plain(completions):
+    return [float(text) for text in completions]  # plain
+
+async def later(completions):
+    await asyncio.sleep(0)
+    return [float(text) for text in completions]  # later
+
+async def one(text):
+    return float(text)  # each
+
+async def each(completions):
+    return await asyncio.gather(*map(one, completions), return_exceptions=True)
+
+class Object:
+    def __call__(self, completions):
+        return [self.parsed(text) for text in completions]
+
+    def parsed(self, text):
+        return float(text)  # Object
+"""
 
 
 def test_wrong_count(make: Make) -> None:
