@@ -135,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         jobs = plan(argv[:first], args, rest)
         failed = run_all(jobs, args.output)
+        print(f"\n{publish_finished(jobs, args.output)}")
     except UsageError as error:
         print(f"compare: error: {error}", file=sys.stderr)
         return 2
@@ -242,7 +243,7 @@ def safe(name: str) -> str:
 
 
 def run_all(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """One after the other, seed by seed, and after each seed the results so far; gives those that failed."""
+    """One after the other, seed by seed, with results after each seed but the last; gives those that failed."""
     (output / "logs").mkdir(parents=True, exist_ok=True)
     todo, failed, took = [job for job in jobs if not job.finished()], [], 0.0
     print(f"{len(jobs)} runs in {output}, {len(jobs) - len(todo)} of them finished", flush=True)
@@ -256,10 +257,8 @@ def run_all(jobs: Sequence[Job], output: Path) -> list[Job]:
             print(f"{job.folder.name}: failed ({code}): {last_line(output, job)}; {left}", flush=True)
         else:
             print(f"{job.folder.name}: {told(job.result(job.record()))}; {left}", flush=True)
-        if number + 1 == len(todo) or todo[number + 1].seed > job.seed:
+        if number + 1 < len(todo) and todo[number + 1].seed > job.seed:
             publish_finished(jobs, output)
-    if not todo:
-        publish_finished(jobs, output)
     return failed
 
 
@@ -284,14 +283,15 @@ def run(job: Job, log: Path) -> int:
             raise
 
 
-def publish_finished(jobs: Sequence[Job], output: Path) -> None:
-    """Everything that can be said of the runs that are finished."""
+def publish_finished(jobs: Sequence[Job], output: Path) -> str:
+    """Everything that can be said of the runs that are finished, written down and given in short."""
     finished = [job for job in jobs if job.finished()]
     order = list(dict.fromkeys(job.entry.name for job in jobs))
     finished.sort(key=lambda job: order.index(job.entry.name))
-    if finished:
-        records = [job.record() for job in finished]
-        publish([job.result(record) for job, record in zip(finished, records, strict=True)], records, output)
+    if not finished:
+        return "no run is finished, so there is nothing to compare"
+    records = [job.record() for job in finished]
+    return publish([job.result(record) for job, record in zip(finished, records, strict=True)], records, output)
 
 
 def told(run: Run) -> str:

@@ -37,10 +37,11 @@ COSTS = {
     "completions/s": ",.1f",
     "peak GiB": ".2f",
 }
+MEANS = "all but the start are means over the last fifth of the way there"
 
 
-def publish(runs: Sequence[Run], records: Sequence[Record], output: Path) -> None:
-    """Writes everything into a folder."""
+def publish(runs: Sequence[Run], records: Sequence[Record], output: Path) -> str:
+    """Writes everything into a folder, and gives what there is to say of it."""
     made = tables(runs)
     words = verdicts(runs)
     write_whole(output / "comparison.json", to_text(runs))
@@ -53,6 +54,8 @@ def publish(runs: Sequence[Run], records: Sequence[Record], output: Path) -> Non
     said = Table("What exceeds the noise", ["verdict"], [[line] for line in words])
     title = f"{', '.join(entries(runs))} compared"
     write_whole(output / "comparison.html", page(records, title=title, tables=[said, *made]))
+    parts = [*(f"{table.caption}\n{columns(table)}" for table in made[:2]), "\n".join(words)]
+    return "\n\n".join([*parts, f"curves and samples of all runs: {output / 'comparison.html'}"])
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
@@ -60,7 +63,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     by_run = figures(runs)
     kind = REWARDS[runs[0].reward]
     heads = ["", "seeds", "at the start", f"after {shared(runs, 'seconds'):,.0f} s"]
-    heads += [f"after {shared(runs, 'samples'):,.0f} completions", "at the end"]
+    heads += [f"after {shared(runs, 'samples'):,.0f} completions", FIGURES["end"]]
     starts = grouped(runs, [run.curve["reward"][0] for run in runs])
     values = {figure: grouped(runs, by_run[figure]) for figure in FIGURES}
     rewards = [
@@ -68,7 +71,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         for name in entries(runs)
     ]
     return [
-        Table(f"{kind[0].upper()}{kind[1:]}, mean ± standard deviation over seeds", heads, rewards),
+        Table(f"{kind[0].upper()}{kind[1:]}, mean ± standard deviation over seeds; {MEANS}", heads, rewards),
         Table("Cost of a run", ["", *COSTS, "largest mismatch"], [costs(name, runs) for name in entries(runs)]),
         phases(runs),
     ]
@@ -99,6 +102,13 @@ def markdown(made: Sequence[Table], words: Sequence[str]) -> str:
     """Tables and verdicts as text."""
     parts = [f"**{table.caption}**\n\n{table_text(table)}" for table in made]
     return "\n\n".join([*parts, "**What exceeds the noise**", "\n".join(f"- {line}" for line in words)]) + "\n"
+
+
+def columns(table: Table) -> str:
+    """A table for a terminal."""
+    cells = [table.heads, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)) for row in cells)
 
 
 def table_text(table: Table) -> str:

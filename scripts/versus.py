@@ -4,12 +4,12 @@ Three figures are compared, each over the seeds of an entry:
 
 - at equal time: the reward after as many training seconds as the shortest run took, so that every run was still going;
 - at equal samples: the reward after as many scored completions as the run with the fewest had;
-- at the end: the reward at a run's own last step.
+- over the last fifth: the reward up to a run's own last step.
 
 The reward is the held-out one where there is any, else that of training. A single evaluation is noisy (256 prompts at
 .95 stray by .014), so each figure is the mean of the curve, straight lines between its points, over the last fifth of
-the way up to there. Training seconds are those of steps, and of a critic's value initialisation; evaluations and
-starting up are no algorithm's cost.
+the way up to there; none is a final value. Training seconds are those of steps, and of a critic's value initialisation;
+evaluations and starting up are no algorithm's cost.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nanorlhf.statistics import holm, shows_from, welch
 TAIL = 0.2  # of the way: what a figure is the mean of
 LEVEL = 0.05  # how often chance may call equals different, over all pairs
 REWARDS = {"eval/reward": "held-out reward", "reward/mean": "training reward"}
-FIGURES = {"time": "at equal time", "samples": "at equal samples", "end": "at the end"}
+FIGURES = {"time": "at equal time", "samples": "at equal samples", "end": "over the last fifth"}
 ALL_PHASES = ("value init", *PHASES, "other")
 
 

@@ -96,7 +96,8 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFi
     child.wait()
     first = (tmp_path / "runs" / "grpo-seed0" / "metrics.jsonl").read_bytes()
     assert compare.main(words) == 0
-    assert "4 runs in" in (said := capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "4 runs in" in said
     assert "1 of them finished" in said
     assert (tmp_path / "runs" / "grpo-seed0" / "metrics.jsonl").read_bytes() == first, "not run again"
     for folder in (tmp_path / "runs").iterdir():
@@ -114,6 +115,13 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["runs"][3]["curve"]["reward"][-1] == pytest.approx(last["eval/reward"], rel=1e-4)
     for name in ("reward_by_time.png", "reward_by_samples.png", "phases.png", "comparison.md", "comparison.html"):
         assert (tmp_path / name).stat().st_size > 300
+    answer = said[said.index("Held-out reward, mean") :]
+    assert all(
+        words in answer for words in ("over the last fifth", "training seconds", "Two seeds say little", "raft  2")
+    )
+    assert answer.endswith(f": {tmp_path / 'comparison.html'}\n")
+    assert compare.main(words) == 0
+    assert capsys.readouterr().out.endswith(answer), "a second call answers too"
     assert compare.main(["grpo", "raft", *SMALL, "--lora_r", "4", "--output", str(tmp_path)]) == 2
     assert "was made with lora_r=" in capsys.readouterr().err
 
@@ -127,4 +135,5 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(tmp_path: Path, capsys: p
     said = capsys.readouterr().out
     assert "grpo-seed0: failed (1):" in said
     assert "not today" in said
+    assert said.endswith("no run is finished, so there is nothing to compare\n")
     assert yaml.safe_load((tmp_path / "out" / "runs" / "grpo-seed0" / "config.yaml").read_text())["max_steps"] == 3

@@ -43,7 +43,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
     assert text.endswith("kept rivalry\nafter\n")
     assert "old" not in text
     assert "| a | 0.900 ± 0.090 | 0.900 ± 0.090 | 0.900 ± 0.090 | 10 ± 0 |" in text
-    assert "- No difference exceeds the noise at equal time, nor at equal samples, nor at the end." in text
+    assert "- No difference exceeds the noise at equal time, nor at equal samples, nor over the last fifth." in text
     assert "| RLOO's update | 2 | 100 | 240 | 1,500 | 120.0 | 15.0 | 2e-06 |" in text
     evidence.write_tables(readme)
     assert readme.read_text() == text

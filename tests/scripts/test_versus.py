@@ -81,9 +81,9 @@ def test_only_what_exceeds_the_noise_is_said() -> None:
     assert {pair.figure for pair in found} == set(FIGURES)
     assert all((pair.better, pair.worse) == ("b", "a") and pair.exceeds_noise for pair in found)
     assert found[-1].by == pytest.approx(0.9)
-    assert verdicts([*near, *far])[-2].startswith("b is better than a at the end: +0.900 (p = ")
+    assert verdicts([*near, *far])[-2].startswith("b is better than a over the last fifth: +0.900 (p = ")
     same = verdicts([*near, *(replace(run, entry="c") for run in near)])
-    assert same[0] == "No difference exceeds the noise at equal time, nor at equal samples, nor at the end."
+    assert same[0] == "No difference exceeds the noise at equal time, nor at equal samples, nor over the last fifth."
 
 
 def test_what_has_no_spread_is_said_to_be_untested() -> None:
@@ -95,15 +95,15 @@ def test_what_has_no_spread_is_said_to_be_untested() -> None:
     assert [(pair.better, pair.p, pair.exceeds_noise) for pair in found] == [("a", None, False)] * 3
     words = verdicts([*a, *b])
     assert words[2] == (
-        "a is above b at the end by 0.100, but the runs of neither differ among themselves: without any spread this "
-        "cannot be tested."
+        "a is above b over the last fifth by 0.100, but the runs of neither differ among themselves: without any "
+        "spread this cannot be tested."
     )
     assert not any("is better" in line or "No difference" in line for line in words)
     c = [a_run("c", seed, end) for seed, end in enumerate((0.5, 0.6, 0.7))]  # of three pairs two can be tested
     assert [pair.p is None for pair in pairs([*a, *b, *c])] == [True, False, False] * 3
-    assert "c at the end" in " ".join(verdicts([*a, *b, *c])) and '"p": null' in to_text([*a, *b, *c])
+    assert "c over the last fifth" in " ".join(verdicts([*a, *b, *c])) and '"p": null' in to_text([*a, *b, *c])
     same = verdicts([*a, *(replace(run, entry="d") for run in a)])
-    assert same[0] == "No difference exceeds the noise at equal time, nor at equal samples, nor at the end."
+    assert same[0] == "No difference exceeds the noise at equal time, nor at equal samples, nor over the last fifth."
 
 
 def flat(entry: str, seed: int, reward: float, seconds: float) -> Run:
@@ -145,12 +145,14 @@ def test_tables_hold_the_figures(tmp_path: Path) -> None:
     runs = [a_run("a", seed, end, seconds=10 + seed) for seed, end in enumerate((0.9, 1.0, 1.1))]
     rewards, costs, phases = tables(runs)
     assert rewards.rows == [["a", "3", "0.000 ± 0.000", spread(figures(runs)["time"], ".3f"), *["0.900 ± 0.090"] * 2]]
+    assert rewards.heads == ["", "seeds", "at the start", "after 10 s", "after 100 completions", "over the last fifth"]
+    assert "means over the last fifth of the way there" in rewards.caption
     assert costs.rows[0][:2] == ["a", "11 ± 1"]
     assert costs.rows[0][-1] == "2e-07"
     assert phases.heads == ["", "rollout", "update"]
     assert table_text(phases).splitlines()[0] == "| | rollout | update |"
     rows = list(csv.DictReader(io.StringIO(table_of_runs(runs))))
-    assert [float(row["at_the_end"]) for row in rows] == pytest.approx([0.81, 0.9, 0.99])
+    assert [float(row["over_the_last_fifth"]) for row in rows] == pytest.approx([0.81, 0.9, 0.99])
     assert [float(row["seconds_update"]) for row in rows] == pytest.approx([7.5, 8.25, 9.0])
     (tmp_path / "comparison.json").write_text(to_text(runs))
     assert read_runs(tmp_path / "comparison.json") == runs
