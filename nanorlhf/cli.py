@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.aliases import ALIASES, rename
 from nanorlhf.config import defaults, item_type
 from nanorlhf.errors import RunError, UsageError, nearest, told
-from nanorlhf.rundir import run_of
+from nanorlhf.rundir import algorithm_of, run_of
 from nanorlhf.signals import heed
 from nanorlhf.task import TaskConfig
 from nanorlhf.voice import signature, speaks, tell
@@ -64,9 +65,9 @@ def parse(
         wanted = "plan" if given.pop("plan", False) else "config" if given.pop("print_config") else ""
         chosen = given.pop("recipe") or ""
         files = [recipe_path(recipe, recipes) for recipe in chosen.split(",") if recipe]
-        if given.get("resume"):
-            files.insert(0, saved_config(given["resume"]))
-            given |= {"output_dir": str(run_of(given["resume"])), "overwrite_output_dir": False}
+        if resume := str(given.get("resume") or given.get("resume_from_checkpoint") or ""):
+            files.insert(0, saved_config(resume, name))
+            given = {"output_dir": str(run_of(resume))} | given | {"overwrite_output_dir": False}
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
     layers = [read_options(path, parser, config_class) for path in files]
@@ -96,11 +97,14 @@ def recipe_path(name: str, recipes: Path) -> Path:
     return path
 
 
-def saved_config(run: str) -> Path:
-    """The options of a run that is to go on."""
+def saved_config(run: str, name: str) -> Path:
+    """The options of a run that is to go on by the command `name`, whose run it must be."""
     path = run_of(run) / "config.yaml"
     if not path.is_file():
         raise UsageError(f"resume={run!r}: there is no run to continue ({path} does not exist)")
+    whose = algorithm_of(run_of(run))
+    if whose in ALGORITHMS and whose != name:
+        raise UsageError(f"resume={run!r} is a run of {whose}: it goes on by nanorlhf {whose} --resume {run}")
     return path
 
 

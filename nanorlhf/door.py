@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import AutoConfig, PretrainedConfig
@@ -26,6 +27,7 @@ from nanorlhf.policy import find_adapter, pick_device, refuse_router_loss
 from nanorlhf.reading import Reading, require
 from nanorlhf.reward import Reward, find_rewards
 from nanorlhf.rows import UnfitError
+from nanorlhf.rundir import run_of
 from nanorlhf.sources import Rows, as_rows, load, only_split
 from nanorlhf.task import TaskConfig
 from nanorlhf.tools import ToolCalls, tool_environment
@@ -64,6 +66,10 @@ def enter(
     tools: Any = None,
 ) -> Entry:
     """Looks at everything that was asked for; a mistake is a UsageError."""
+    if config.resume and config.output_dir:
+        stays = Path(config.output_dir).resolve() == run_of(config.resume).resolve()
+        new = f"a new run goes on from its weights with adapter_name_or_path={config.resume!r}"
+        config.require(stays, "output_dir", f"what is resumed goes on where it is, in {run_of(config.resume)}; {new}")
     if isinstance(config, PolicyGradientConfig) and config.rollouts_from and config.importance_correction == "none":
         config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None

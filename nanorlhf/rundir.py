@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +89,14 @@ def run_of(resume: str) -> Path:
     """The run that is to go on, whether it was named or one of its checkpoints."""
     path = Path(resume)
     return path.parent.parent if path.parent.name == CHECKPOINTS else path
+
+
+def algorithm_of(run: Path) -> str | None:
+    """The algorithm that came with the package and made a run; None for a user's own, and where nothing says so."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        own = yaml.safe_load((run / "config.yaml").read_text()).get("algorithm")
+        return None if own else json.loads((run / "run.json").read_text())["algorithm"]
+    return None
 
 
 def prepare(config: TrainConfig, algorithm: str) -> Path:
