@@ -17,6 +17,7 @@ ADVICE = {
     "gradient_spike": "a lower learning_rate or max_grad_norm; read the step's samples for something odd",
     "stale_engine": "another weight_sync or engine; on 16-bit weights importance_correction, or dtype float32",
 }
+WHOEVER_TEACHES = ("truncation", "gradient_spike")  # what may be wrong with demonstrations and pairs too
 WINDOW = 20  # steps before, which a step is held against
 FEW = 5  # fewer say nothing yet
 
@@ -45,7 +46,8 @@ def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
     row, before = rows[at], rows[:at]
     if "loss" not in row:
         return []
-    said = ((kind, check(row, before)) for kind, check in CHECKS.items())
+    kinds = CHECKS if "reward/mean" in row else WHOEVER_TEACHES  # without rewards the rest is as it should be
+    said = ((kind, CHECKS[kind](row, before)) for kind in kinds)
     return [Remark(row["step"], kind, words) for kind, words in said if words]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from nanorlhf.config import config, option, split_names
 from nanorlhf.errors import nearest
-from nanorlhf.health import ADVICE
+from nanorlhf.health import ADVICE, WHOEVER_TEACHES
 from nanorlhf.task import TaskConfig
 
 Norm = Literal["token", "sequence", "constant"]
@@ -87,7 +88,10 @@ class TrainConfig(TaskConfig):
         10, "Evaluate every so many steps, at the start and at the end; 0: start and end only.", "run"
     )
     stop_on: list[str] = option(
-        [], f"End the run, with a checkpoint, at the first step that has one of these: {', '.join(ADVICE)}.", "run"
+        [],
+        f"End the run, with a checkpoint, at the first step that has one of these: {', '.join(ADVICE)}; "
+        f"without rewards only {' and '.join(WHOEVER_TEACHES)} are looked for.",
+        "run",
     )
     report_to: str | list[str] = option([], "Trackers: wandb, tensorboard, trackio.", "run")
     project: str = option("nanorlhf", "Project name for trackers.", "run")
@@ -112,7 +116,7 @@ class TrainConfig(TaskConfig):
         adapter = not (self.full_finetuning and self.weight_sync == "lora")
         self.require(adapter, "weight_sync", "lora: none has no adapter; use merged")
         for name in self.stop_on:
-            self.require(name in ADVICE, "stop_on", nearest(name, ADVICE))
+            self.require(name in self.ailments, "stop_on", nearest(name, self.ailments))
         for name in self.trackers:
             self.require(name in TRACKERS, "report_to", nearest(name, TRACKERS))
 
@@ -123,6 +127,11 @@ class TrainConfig(TaskConfig):
     @property
     def full_finetuning(self) -> bool:
         return self.lora == "none"
+
+    @property
+    def ailments(self) -> Collection[str]:
+        """What steps are looked at for."""
+        return WHOEVER_TEACHES
 
     @property
     def trackers(self) -> list[str]:
@@ -200,6 +209,10 @@ class OnPolicyConfig(TrainConfig):
         )
         refers = self.ref_refresh_steps == 0 or self.has_reference
         self.require(refers, "ref_refresh_steps", "with kl_coef 0 there is no reference to refresh")
+
+    @property
+    def ailments(self) -> Collection[str]:
+        return ADVICE
 
     @property
     def has_reference(self) -> bool:

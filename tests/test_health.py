@@ -10,6 +10,7 @@ from nanorlhf import health
 
 HEALTHY = {
     "loss": 0.1,
+    "reward/mean": 0.5,
     "completion/truncated_fraction": 0.1,
     "groups/no_spread_fraction": 0.3,
     "entropy": 0.5,
@@ -51,6 +52,13 @@ def test_what_is_wrong_is_said_when_it_begins(kind: str) -> None:
     assert [r.step for r in health.remarks(rows(change, {}, change))] == [7, 9]
 
 
+@pytest.mark.parametrize("kind", SICK)
+def test_demonstrations_get_no_advice_for_rewards(kind: str) -> None:
+    change, _ = SICK[kind]
+    taught = [{name: value for name, value in row.items() if name != "reward/mean"} for row in rows(change)]
+    assert [remark.kind for remark in health.remarks(taught)] == [kind] * (kind in health.WHOEVER_TEACHES)
+
+
 def test_a_healthy_run_and_one_that_measures_little_get_no_remark() -> None:
     assert health.remarks(rows()) == health.remarks([]) == []
     assert health.remarks([{"step": 1, "loss": 0.1, "grad_norm": None, "kl": None}]) == []
@@ -64,5 +72,5 @@ def test_low_entropy_is_no_collapse_while_groups_still_differ() -> None:
 
 
 def test_a_large_kl_needs_no_history() -> None:
-    (remark,) = health.remarks([{"step": 1, "loss": 0.1, "kl": 1.5}])
+    (remark,) = health.remarks([{"step": 1, "loss": 0.1, "reward/mean": 0.5, "kl": 1.5}])
     assert remark.words == "the policy is 1.5 nats a token from its reference"

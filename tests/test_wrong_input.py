@@ -155,6 +155,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "output_dir='elsewhere' cannot work: what is resumed goes on where it is, in grpo_run",
     ),
     "stop_on: unknown": (["--stop_on", "[truncations]"], "did you mean 'truncation'?"),
+    "sft stop_on: of rewards": (["--stop_on", "entropy_collapse"], "stop_on=['entropy_collapse'] cannot work"),
     "report_to: unknown": (["--report_to", "wandbb"], "did you mean 'wandb'?"),
     "algorithm: missing": (["--algorithm", "nowhere.py:Mine"], "there is no file nowhere.py"),
     "algorithm: no algorithm": (["--algorithm", "mine.py:near"], "must be a class derived from"),

@@ -118,6 +118,7 @@ def test_it_learns_which_is_better_and_starts_from_the_reference(
     said = capsys.readouterr().out
     assert "engine none needed" in said and "32 completions a step from 16 prompts" in said
     assert "held-out accuracy 0.5 ->" in said
+    assert "reward/mean" not in history[1], "health tells by this who learns from rewards"
 
 
 @pytest.mark.parametrize("lora", ["all-linear", "none"])
