@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import transformers
 import yaml
 
 from nanorlhf import checkpoint
-from nanorlhf.config import shipped_model
+from nanorlhf.__main__ import ALGORITHMS
+from nanorlhf.config import defaults, shipped_model
 from nanorlhf.disk import whole_folder
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
@@ -28,6 +30,9 @@ from nanorlhf.scripts.evaluate import about
 from nanorlhf.trainer import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Options that a card has whether they are the usual ones or not.
+USED = ("model_name_or_path", "dataset_name", "reward_funcs", "prompts_per_step", "num_generations", "max_steps")
+USED += ("learning_rate", "kl_coef", "temperature", "max_completion_length", "lora", "lora_r", "lora_alpha", "seed")
 SHOWN = ("eval/reward", "eval/accuracy", "eval/loss", "reward/mean", "kl", "entropy", "completion/length_mean")
 
 
@@ -88,11 +93,22 @@ def check_output(output: Path) -> None:
         raise UsageError(f"{str(output)!r} cannot be written: {error.strerror}") from None
 
 
+def standard_of(record: Record) -> dict[str, Any]:
+    """The options of a run's algorithm where nothing is said; of a user's own, those of the one that it is like."""
+    for name in [record.algorithm, *ALGORITHMS]:
+        if name in ALGORITHMS:
+            package = import_module(f"nanorlhf.{name}")
+            options = defaults(getattr(package, next(found for found in package.__all__ if found.endswith("Config"))))
+            if record.options.keys() <= options.keys():
+                return options
+    return {}
+
+
 def card(record: Record, step: int) -> str:
     """A model card: the recipe, and the first figures and those after this step."""
-    standard = TrainConfig().to_dict()
-    left_out = ("output_dir", "resume", "run_name")
-    said = {k: v for k, v in record.options.items() if v != standard.get(k) and k not in left_out}
+    standard, left_out = standard_of(record), ("output_dir", "resume", "overwrite_output_dir", "run_name")
+    unlike = {k: v for k, v in record.options.items() if k not in standard or v != standard[k]}
+    said = {k: v for k, v in record.options.items() if (k in unlike or k in USED) and k not in left_out}
     rows = [row for row in record.rows if row["step"] <= step]
     lines = []
     for name in SHOWN:

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nanorlhf import checkpoint
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Request, Sampling
-from nanorlhf.grpo import GRPOTrainer
-from nanorlhf.scripts.merge import main
+from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.ppo import PPOConfig
+from nanorlhf.rundir import Record
+from nanorlhf.scripts.merge import USED, card, main
 from tests.test_trainer import config
 
 BASE = shipped_model("nanorlhf:adder")
@@ -114,11 +116,24 @@ def test_card_holds_recipe_and_results(trained: Trained, tmp_path: Path, part: s
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     options = yaml.safe_load((trained.run / "config.yaml").read_text())
     assert recipe.items() <= options.items() and "output_dir" not in recipe
-    assert recipe["learning_rate"] == 5e-3 and recipe["num_generations"] == 4 and "seed" not in recipe
+    used = {"learning_rate": 5e-3, "temperature": 1.0, "seed": 0, "num_generations": 4, "max_steps": 6, "kl_coef": 0.0}
+    assert used.items() <= recipe.items(), "also where they are the usual ones"
+    usual = GRPOConfig().to_dict()
+    assert {name for name in recipe if recipe[name] == usual[name]} <= set(USED), "and no others that are"
     rows = [json.loads(line) for line in (trained.run / "metrics.jsonl").read_text().splitlines()]
     held_out = {row["step"]: row["eval/reward"] for row in rows if "eval/reward" in row and row["step"] <= step}
     last = max(held_out)
     assert f"| eval/reward | {held_out[0]:.4g} (step 0) | {held_out[last]:.4g} (step {last}) |" in text
+
+
+def test_a_card_knows_what_is_usual_for_whom(tmp_path: Path) -> None:
+    options = PPOConfig(learning_rate=3e-4).to_dict()
+    told = card(Record(tmp_path, "mine", options | {"algorithm": "mine.py:Mine", "run_name": None}, {}, []), 1)
+    recipe = yaml.safe_load(told.split("```yaml\n")[1].split("```")[0])
+    assert recipe.keys() - USED == {"algorithm"} and recipe["learning_rate"] == 3e-4
+    assert recipe["kl_coef"] == options["kl_coef"] > 0
+    older = card(Record(tmp_path, "ppo", options | {"gone": 1, "run_name": None}, {}, []), 1)
+    assert "gone: 1" in older
 
 
 def test_mistakes(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
