@@ -9,14 +9,14 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from nanorlhf import activations
@@ -82,28 +82,42 @@ def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> 
     tokenizer, sampling = AutoTokenizer.from_pretrained(folder / "model"), Sampling(1.0, tokens, (0,))
     engine = build_engine(config, policy, tokenizer, sampling, folder / "base", plan)
     engine.update(policy)
-    draw = random.Random(0)
-    prompts = [[draw.randrange(2, 500) for _ in range(draw.randint(4, PROMPT))] for _ in range(samples)]
-    asked = [Request(i, ids, max_tokens=draw.randint(tokens // 4, tokens)) for i, ids in enumerate(prompts)]
-    written = sorted(engine.generate(asked, seed=0), key=lambda c: c.id)
+    asked = requests(samples, tokens)
+    rollout = as_written(asked, engine.generate(asked, seed=0))
     engine.close()  # so that peaks are the trainer's own
-    rollout = as_rollout(
-        [{"prompt_ids": prompts[c.id], "completion_ids": c.token_ids, "logprobs": c.logprobs, "reward": 1.0}
-         for c in written], Workload(generations=1),
-    )  # fmt: skip
     packed, alone = (everything(policy, rollout, budget) for budget in (ROW, 1))
     found: dict[str, Any] = {
         "engine": type(engine).__name__,
         "engine_and_trainer": apart(rollout.columns["engine_logprobs"], packed),
         "packed_and_one_by_one": apart(packed, alone),
     }
-    expected, found["plain"] = gradient(policy, rollout, device)
-    ways: tuple[tuple[str, Literal["off", "on"]], ...] = (("recomputed", "off"), ("recomputed_and_offloaded", "on"))
-    for name, offload in ways:
-        activations.recompute(policy.base, offload, policy.device)
-        got, found[name] = gradient(policy, rollout, device)
-        found[name]["relative_difference"] = ((got - expected).norm() / expected.norm()).item()
-    return found
+    return found | gradients(policy, rollout)
+
+
+def requests(count: int, tokens: int, seed: int = 0) -> list[Request]:
+    """Prompts of any tokens, each with a limit of its own up to `tokens`."""
+    draw = random.Random(seed)
+    prompts = [[draw.randrange(2, 500) for _ in range(draw.randint(4, PROMPT))] for _ in range(count)]
+    return [Request(i, ids, max_tokens=draw.randint(tokens // 4, tokens)) for i, ids in enumerate(prompts)]
+
+
+def as_written(asked: Sequence[Request], written: Iterable[Completion]) -> Rollout:
+    """What an engine wrote, as the loop takes it."""
+    return given((asked[c.id].prompt_ids, c.token_ids, c.logprobs) for c in sorted(written, key=lambda c: c.id))
+
+
+def made_up(lengths: Sequence[int], prompt: int = 16) -> Rollout:
+    """Samples of so many tokens each, their prompts among them."""
+    draw = random.Random(0)
+    every = [[draw.randrange(2, 500) for _ in range(length)] for length in lengths]
+    return given((ids[:prompt], ids[prompt:], [-6.0] * len(ids[prompt:])) for ids in every)
+
+
+def given(samples: Iterable[tuple[list[int], list[int], list[float]]]) -> Rollout:
+    """Prompts, completions and log-probabilities, each sample a group of its own."""
+    names = ("prompt_ids", "completion_ids", "logprobs")
+    every = [dict(zip(names, sample, strict=True)) | {"reward": 1.0} for sample in samples]
+    return as_rollout(every, Workload(generations=1))
 
 
 def planned(config: GRPOConfig) -> Plan:
@@ -135,7 +149,7 @@ def everything(policy: Policy, rollout: Rollout, budget: int) -> Tensor:
     return found
 
 
-def gradient(policy: Policy, rollout: Rollout, device: str) -> tuple[Tensor, dict[str, Any]]:
+def gradient(policy: Policy, rollout: Rollout) -> tuple[Tensor, dict[str, Any]]:
     """The adapter's gradient, with its time and memory."""
 
     def work() -> None:
@@ -143,9 +157,41 @@ def gradient(policy: Policy, rollout: Rollout, device: str) -> tuple[Tensor, dic
         for batch in rows(policy, rollout, ROW):
             (policy.logprobs(batch)[0] * batch.weights).sum().backward()
 
-    seconds, peak = timed(work, device)
+    seconds, peak = timed(work, policy.device.type)
     flat = torch.cat([p.grad.flatten().float().cpu() for p in policy.trainable.values() if p.grad is not None])
     return flat, {"seconds": seconds, "peak_gib": peak}
+
+
+def gradients(policy: Policy, rollout: Rollout) -> dict[str, dict[str, Any]]:
+    """The gradient in every way of keeping activations, and how far it lies from the first; twice, for the noise."""
+    ways: dict[str, tuple[Literal["off", "on"], int | None]] = {
+        "plain": ("off", 0),
+        "again": ("off", 0),
+        "recomputed": ("off", None),
+        "recomputed_and_offloaded": ("on", None),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    expected: Tensor | None = None
+    for name, (offload, layers) in ways.items():
+        activations.recompute(policy.base, offload, policy.device, layers)
+        got, figures = gradient(policy, rollout)
+        expected = got if expected is None else expected
+        found[name] = figures | {"relative_difference": ((got - expected).norm() / expected.norm()).item()}
+    return found
+
+
+def one_row(config: GRPOConfig, lengths: Sequence[int]) -> tuple[Callable[[], Any], nn.Module]:
+    """An optimizer step, there and back, from one row of samples of these lengths, to be called again and again; and
+    the model.
+    """
+    rollout = made_up(lengths)
+    tokens = int(rollout.lengths.sum())
+    rollout.columns["advantages"] = torch.ones(tokens)
+    policy = Policy(config)
+    loop = Loop(config, GRPO(config), policy, Given(Meter()))
+    everyone = torch.ones(len(lengths), dtype=torch.bool)
+    (batch,) = pack(rollout, everyone, torch.full((tokens,), 1 / tokens), sum(lengths))
+    return lambda: loop.optimize([batch], Averages(), measured=False, teaches=True), policy.model
 
 
 def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: str = "auto") -> dict[str, Any]:
@@ -155,16 +201,7 @@ def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: s
         folder, device, gradient_checkpointing=True, activation_offload=offload, token_budget=tokens,
         max_prompt_length=16, max_completion_length=tokens - 16, num_generations=2, prompts_per_step=1,
     )  # fmt: skip
-    draw = random.Random(0)
-    ids = [draw.randrange(2, 500) for _ in range(tokens)]
-    sample = {"prompt_ids": ids[:16], "completion_ids": ids[16:], "logprobs": [-6.0] * (tokens - 16), "reward": 1.0}
-    rollout = as_rollout([sample], Workload(generations=1))
-    rollout.columns["advantages"] = torch.ones(tokens - 16)
-    policy = Policy(config)
-    loop = Loop(config, GRPO(config), policy, Given(Meter()))
-    everyone = torch.ones(1, dtype=torch.bool)
-    (batch,) = pack(rollout, everyone, torch.full((tokens - 16,), 1 / tokens), tokens)
-    seconds, peak = timed(lambda: loop.optimize([batch], Averages(), measured=False, teaches=True), device)
+    seconds, peak = timed(one_row(config, [tokens])[0], device)
     return {"tokens": tokens, "tokens_per_s": tokens / seconds, "seconds": seconds, "peak_gib": peak}
 
 

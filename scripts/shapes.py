@@ -26,26 +26,32 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-TINY = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+TINY = {  # with heads of 32, the least that vLLM has on a CPU
+    "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 512,
 }  # fmt: skip
 
 
-def write(folder: Path, shape: str, device: str, tiny: bool = False) -> None:
-    """The model in bfloat16 (float32 on a CPU), and a tokenizer of bytes: AutoTokenizer reads a Qwen so."""
+def write(folder: Path, shape: str, device: str, tiny: bool = False, layers: int = 0, sharpness: float = 1.0) -> None:
+    """The model in bfloat16 (float32 on a CPU), and a tokenizer of bytes: AutoTokenizer reads a Qwen so.
+
+    `layers`: only so many of them. `sharpness` multiplies logits: at 5 random weights spread them as training does.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    about = SHAPES[shape] | (TINY | {"head_dim": 8} if tiny and "head_dim" in SHAPES[shape] else TINY if tiny else {})
+    about = SHAPES[shape] | (TINY | {"head_dim": 32} if tiny and "head_dim" in SHAPES[shape] else TINY if tiny else {})
+    about |= {"num_hidden_layers": min(layers, about["num_hidden_layers"])} if layers else {}
     kind = str(about.pop("model_type"))
     ends = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
     config = AutoConfig.for_model(kind, **about, **ends, max_position_embeddings=131072, rope_theta=1e6)
     torch.manual_seed(0)
     with torch.device(device):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.base_model.norm.weight.data *= sharpness
+        model.save_pretrained(folder)
     names = ["</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     names += [f"<{i}>" for i in range(len(names), about["vocab_size"])]
     tokens = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
