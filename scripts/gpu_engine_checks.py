@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from nanorlhf import trainer
 from nanorlhf.engines.base import Request, Sampling
@@ -34,16 +33,10 @@ def start(bench: Bench) -> None:
     bench.note(model_seconds=time.perf_counter() - begun, **card(bench))
     begun = time.perf_counter()
     with graphs_noted(bench):
-        bench.trainer = GRPOTrainer(**ingredients(bench), args=GRPOConfig(**made))
+        bench.trainer = GRPOTrainer(**gpu_parts.ingredients(bench.tiny), args=GRPOConfig(**made))
     bench.note(seconds=time.perf_counter() - begun, **card(bench))
     if plan := bench.trainer.plan:
         bench.note(plan=plan.table(), **in_gib(planned=plan.total("generate")))
-
-
-def ingredients(bench: Bench) -> dict[str, Any]:
-    """What both trainers are made with beside their options."""
-    letters = 4 if bench.tiny else gpu_parts.PROMPT
-    return {"reward_funcs": gpu_parts.coin, "train_dataset": Dataset.from_list(gpu_parts.questions(64, letters))}
 
 
 def options(bench: Bench, name: str, **others: Any) -> dict[str, Any]:
@@ -253,7 +246,7 @@ def ppo(bench: Bench) -> None:
     gc.collect()
     config = PPOConfig(**options(bench, "ppo", offload="always", value_init_prompts=0))
     with lent(engine):
-        bench.trainer = PPOTrainer(**ingredients(bench), args=config)
+        bench.trainer = PPOTrainer(**gpu_parts.ingredients(bench.tiny), args=config)
     if plan := bench.trainer.plan:
         bench.note(plan=plan.table())
     steps(bench)

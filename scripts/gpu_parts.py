@@ -229,14 +229,18 @@ def drawn(engine: Any, limit: int) -> None:
     engine.generate = limited
 
 
-def ours(folder: Path, device: str, tiny: bool, length: int, draw: bool, **others: Any) -> list[dict[str, Any]]:
-    """Metrics of a few whole steps of 16 x 8 episodes."""
+def ingredients(tiny: bool) -> dict[str, Any]:
+    """What a trainer is made with beside its options."""
     from datasets import Dataset
 
+    return {"reward_funcs": coin, "train_dataset": Dataset.from_list(questions(64, 4 if tiny else PROMPT))}
+
+
+def ours(folder: Path, device: str, tiny: bool, length: int, draw: bool, **others: Any) -> list[dict[str, Any]]:
+    """Metrics of a few whole steps of 16 x 8 episodes."""
     prompts, letters = (2, 4) if tiny else (16, PROMPT)
     trainer = GRPOTrainer(
-        reward_funcs=coin,
-        train_dataset=Dataset.from_list(questions(64, letters)),
+        **ingredients(tiny),
         args=options(
             folder, device, engine="hf" if device == "cpu" else "vllm", prompts_per_step=prompts, num_generations=8,
             max_prompt_length=letters, max_completion_length=length, max_steps=1 + REPEATS, keep_rollouts=False,
