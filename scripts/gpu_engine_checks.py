@@ -29,7 +29,7 @@ METRICS = ("step", "memory", "time", "throughput", "mismatch", "loss", "grad_nor
 def start(bench: Bench) -> None:
     """A trainer with its engine: seconds and memory, before and after graphs, beside the plan's."""
     begun = time.perf_counter()
-    made = options(bench, "grpo", num_generations=8)
+    made = options(bench, "grpo")
     bench.note(model_seconds=time.perf_counter() - begun, **card(bench))
     begun = time.perf_counter()
     with graphs_noted(bench):
@@ -42,6 +42,7 @@ def start(bench: Bench) -> None:
 def options(bench: Bench, name: str, **others: Any) -> dict[str, Any]:
     """Those of both trainers: r1_zero's, two steps, an engine that says what it does."""
     run = {"output_dir": str(bench.folder / name), "max_steps": 2, "eval_steps": 0, "save_steps": 0}
+    run |= {"num_generations": 8}  # PPO too, so that its plan has no less cache than the engine that it is lent
     run |= {"keep_rollouts": False, "engine": "vllm", "engine_logs": True, "weight_sync": "lora"}
     model = {"model_name_or_path": str(bench.model("Qwen2.5-1.5B") / "model"), "device": bench.device}
     return bench.sizes(**run, **model, **others)

@@ -30,7 +30,7 @@ from nanorlhf.scripts.workloads import Meter
 
 HEADS = [(12, 2, None), (16, 8, None), (8, 8, 256), (12, 2, 256)]  # of queries, of keys and values; window
 LENGTHS = [1024, 37, 515, 1]
-ROUNDED = 0.02  # relative difference that bfloat16 accounts for
+ROUNDED, ANOTHER_ORDER = 0.02, 0.05  # relative differences that bfloat16 accounts for, the latter in whole models
 KERNELS = 25  # in the profile
 
 
@@ -143,7 +143,7 @@ def gradients(bench: Bench) -> None:
     found = gpu_parts.gradients(config, rollout)
     for way, figures in found.items():
         bench.note(way=way, **figures)
-    bench.within(ROUNDED, relative_difference=max(f["relative_difference"] for f in found.values()))
+    bench.within(ANOTHER_ORDER, relative_difference=max(f["relative_difference"] for f in found.values()))
 
 
 def adapters(bench: Bench) -> None:
@@ -161,7 +161,7 @@ def adapters(bench: Bench) -> None:
         bench.note(layers_taken_apart=take_apart(policy.model))
     (logprobs, gradient), (expected, wanted) = results
     bench.note(logprobs=gpu_parts.apart(logprobs, expected))
-    bench.within(ROUNDED, relative_difference=((gradient - wanted).norm() / wanted.norm()).item())
+    bench.within(ANOTHER_ORDER, relative_difference=((gradient - wanted).norm() / wanted.norm()).item())
 
 
 def take_apart(model: nn.Module) -> int:

@@ -90,7 +90,6 @@ LEFT_OUT = (  # nothing that a dense language model on a Hopper card needs
     "vllm/third_party/fmha_sm100/*",
     "vllm/vllm-rs",  # a server
     "mistral_common/data/*",
-    "pycountry/databases/*",
     "pycountry/locales/*",
 )
 

@@ -21,8 +21,8 @@ Lines = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run sets these for good."""
-    for name in ("VLLM_HOST_IP", "HF_HUB_OFFLINE"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for name, value in gpu_first.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
 
 
 def carried_out(run: str, folder: Path) -> Lines:

@@ -40,7 +40,7 @@ def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel(
         shop,
         "pycountry",
-        {"pycountry/__init__.py": b"", "pycountry/databases/a.json": b"left out"},
+        {"pycountry/__init__.py": b"", "pycountry/locales/a.mo": b"left out"},
         "cp312-cp312-manylinux2014_x86_64",
     )
     monkeypatch.setenv("PIP_NO_INDEX", "1")
