@@ -49,7 +49,7 @@ EXACT = {
         f"optim.Optimizer.step: {READ}": 2,
     },
 }
-ELSEWHERE = {"losses.by_sequence: _unique2", "losses.preference: _unique2", f"losses.preference: {READ}"}
+ELSEWHERE = {"losses.by_sequence: _unique2", "losses.preference: _unique2"}
 COPIES = {
     "types.MicroBatch.to: to the card",
     "logprobs.backbone_hidden: to main memory",
