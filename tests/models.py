@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,3 +63,10 @@ def tiny(architecture: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     config = AutoConfig.for_model(architecture, **SHAPE | options | changes)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def servable(architecture: str, folder: Path, **changes: Any) -> str:
+    """A tiny model in a folder, with heads of a size that vLLM for CPUs has a kernel for."""
+    heads = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32, "initializer_range": 0.1}
+    tiny(architecture, **heads | changes).save_pretrained(folder)
+    return str(folder)

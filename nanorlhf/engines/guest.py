@@ -9,11 +9,13 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
+from torch import distributed, nn
+from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
@@ -37,6 +39,45 @@ def group_kept() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group = destroy
+
+
+@contextlib.contextmanager
+def classes_kept(decorators: Any) -> Iterator[Callable[[nn.Module], None]]:
+    """Takes back what vLLM makes of transformers' classes, which the trainer's model is of, too; `decorators` is its
+    module that does it. What is given back moves vLLM's own model to a class of its own, decorated as before."""
+    decorate = decorators._support_torch_compile  # noqa: SLF001  all its decorators come to this one
+    before: dict[type, tuple[tuple[type, ...], dict[str, Any]]] = {}
+    own: dict[type, type] = {}
+
+    def noting(cls: type, *args: Any, **kwargs: Any) -> type:
+        if issubclass(cls, PreTrainedModel):
+            before.setdefault(cls, (cls.__bases__, dict(vars(cls))))
+        return decorate(cls, *args, **kwargs)
+
+    def added(cls: type) -> dict[str, Any]:
+        return {name: value for name, value in vars(cls).items() if before[cls][1].get(name) is not value}
+
+    def move(model: nn.Module) -> None:
+        for module in model.modules():
+            cls = type(module)
+            if cls in before:
+                bases = (cls, *cls.__bases__[len(before[cls][0]) :])
+                module.__class__ = own.setdefault(
+                    cls, type(cls.__name__, bases, added(cls) | {"__module__": cls.__module__})
+                )
+
+    decorators._support_torch_compile = noting  # noqa: SLF001
+    try:
+        yield move
+    finally:
+        decorators._support_torch_compile = decorate  # noqa: SLF001
+        for cls, (bases, names) in before.items():
+            for name in added(cls):
+                if name in names:
+                    setattr(cls, name, names[name])
+                else:
+                    delattr(cls, name)
+            cls.__bases__ = bases
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.engines.cache import sequence_bytes
-from nanorlhf.engines.guest import group_kept, kept_random_state, undisturbed
+from nanorlhf.engines.guest import classes_kept, group_kept, kept_random_state, undisturbed
 from nanorlhf.errors import UsageError
 from nanorlhf.seeds import derive
 from nanorlhf.team import team
@@ -215,6 +215,7 @@ def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_cod
 
 def start(cpu: bool, **engine_args: Any) -> Any:
     """vLLM's own engine, in this process."""
+    from vllm.compilation import decorators
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.models import registry
     from vllm.usage.usage_lib import UsageContext
@@ -227,7 +228,10 @@ def start(cpu: bool, **engine_args: Any) -> Any:
         uniproc_executor.get_file_store_init_method = nameless_file  # type: ignore[attr-defined]
     if cpu:  # the rank of each token, which nobody reads: compiling it would take the first generation 15 s
         sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)  # type: ignore[attr-defined]
-    return LLMEngine.from_engine_args(EngineArgs(**engine_args), usage_context=UsageContext.LLM_CLASS)
+    with classes_kept(decorators) as move:
+        engine = LLMEngine.from_engine_args(EngineArgs(**engine_args), usage_context=UsageContext.LLM_CLASS)
+        engine.apply_model(move)
+    return engine
 
 
 def nameless_file() -> str:
