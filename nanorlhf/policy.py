@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from nanorlhf import activations, attention, checkpoint
 from nanorlhf.budget import ran_out
@@ -199,6 +202,15 @@ class Policy:
             if adapted is not None:
                 weight = weight + adapted.get_delta_weight(POLICY).to(weight.dtype)  # type: ignore[operator]
             yield name.replace(".base_layer.", "."), weight
+
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """The same by the names and in the shapes of a checkpoint: a layer's experts are one tensor here, and many
+        there."""
+        if getattr(self.base, "_weight_conversions", None) == []:
+            yield from self.merged()
+            return
+        for _, layer in groupby(self.merged(), lambda named: re.match(r".*?\.\d+\.|", named[0])[0]):  # type: ignore[index]
+            yield from revert_weight_conversion(self.base, dict(layer)).items()
 
     def serving_copy(self, sync: WeightSync) -> nn.Module:
         """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nanorlhf.config import shipped_model
@@ -152,3 +153,16 @@ def test_coverage_in_words() -> None:
     assert "LoRA adapts 21 layers" in make().coverage
     assert "LoRA adapts 3 layers" in make(lora="q_proj").coverage
     assert "all" in make(lora="none").coverage
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3"])
+def test_what_is_handed_over_has_the_names_of_the_checkpoint(architecture: str, tmp_path: Path) -> None:
+    model = tiny(architecture, num_local_experts=4, num_experts_per_tok=2)
+    model.save_pretrained(tmp_path)
+    checkpoint = load_file(tmp_path / "model.safetensors")
+    made = Policy(TrainConfig(device="cpu", lora="none"), model)
+    loaded = Policy(TrainConfig(model_name_or_path=str(tmp_path), device="cpu", lora="none"))
+    for policy in (made, loaded):
+        saved = dict(policy.saved())
+        assert saved.keys() == checkpoint.keys()
+        assert all(saved[name].equal(tensor) for name, tensor in checkpoint.items())

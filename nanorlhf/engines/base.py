@@ -58,6 +58,10 @@ class Weights(Protocol):
         """Every parameter of the plain model by its Hugging Face name, adapters merged out of place."""
         ...
 
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """The same as a checkpoint has them, which is what vLLM reads."""
+        ...
+
     def serving_copy(self, sync: WeightSync) -> nn.Module:
         """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""
         ...

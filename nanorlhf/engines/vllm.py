@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from packaging.specifiers import SpecifierSet
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
@@ -151,7 +151,9 @@ class VLLMEngine:
                 self.engine.collective_rpc(load_adapter, args=weights.adapter())
                 self.lora_request = lora_request()
             else:
-                self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.merged()})
+                if not self.devices:
+                    self.engine.apply_model(forget_kernels)
+                self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.saved()})
         assert self.engine.reset_prefix_cache(), "the prefix cache must be empty"
         self.version, self.ready = weights.version, True
 
@@ -253,6 +255,14 @@ def lora_request() -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest("policy", ADAPTER, "in memory")
+
+
+def forget_kernels(model: nn.Module) -> None:
+    """Lets new weights of experts be packed as the first were: on a CPU vLLM packs them when it makes their kernel."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None):
+            method.moe_kernel = None
 
 
 def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

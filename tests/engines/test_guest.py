@@ -6,37 +6,16 @@ import contextlib
 from pathlib import Path
 
 import pytest
-import torch
 
-from nanorlhf.engines.base import Request, Sampling
+from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.vllm import VLLMEngine
 from nanorlhf.options import TrainConfig
-from nanorlhf.packing import pack
 from nanorlhf.policy import Policy
-from nanorlhf.types import Prompt, Sample, WeightSync
-from tests.models import VOCABULARY, servable
-from tests.samples import rollout
+from nanorlhf.types import WeightSync
+from tests.engines.gap import gap
+from tests.models import servable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-
-
-def gap(policy: Policy, engine: VLLMEngine) -> float:
-    """Nats by which the two differ about what the engine writes, with an adapter that is not zero."""
-    draw = torch.Generator().manual_seed(policy.version)
-    for p in policy.trainable.values():
-        p.data += 0.05 * torch.randn(p.shape, generator=draw)
-    policy.version += 1
-    engine.update(policy)
-    asked = [Request(i, torch.randint(3, VOCABULARY, (20 + i,), generator=draw).tolist()) for i in range(6)]
-    written = sorted(engine.generate(asked, seed=0), key=lambda c: c.id)
-    samples = [
-        Sample(Prompt(r.id, r.prompt_ids, "", {}), c.token_ids, c.logprobs, c.stopped, "")
-        for r, c in zip(asked, written, strict=True)
-    ]
-    made = rollout(samples)
-    (row,) = pack(made, torch.ones(6, dtype=torch.bool), torch.zeros(int(made.lengths.sum())), 4096)
-    with torch.no_grad():
-        return (policy.logprobs(row)[0] - row.columns["engine_logprobs"]).abs().max().item()
 
 
 @pytest.mark.parametrize("sync", ["merged", "lora"])

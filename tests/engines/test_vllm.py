@@ -78,6 +78,8 @@ class Policy:
             if "lora_" not in name:
                 yield name.replace(".base_layer.", "."), p.detach() + delta
 
+    saved = merged  # a checkpoint has the same names
+
     def serving_copy(self, sync: WeightSync) -> nn.Module:
         return copy.deepcopy(self.model) if sync == "lora" else copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
 

@@ -1,0 +1,32 @@
+"""Models that vLLM holds otherwise than transformers: what reaches it is what the trainer has."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from nanorlhf.engines.base import Sampling
+from nanorlhf.engines.vllm import VLLMEngine
+from nanorlhf.options import TrainConfig
+from nanorlhf.policy import Policy
+from nanorlhf.types import WeightSync
+from tests.engines.gap import gap
+from tests.models import servable
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 40}
+
+
+def served(name: str, sync: WeightSync) -> VLLMEngine:
+    return VLLMEngine(name, Sampling(1.0, 16, (2,)), sync=sync, max_model_len=64, lora_rank=8)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "granitemoe"])
+def test_experts_reach_vllm(architecture: str, tmp_path: Path) -> None:
+    name = servable(architecture, tmp_path, **EXPERTS)
+    policy = Policy(TrainConfig(model_name_or_path=name, device="cpu", lora="none"))
+    with contextlib.closing(served(name, "merged")) as engine:
+        for _ in range(2):
+            assert gap(policy, engine) < 1e-5
