@@ -20,7 +20,9 @@ class TrainConfig(TaskConfig):
 
     # model
     lora: str = option(
-        "all-linear", "What LoRA adapts: all-linear, module names with commas, or none (train all weights).", "model"
+        "all-linear",
+        "What LoRA adapts: all-linear (without experts), module names with commas, or none (train all weights).",
+        "model",
     )
     lora_r: int = option(32, "Rank of the adapter.", "model")
     lora_alpha: int = option(32, "Its scale: alpha / r (alpha / sqrt(r) with use_rslora).", "model")

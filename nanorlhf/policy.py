@@ -98,7 +98,8 @@ class Policy:
         total -= sum(p.numel() for n, p in self.base.named_parameters() if "lora_" in n)
         covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
         share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
-        return f"LoRA adapts {share}; {trained:,} are trained"
+        without = "; experts are left out" if expert_blocks(self.base) else ""
+        return f"LoRA adapts {share}{without}; {trained:,} are trained"
 
     def recompute(self, share: Fraction | int = 1) -> None:
         """This share of the layers (rounded up) keep nothing but their input for backward from now on."""
@@ -298,7 +299,7 @@ def with_adapter(
     if config.adapter_name_or_path:
         with reading("adapter_name_or_path", config.adapter_name_or_path):
             return PeftModel.from_pretrained(model, find_adapter(config.adapter_name_or_path), is_trainable=True)
-    targets = config.lora if config.lora == "all-linear" else split_names(config.lora)
+    targets = split_names(config.lora) if config.lora != "all-linear" else linear_layers(model)
     adapter = peft_config or LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -325,6 +326,22 @@ def let_lora_drop(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.lora_dropout.train()
+
+
+def expert_blocks(model: nn.Module) -> set[str]:
+    """Names of the blocks that hold experts, such as mlp; none in a dense model."""
+    return {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".experts")}
+
+
+def linear_layers(model: PreTrainedModel) -> str | list[str]:
+    """The layers that all-linear stands for: in a model with experts, names of those outside of their blocks."""
+    blocks = expert_blocks(model)
+    if not blocks:
+        return "all-linear"
+    head = model.get_output_embeddings()
+    linear = [name.split(".") for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    inside = {name[-1] for name in linear if blocks & set(name)}
+    return sorted({name[-1] for name in linear} - inside)
 
 
 def rank_of(model: nn.Module) -> int:
@@ -373,6 +390,11 @@ def refuse_unsupported(model: nn.Module) -> None:
     if lora.modules_to_save:
         raise UsageError(
             f"modules_to_save={lora.modules_to_save} is not served by the engine; use lora: none to train whole layers"
+        )
+    if lora.target_parameters:
+        raise UsageError(
+            "LoRA on experts is not served by the engine; leave their layers out of lora (all-linear does), "
+            "or use lora: none"
         )
     if lora.use_dora:
         raise UsageError("DoRA adapters are not served by the engine; use plain LoRA")

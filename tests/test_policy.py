@@ -166,3 +166,23 @@ def test_what_is_handed_over_has_the_names_of_the_checkpoint(architecture: str, 
         saved = dict(policy.saved())
         assert saved.keys() == checkpoint.keys()
         assert all(saved[name].equal(tensor) for name, tensor in checkpoint.items())
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "granitemoe"])
+def test_lora_leaves_experts_out_and_says_so(architecture: str) -> None:
+    few = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    policy = Policy(TrainConfig(device="cpu", lora_r=4), tiny(architecture, **few))
+    layers = {".".join(name.split(".")[-5:-3]) for name in policy.trainable}
+    assert layers == {f"self_attn.{name}_proj" for name in "qkvo"}
+    assert "; experts are left out; " in policy.coverage
+    assert any(".experts." in name for name, _ in policy.merged())
+
+
+def test_lora_on_experts_is_refused() -> None:
+    with pytest.raises(UsageError, match="LoRA on experts is not served"):
+        Policy(
+            TrainConfig(device="cpu"),
+            tiny("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+            LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["experts.down_proj"]),
+        )
+    assert "experts" not in make().coverage

@@ -23,10 +23,13 @@ def served(name: str, sync: WeightSync) -> VLLMEngine:
     return VLLMEngine(name, Sampling(1.0, 16, (2,)), sync=sync, max_model_len=64, lora_rank=8)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "granitemoe"])
-def test_experts_reach_vllm(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "lora"),
+    [("qwen3_moe", "none"), ("qwen3_moe", "all-linear"), ("mixtral", "none"), ("granitemoe", "all-linear")],
+)
+def test_experts_reach_vllm(architecture: str, lora: str, tmp_path: Path) -> None:
     name = servable(architecture, tmp_path, **EXPERTS)
-    policy = Policy(TrainConfig(model_name_or_path=name, device="cpu", lora="none"))
+    policy = Policy(TrainConfig(model_name_or_path=name, device="cpu", lora=lora, lora_r=8))
     with contextlib.closing(served(name, "merged")) as engine:
         for _ in range(2):
             assert gap(policy, engine) < 1e-5
