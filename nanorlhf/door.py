@@ -88,7 +88,7 @@ def enter(
     train, held_out = load_datasets(config, rewards, reader, train, held_out)
     generates = bool(rewards) and (samples or held_out is not None)
     if generates:
-        check_engine(config)
+        check_engine(config, about)
     if config.shard_base:
         config.require(launched(), "shard_base", "there is one process; start several with accelerate launch")
         whole = engine_name(config) == "hf" and generates

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nanorlhf import gpu_memory
 from nanorlhf.config import shipped_model
@@ -16,6 +16,9 @@ from nanorlhf.memory import Plan
 from nanorlhf.options import TrainConfig
 from nanorlhf.policy import Policy
 from nanorlhf.types import WeightSync
+from nanorlhf.voice import tell
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # what configs call their number
 
 
 def engine_name(config: TrainConfig) -> str:
@@ -25,8 +28,8 @@ def engine_name(config: TrainConfig) -> str:
     return "vllm" if importlib.util.find_spec("vllm") else "hf"
 
 
-def check_engine(config: TrainConfig) -> None:
-    """Refuses vLLM where it is not there, or in a version that is not known to work."""
+def check_engine(config: TrainConfig, about: PretrainedConfig) -> None:
+    """Refuses vLLM where it is not there, or too old, or cannot take weights in the way that is asked for."""
     if engine_name(config) != "vllm":
         return
     if not importlib.util.find_spec("vllm"):
@@ -35,18 +38,29 @@ def check_engine(config: TrainConfig) -> None:
         )
     from nanorlhf.engines.vllm import check_version
 
-    check_version()
+    if untried := check_version():
+        tell(untried)
     wide = config.dtype == "float32" and torch.cuda.is_available()
     config.require(
         not (wide and config.weight_sync == "lora"), "weight_sync", "vLLM's adapters on CUDA are 16-bit; use merged"
     )
+    served = not (config.weight_sync == "lora" and lacks_adapters(about))
+    config.require(served, "weight_sync", "vLLM has no adapters on a CPU for models with experts; use merged")
+
+
+def lacks_adapters(about: PretrainedConfig) -> bool:
+    """Whether vLLM cannot serve an adapter of this model here: with one, experts need Triton."""
+    text = about.get_text_config()
+    experts = any(getattr(text, name, None) not in (None, 0, 1) for name in EXPERTS)
+    return experts and not torch.cuda.is_available()
 
 
 def sync_way(config: TrainConfig, policy: Policy) -> WeightSync:
     """The adapter itself for 16-bit weights, where merging would round small updates away; else merged weights."""
     if config.weight_sync != "auto":
         return config.weight_sync
-    return "lora" if policy.has_adapter and policy.compute_dtype != torch.float32 else "merged"
+    half = policy.has_adapter and policy.compute_dtype != torch.float32
+    return "lora" if half and not (engine_name(config) == "vllm" and lacks_adapters(policy.base.config)) else "merged"
 
 
 def build_engine(
