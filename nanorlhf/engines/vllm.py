@@ -278,6 +278,17 @@ def renames(mapper: Any) -> Any:
     return make()
 
 
+def cut_stacked(manager: Any, loras: dict[str, Any]) -> None:
+    """Cuts adapters of layers that are one to transformers and several to vLLM, as GLM-4's gate and up projection."""
+    from vllm.lora.lora_weights import LoRALayerWeights
+
+    for name, parts in manager.packed_modules.items():
+        if len(parts) > 1 and (lora := loras.pop(name, None)):
+            rows = lora.lora_b.split(manager.modules[name].base_layer.output_sizes)
+            for part, b in zip(parts, rows, strict=True):
+                loras[part] = LoRALayerWeights(part, lora.rank, lora.lora_alpha, lora.lora_a, b, lora.scaling)
+
+
 def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Runs inside vLLM: puts the adapter in the place of the last one."""
     from vllm.lora.lora_model import LoRAModel
@@ -296,6 +307,7 @@ def load_adapter(worker: Any, config: dict[str, Any], tensors: dict[str, Tensor]
         model_vocab_size=outer.vocab_size,
         weights_mapper=renames(getattr(manager.model, "hf_to_vllm_mapper", None)),
     )
+    cut_stacked(manager, adapter.loras)
     manager.remove_adapter(ADAPTER)
     manager.add_adapter(adapter)
     manager.activate_adapter(ADAPTER)

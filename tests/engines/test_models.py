@@ -33,3 +33,13 @@ def test_experts_reach_vllm(architecture: str, lora: str, tmp_path: Path) -> Non
     with contextlib.closing(served(name, "merged")) as engine:
         for _ in range(2):
             assert gap(policy, engine) < 1e-5
+
+
+@pytest.mark.parametrize("sync", ["lora", "merged"])
+def test_layers_that_are_one_to_transformers_and_several_to_vllm(sync: WeightSync, tmp_path: Path) -> None:
+    name = servable("glm4", tmp_path)
+    policy = Policy(TrainConfig(model_name_or_path=name, device="cpu", lora_r=8, lora_alpha=4))
+    assert any("gate_up_proj" in adapted for adapted in policy.trainable)
+    with contextlib.closing(served(name, sync)) as engine:
+        for _ in range(2):
+            assert gap(policy, engine) < 1e-5
