@@ -200,9 +200,10 @@ def verify(model: nn.Module) -> None:
         try:
             packed, touched = row(model, first, second), row(model, other, second)
         except TypeError as error:
-            raise UnsupportedModelError(
-                f"{name}: it cannot be told where the samples of a row end ({error})"
-            ) from error
+            why = f"it cannot be told where the samples of a row end ({error})"
+            if "NoneType" in str(error):
+                why = "its layers read the attention mask themselves (to choose tokens by), and packed rows have none"
+            raise UnsupportedModelError(f"{name}: {why}") from error
         leak = (packed - touched)[len(first) :].abs().mean() / packed.abs().mean()
         if not leak <= noise:
             raise UnsupportedModelError(f"{name}: a sample changes with the one before it in the row (by {leak:.0%})")

@@ -126,6 +126,15 @@ def test_architectures_that_are_not_served_are_refused_with_the_reason(architect
         verify(tiny(architecture))
 
 
+@pytest.mark.parametrize("architecture", ["hy_v4", "deepseek_v32"])
+def test_attention_that_chooses_its_tokens_is_refused(architecture: str) -> None:
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    index = {"index_topk": 4, "index_n_heads": 2, "index_head_dim": 16, "num_key_value_heads": 4}
+    with pytest.raises(UnsupportedModelError, match=f"{architecture}: its layers read the attention mask themselves"):
+        verify(tiny(architecture, **latent, **experts, **index))
+
+
 def test_rotations_that_depend_on_the_longest_sample_have_a_row_to_themselves() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     assert one_per_row(tiny("llama", rope_parameters=rope))
