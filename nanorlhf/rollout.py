@@ -79,6 +79,8 @@ class Author:
             asked = [self.request(i, everyone[i], i >= len(samples), limit) for i in playing]
             playing = []
             with self.residency.phase("generate"):
+                if not turn:
+                    self.engine.forget()
                 for completion in self.engine.generate(asked, derive(seed, "turn", turn) if turn else seed, sampling):
                     sample = everyone[completion.id]
                     if self.extend(sample, completion, turn == self.turns - 1):

@@ -63,6 +63,9 @@ class Scripted:
     def told(self) -> list[str]:
         return []
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def __init__(self, *turns: list[str]) -> None:
         self.turns, self.asked = iter(turns), list[Sequence[Request]]()
 

@@ -26,8 +26,12 @@ def run(folder: Path, steps: int, **options: Any) -> None:
             next(ticks)
 
 
+# Every prompt begins with the same blocks of the cache, which an evaluation has filled where no process has ended.
+SHARED = {"prompt_template": "1 + 2 = 3. " * 12 + "{prompt}", "max_prompt_length": 160, "eval_steps": 1, "kl_coef": 0.1}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"weight_sync": "lora", "updates_per_step": 2}])
+@pytest.mark.parametrize("options", [SHARED, {"weight_sync": "lora", "updates_per_step": 2}])
 def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, 4, **options)
@@ -36,7 +40,7 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
     first, second = (lines(folder / "samples.jsonl") for folder in (whole, parts))
     assert [row["completion"] for row in first] == [row["completion"] for row in second]
     losses = [[row.get("loss") for row in lines(folder / "metrics.jsonl")] for folder in (whole, parts)]
-    assert losses[0][1:] == pytest.approx(losses[1][1:], abs=1e-6)
+    assert losses[0] == losses[1]
     gaps = [row["mismatch/mean_abs"] for row in lines(parts / "metrics.jsonl")[1:]]
     assert max(gap for gap in gaps if gap is not None) < 1e-4
 

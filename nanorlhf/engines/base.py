@@ -78,6 +78,10 @@ class Engine(Protocol):
         """Completions in the order in which they finish; the same requests and seed give the same tokens."""
         ...
 
+    def forget(self) -> None:
+        """Drop what is kept of earlier prompts, so that what is written next depends on nothing before it."""
+        ...
+
     def update(self, weights: Weights) -> None:
         """Serve these weights from now on."""
         ...

@@ -140,6 +140,9 @@ class HFEngine:
         return any(stop in text for stop in sampling.stop)
 
     @torch.no_grad()
+    def forget(self) -> None:
+        """Nothing is kept from one call to the next."""
+
     def update(self, weights: Weights) -> None:
         """Copies the policy's weights over its own."""
         mine = dict(self.model.named_parameters())

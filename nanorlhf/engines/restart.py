@@ -45,6 +45,9 @@ class Restarting:
                 return
             self.restart(failure)  # here nothing refers to what failed
 
+    def forget(self) -> None:
+        self.engine.forget()
+
     def update(self, weights: Weights) -> None:
         """Serves these weights from now on, by a new engine where the old one cannot."""
         try:

@@ -29,7 +29,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has roo
 ADAPTER = 1  # vLLM's number of the one adapter
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
-CPU_CACHE, CPU_BLOCK = 2**30, 128  # bytes at most, tokens in a block
+CPU_CACHE, CPU_BLOCK = 2**30, 32  # bytes at most, tokens in a block: only whole blocks of a prompt are shared
 SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at once, tokens in a block of a GPU's cache
 
 
@@ -68,7 +68,7 @@ class VLLMEngine:
             kv_cache_bytes = kv_cache_bytes or cpu_cache_bytes(
                 model_name_or_path, max_model_len, dtype, trust_remote_code
             )
-            vllm_args = ON_CPU | vllm_args
+            vllm_args = ON_CPU | {"block_size": CPU_BLOCK} | vllm_args
         if team().size > 1:  # each process has an engine of its own, within the group that is there
             vllm_args = {"distributed_executor_backend": "external_launcher"} | vllm_args
         if cuda:  # as the memory plan counts on
@@ -145,6 +145,10 @@ class VLLMEngine:
         prompt = {"prompt_token_ids": request.prompt_ids}
         self.engine.add_request(str(request.id), prompt, params, lora_request=self.lora_request)
 
+    def forget(self) -> None:
+        """Empties the prefix cache: what is read from it differs in the last bits from what is computed."""
+        assert self.engine.reset_prefix_cache(), "the prefix cache must be empty"
+
     def update(self, weights: Weights) -> None:
         """Serves these weights from now on; what was cached for the old ones is forgotten."""
         assert not self.engine.is_sleeping() and not self.engine.has_unfinished_requests(), "the engine is not free"
@@ -156,7 +160,7 @@ class VLLMEngine:
                 if not self.devices:
                     self.engine.apply_model(forget_kernels)
                 self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.saved()})
-        assert self.engine.reset_prefix_cache(), "the prefix cache must be empty"
+        self.forget()
         self.version, self.ready = weights.version, True
 
     def sleep(self) -> None:
