@@ -68,7 +68,9 @@ def use_template(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Non
     elif name is not None:
         path = Path(name)
         if not path.is_file():
-            raise UsageError(f"chat_template={name!r}: {nearest(name, READY)} It is {' or '.join(READY)}, or a file")
+            raise UsageError(
+                f"chat_template={name!r}: it is {' or '.join(READY)}, or a file; {nearest(name, READY, listed=True)}"
+            )
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

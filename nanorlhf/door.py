@@ -25,7 +25,7 @@ from nanorlhf.options import OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.plugins import from_file
 from nanorlhf.policy import find_adapter, pick_device, refuse_router_loss
 from nanorlhf.reading import Reading, require
-from nanorlhf.reward import Reward, find_rewards
+from nanorlhf.reward import Reward, file_of, find_rewards
 from nanorlhf.rows import UnfitError
 from nanorlhf.rundir import run_of
 from nanorlhf.sources import Rows, as_rows, load, only_split
@@ -155,8 +155,9 @@ def find_judges(config: TaskConfig, given: Any, environment_class: type[Environm
         seconds = reward.options.get("seconds", 0)
         longer = f"reward {reward.name!r} itself takes up to {seconds:g} s (its option seconds), so it must be more"
         config.require(seconds < config.reward_timeout, "reward_timeout", longer)
-    earns = environment_class is not None and not issubclass(environment_class, ToolCalls)
-    return [Reward("environment", environment), *found] if earns else found
+    if environment_class is None or issubclass(environment_class, ToolCalls):
+        return found
+    return [Reward("environment", environment, file=file_of(environment_class.step)), *found]
 
 
 def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NEAR = 0.65  # difflib's ratio, from which on a name may have been meant
+FEW = 12  # names that are listed
+
 
 class UsageError(ValueError):
     """A setting that cannot work, answered before anything costly starts."""
@@ -39,7 +42,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the closest of `known`."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)
-    return f"did you mean {close[0]!r}?" if close else "there is none yet"
+def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
+    """A hint that names the closest of `known`; where none is close, all, if they are few and not `listed` anyway."""
+    names = sorted(one for one in known if not one.startswith("_"))
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=NEAR):
+        return f"did you mean {close[0]!r}?"
+    if not names:
+        return "there is none yet"
+    return "none is like it" if listed or len(names) > FEW else f"known are {', '.join(names)}"

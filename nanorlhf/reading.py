@@ -34,7 +34,7 @@ class Read:
 def require(column: str, names: Collection[str], option: str, otherwise: str = "") -> None:
     """Refuses a dataset that lacks a column something needs."""
     if column not in names:
-        there = f"the dataset has {', '.join(names)}; {nearest(column, names)}"
+        there = f"the dataset has {', '.join(names)}; {nearest(column, names, listed=True)}"
         raise UsageError(f"{option} needs the column {column!r}, and {there}{otherwise}")
 
 
@@ -117,7 +117,7 @@ def extractor(pattern: str) -> Callable[[Any], str | None]:
     except re.error as error:
         raise UsageError(f"answer_pattern={pattern!r} is no regular expression: {error}") from None
     if compiled.groups != 1:
-        known = f"{nearest(pattern, READY)} Ready are {', '.join(READY)}"
+        known = f"ready are {', '.join(READY)}; {nearest(pattern, READY, listed=True)}"
         raise UsageError(f"answer_pattern={pattern!r} has {compiled.groups} groups and takes one; {known}")
 
     def extract(text: Any) -> str | None:

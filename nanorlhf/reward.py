@@ -58,7 +58,7 @@ class Reward:
     name: str
     function: RewardFunction
     weight: float = 1.0
-    file: str = ""  # where the function was written, which it forgets on its way to a worker
+    file: str = ""  # where it was written, which functions forget on their way to a worker
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
@@ -134,7 +134,8 @@ async def awaited(scores: Any) -> Any:
 def raised(error: BaseException, reward: Reward) -> str:
     """The exception, and where it came from: the last line of the reward's own file on the way to it."""
     own = file_of(reward.inner)
-    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == own]
+    way = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    lines = [line for file, line in way if file in (own, reward.file)]
     return f"raised {told(error)}" + (f" ({plain(reward.file or own, keep='')}:{lines[-1]})" if lines else "")
 
 

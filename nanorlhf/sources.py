@@ -71,7 +71,9 @@ def of_split(found: Any, split: str) -> Rows:
     if not isinstance(found, datasets.DatasetDict | datasets.IterableDatasetDict):
         return found
     if split not in found:
-        raise UsageError(f"split {split!r}: there are {', '.join(map(str, found))}; {nearest(split, map(str, found))}")
+        raise UsageError(
+            f"split {split!r}: there are {', '.join(map(str, found))}; {nearest(split, map(str, found), listed=True)}"
+        )
     return found[split]
 
 

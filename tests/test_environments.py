@@ -84,7 +84,7 @@ def play(engine: Scripted, limit: int = 200, turns: int = 9, prompt: Any = ASKED
 
     config = GRPOConfig(reward_workers=0, reward_failure_limit=1)
     stage = Stage(Countdown, TOKENIZER, (END,), limit, {})
-    scorer = Scorer([Reward("environment", environment)], config)
+    scorer = Scorer([Reward("environment", environment, file=__file__)], config)
     author = Author(engine, TOKENIZER, scorer, limit, stage, turns)  # type: ignore[arg-type]
     text = (
         prompt
@@ -140,7 +140,8 @@ def test_turn_and_token_limits_cut_an_episode_off() -> None:
 def test_an_environment_that_raises_leaves_its_sample_unscored() -> None:
     bad, good = play(Scripted(["boom", "b"], ["c"], ["d"]))
     assert (bad.reward, good.reward) == (None, 3)
-    assert bad.fault == "environment: raised KeyError: 'boom'"
+    line = next(at for at, text in enumerate(Path(__file__).read_text().splitlines(), 1) if 'KeyError("boom")' in text)
+    assert bad.fault == f"environment: raised KeyError: 'boom' ({__file__}:{line})"
 
 
 def test_the_loss_touches_no_token_of_the_environments() -> None:

@@ -78,13 +78,16 @@ def test_braces_are_safe() -> None:
     [
         (
             {},
-            "prompt_column needs the column 'prompt', and the dataset has text, final; did you mean .*prompt_template",
+            "needs the column 'prompt', and the dataset has text, final; none is like it, or make .*prompt_template",
         ),
         ({"prompt_column": "txt"}, "prompt_column needs the column 'txt', and .* did you mean 'text'"),
         ({"columns": {"prompt": "text", "answer": "finl"}}, "columns needs the column 'finl'.* did you mean 'final'"),
         ({"prompt_template": "{txt}"}, "prompt_template needs the column 'txt'.* did you mean 'text'.* written twice"),
         ({"prompt_template": "{prompt}"}, "prompt_template needs the column 'prompt'"),
-        ({"prompt_column": "text", "answer_pattern": "boxd"}, "has 0 groups and takes one; did you mean 'boxed'"),
+        (
+            {"prompt_column": "text", "answer_pattern": "boxd"},
+            "has 0 groups and takes one; ready are .*did you mean 'boxed'",
+        ),
         ({"prompt_column": "text", "answer_pattern": "(a)(b)"}, "has 2 groups"),
         ({"prompt_column": "text", "answer_pattern": "(a"}, "no regular expression"),
     ],

@@ -123,7 +123,7 @@ def wrong(folder: Path) -> dict[str, tuple[str, str, bool, str]]:
         "no rows left": (f"{f}/good.jsonl", "train[5:]", False, "corresponds to no data"),
         "no rows of a built-in": ("stories", "test[:0]", False, "has no rows"),
         "part of a stream": (f"{f}/good.jsonl", "train[:5]", True, "a stream has no parts"),
-        "wrong saved split": (f"{f}/saved", "tset", False, "there are train; did you mean 'train'"),
+        "wrong saved split": (f"{f}/saved", "tset", False, "there are train; none is like it"),
         "wrong built-in split": ("arithmetic", "tset", False, "no split 'tset'"),
         "part of a built-in": ("arithmetic", "train[x]", False, "train\\[x"),
         "no such function": (f"{f}/mine.py:listd", "train", False, "did you mean 'listed'"),
