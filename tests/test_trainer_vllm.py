@@ -45,6 +45,29 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
     assert max(gap for gap in gaps if gap is not None) < 1e-4
 
 
+def test_every_rollout_and_evaluation_begins_with_an_empty_cache(tmp_path: Path) -> None:
+    trainer = GRPOTrainer(args=config(tmp_path / "run", engine="vllm", report_to=[], **SHARED))
+    inner, write, cached = trainer.engine.engine.engine, trainer.author.write, list[list[int]]()  # type: ignore[attr-defined]
+    step = inner.step
+
+    def noted() -> list[Any]:
+        outputs = step()
+        cached[-1].extend(output.num_cached_tokens for output in outputs)
+        return outputs
+
+    def begun(*args: Any, **options: Any) -> Any:
+        cached.append([])
+        return write(*args, **options)
+
+    inner.step, trainer.author.write = noted, begun  # type: ignore[method-assign]
+    with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
+        for _ in range(2):
+            next(ticks)
+    assert len(cached) == 5, "an evaluation, and two steps with one each"
+    assert [min(tokens) for tokens in cached] == [0] * 5
+    assert all(max(tokens) >= 64 for tokens in cached), "within a rollout prompts share their blocks"
+
+
 def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = GRPOTrainer(
         reward_funcs=lambda completions: [float(len(json.dumps(c))) for c in completions],
