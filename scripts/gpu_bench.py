@@ -25,7 +25,7 @@ from nanorlhf.scripts import shapes
 
 # r1_zero's sizes on a card of 40 GB; in small, what a CPU does in seconds.
 FULL = {"max_prompt_length": 512, "max_completion_length": 8000, "prompts_per_step": 64, "lora_r": 64}
-SMALL = {"max_prompt_length": 64, "max_completion_length": 16, "prompts_per_step": 4, "lora_r": 8, "token_budget": 160}
+SMALL = {"max_prompt_length": 64, "max_completion_length": 16, "prompts_per_step": 2, "lora_r": 8, "token_budget": 160}
 MOST, LEAST = 3, 60.0  # a check is ended after so many times the seconds it should take, but not before so many
 GRACE = 60  # seconds beyond a run's own, after which the process ends and says where it was
 

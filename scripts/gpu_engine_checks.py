@@ -92,7 +92,7 @@ def engine_of(bench: Bench) -> Any:
 
 
 def asked(bench: Bench, count: int, tokens: int) -> list[Request]:
-    return gpu_parts.requests(4 if bench.tiny else count, 8 if bench.tiny else tokens)
+    return gpu_parts.requests(4, 8, longest=8) if bench.tiny else gpu_parts.requests(count, tokens)
 
 
 def endless(asked: Sequence[Request]) -> Sampling:
@@ -170,7 +170,7 @@ def gap(bench: Bench, engine: Any) -> dict[str, float]:
     """How far apart engine and trainer are about what the engine writes."""
     requests = asked(bench, 64, 512)
     rollout = gpu_parts.as_written(requests, engine.generate(requests, 7, endless(requests)))
-    trained = gpu_parts.everything(bench.trainer.policy, rollout, 4096)
+    trained = gpu_parts.everything(bench.trainer.policy, rollout, gpu_parts.ROW)
     return gpu_parts.apart(rollout.columns["engine_logprobs"], trained)
 
 
@@ -216,7 +216,7 @@ def adapter(bench: Bench) -> None:
     start = time.perf_counter()
     engine.update(policy)
     bench.note(update_seconds=time.perf_counter() - start)
-    moved = gpu_parts.everything(policy, before, 4096)
+    moved = gpu_parts.everything(policy, before, gpu_parts.ROW)
     bench.note(moved=gpu_parts.apart(before.columns["engine_logprobs"], moved))
     close(bench, engine)
 
@@ -229,7 +229,7 @@ def grpo(bench: Bench) -> None:
 
 def steps(bench: Bench) -> None:
     """Trains to the end, completions of drawn lengths; no phase may take more than was planned."""
-    gpu_parts.drawn(bench.trainer.engine, 16 if bench.tiny else 1000)
+    gpu_parts.drawn(bench.trainer.engine, 8 if bench.tiny else 1000)
     over = 0.0
     for metrics in bench.trainer.steps():
         figures = {n: v for n, v in metrics.items() if n.split("/")[0] in METRICS and v is not None}

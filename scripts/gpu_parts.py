@@ -94,10 +94,10 @@ def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> 
     return found | gradients(policy, rollout)
 
 
-def requests(count: int, tokens: int, seed: int = 0) -> list[Request]:
+def requests(count: int, tokens: int, longest: int = PROMPT) -> list[Request]:
     """Prompts of any tokens, each with a limit of its own up to `tokens`."""
-    draw = random.Random(seed)
-    prompts = [[draw.randrange(2, 500) for _ in range(draw.randint(4, PROMPT))] for _ in range(count)]
+    draw = random.Random(0)
+    prompts = [[draw.randrange(2, 500) for _ in range(draw.randint(4, longest))] for _ in range(count)]
     return [Request(i, ids, max_tokens=draw.randint(tokens // 4, tokens)) for i, ids in enumerate(prompts)]
 
 
