@@ -25,6 +25,23 @@ class Gone:
     instead: str
 
 
+@dataclass(frozen=True)
+class Moot:
+    """An option that changes nothing here, and why."""
+
+    why: str
+
+
+YES = (True, "true", "True")
+
+
+def _kind(value: Any, options: Mapping[str, Any]) -> str:
+    """Half precision in the Trainer's sense keeps master weights in float32, as auto does where all weights learn."""
+    if value not in YES:
+        return "float32"
+    return "auto" if options.get("lora") == "none" else "bfloat16"
+
+
 def _steps(episodes: Any, options: Mapping[str, Any]) -> int:
     """Episodes are samples; what makes one of a demonstration or a pair has no `num_generations`."""
     return max(1, int(episodes) // (options["prompts_per_step"] * options.get("num_generations", 1)))
@@ -32,15 +49,17 @@ def _steps(episodes: Any, options: Mapping[str, Any]) -> int:
 
 _NORMS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
 
-ALIASES: dict[str, Became | Gone] = {
+ALIASES: dict[str, Became | Gone | Moot] = {
     # model
     "model": Became("model_name_or_path"),
     "model_name": Became("model_name_or_path"),
     "sft_model_path": Became("model_name_or_path"),
     "lora_rank": Became("lora_r"),
     "lora_target_modules": Became("lora", lambda v, _: v if isinstance(v, str) else ",".join(v)),
-    "use_peft": Became("lora", lambda v, _: "all-linear" if v in (True, "true", "True") else "none"),
+    "use_peft": Became("lora", lambda v, _: "all-linear" if v in YES else "none"),
     "torch_dtype": Became("dtype"),
+    "bf16": Became("dtype", _kind),
+    "fp16": Gone("its gradients would need scaling; use bf16, or dtype float32"),
     # rollout
     "max_new_tokens": Became("max_completion_length"),
     "response_length": Became("max_completion_length"),
@@ -48,9 +67,9 @@ ALIASES: dict[str, Became | Gone] = {
     "group_size": Became("num_generations"),
     "rollout_n": Became("num_generations"),
     "rloo_k": Became("num_generations"),
-    "use_vllm": Became("engine", lambda v, _: "vllm" if v in (True, "true", "True") else "hf"),
+    "use_vllm": Became("engine", lambda v, _: "vllm" if v in YES else "hf"),
     "vllm_gpu_memory_utilization": Gone("the memory plan sizes the engine; gpu_memory_gib says how much there is"),
-    "vllm_enable_sleep_mode": Became("offload", lambda v, _: "auto" if v in (True, "true", "True") else "never"),
+    "vllm_enable_sleep_mode": Became("offload", lambda v, _: "auto" if v in YES else "never"),
     "vllm_mode": Gone("the engine always runs inside the trainer's process"),
     "rollout_batch_size": Became("prompts_per_step"),
     "train_batch_size": Became("prompts_per_step"),
@@ -83,10 +102,10 @@ ALIASES: dict[str, Became | Gone] = {
         "a step is prompts_per_step x num_generations; micro-batches follow from token_budget"
     ),
     "gradient_accumulation_steps": Gone("micro-batches follow from token_budget, and add up to the same gradient"),
-    "num_train_epochs": Gone("say max_steps; a pass over the data is rows / prompts_per_step steps"),
     # run
     "resume_from_checkpoint": Became("resume"),
     "wandb_project": Became("project"),
+    "logging_steps": Moot("every step is logged"),
     "eval_every": Became("eval_steps"),
     "save_every": Became("save_steps"),
 }
@@ -98,7 +117,11 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
     ours = {name: value for name, value in options.items() if name not in foreign}
     for name, value in foreign.items():
         match ALIASES[name]:
+            case Moot(why):
+                tell(f"{name} changes nothing here: {why}")
             case Gone(instead):
+                if value in (False, "false", "False"):
+                    continue  # it is not asked for
                 raise UsageError(f"{name} has no counterpart here: {instead}")
             case Became(target, translate):
                 if target in ours:

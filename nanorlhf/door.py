@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datasets import Dataset
 from transformers import AutoConfig, PretrainedConfig
 
 from nanorlhf.algorithm import Algorithm, OnPolicy, Plan
@@ -86,6 +87,7 @@ def enter(
     if environment_class and train is None and not config.dataset_name:
         train, held_out = own_questions(environment_class, config)
     train, held_out = load_datasets(config, rewards, reader, train, held_out)
+    config = with_steps(config, train)
     generates = bool(rewards) and (samples or held_out is not None)
     if generates:
         check_engine(config, about)
@@ -95,6 +97,17 @@ def enter(
         config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
         config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")
     return Entry(config, about, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
+
+
+def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
+    """The steps that so many passes over the rows are; each row counts, whether it turns out to be of use or not."""
+    if config.num_train_epochs is None:
+        return config
+    if not isinstance(train, Dataset):
+        raise UsageError("num_train_epochs: a stream has no number of rows; say max_steps")
+    steps = math.ceil(config.num_train_epochs * len(train) / config.prompts_per_step)
+    tell(f"num_train_epochs {config.num_train_epochs:g} is max_steps {steps:,} here, of {len(train):,} rows")
+    return dataclasses.replace(config, max_steps=steps, num_train_epochs=None)
 
 
 def check_sizes(config: TrainConfig, algorithm: type[Algorithm]) -> None:

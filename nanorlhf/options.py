@@ -59,6 +59,9 @@ class TrainConfig(TaskConfig):
 
     # training
     max_steps: int = option(100, "Steps to train.", "training")
+    num_train_epochs: float | None = option(
+        None, "Passes over the rows to train, in place of max_steps, which follows from their number.", "training"
+    )
     max_minutes: float | None = option(
         None,
         "Minutes of training, evaluations not counted, after which the run ends; none: max_steps ends it.",
@@ -104,7 +107,8 @@ class TrainConfig(TaskConfig):
         super().validate()
         self.above_zero("lora_r", "lora_alpha", "prompts_per_step", "max_steps", "learning_rate", "max_grad_norm")
         self.above_zero("save_total_limit")
-        self.require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "it must be above 0")
+        for name in ("max_minutes", "num_train_epochs"):
+            self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "it must be above 0")
         self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
         self.not_negative("adam_beta1", "adam_beta2")
         for name in ("lora_dropout", "adam_beta1", "adam_beta2"):

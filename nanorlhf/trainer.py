@@ -43,6 +43,15 @@ from nanorlhf.types import Prompt
 from nanorlhf.voice import tell
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class State:
+    """Where training stands, in the words of the Trainer from transformers."""
+
+    global_step: int
+    max_steps: int
+    log_history: list[dict[str, Any]]  # the metrics of every step, as train() returns them
+
+
 class Trainer:
     """One run of one algorithm; every argument may come from `args` by name instead."""
 
@@ -318,13 +327,28 @@ class Trainer:
         if not self.team.first:
             return
 
-        def write(folder: Path) -> None:
-            self.policy.save(folder)
-            self.tokenizer.save_pretrained(folder)
-
         self.journal.settle()
-        checkpoint.save(self.run, self.done, write, self.loop.state_dict(), self.config.save_total_limit)
+        checkpoint.save(self.run, self.done, self.write, self.loop.state_dict(), self.config.save_total_limit)
         self.journal.draw()
+
+    def save_model(self, output_dir: str | Path) -> None:
+        """The adapter (or the whole model) as it is now, and the tokenizer, wherever you like."""
+        if self.team.first:
+            self.write(Path(output_dir))
+
+    def write(self, folder: Path) -> None:
+        self.policy.save(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def model(self) -> Any:
+        """The model that learns, PEFT's where there is an adapter."""
+        return self.policy.model
+
+    @property
+    def state(self) -> State:
+        """Where training stands."""
+        return State(self.done, self.config.max_steps, rundir.read_lines(self.run / "metrics.jsonl"))
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""

@@ -39,6 +39,7 @@ from nanorlhf.signals import terminating_as_ctrl_c
 OURS = {  # what a comparison decides itself, and how to say it
     "seed": "--seeds",
     "max_steps": "--steps",
+    "num_train_epochs": "--steps",
     "max_minutes": "--minutes",
     "output_dir": "--output",
     "resume": "nothing: what was cut off goes on by itself",
@@ -211,6 +212,7 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
         entered = door.enter(config, None, None, None, None, trainer.reader, trainer.algorithm_class)
     except UsageError as error:
         raise UsageError(f"{text}: {error}") from None
+    words += ["--num_train_epochs", "null"] if config.num_train_epochs else []  # of a recipe: the budget is ours
     if not entered.rewards:
         raise UsageError(f"{text}: without reward_funcs there is no reward to compare")
     made = entered.algorithm(config)

@@ -96,6 +96,17 @@ def test_a_string_that_ends_completions_may_hold_commas() -> None:
     assert options("--stop", "so, the answer").stop_strings == ("so, the answer",)
 
 
+def test_names_of_the_trainer_from_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    config = options("--bf16", "true", "--logging_steps", "5", "--num_train_epochs", "2", "--fp16", "false")
+    assert (config.dtype, config.num_train_epochs) == ("bfloat16", 2)
+    assert "logging_steps changes nothing here: every step is logged" in capsys.readouterr().out
+    assert options("--bf16", "false").dtype == "float32"
+    assert options("--bf16", "true", "--lora", "none").dtype == "auto", "whose master weights are float32"
+    assert GRPOConfig(bf16=True, logging_steps=1, fp16=False).dtype == "bfloat16"  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match=r"fp16 has no counterpart here: .* use bf16"):
+        options("--fp16", "true")
+
+
 def test_every_alias_leads_to_an_option() -> None:
     names = CriticConfig().to_dict()
     assert not [a for a, b in ALIASES.items() if isinstance(b, Became) and b.name not in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pytest
@@ -16,6 +16,7 @@ from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.options import TrainConfig
 from nanorlhf.remax import ReMax, ReMaxConfig
 from nanorlhf.reward import Reward, find_rewards
+from nanorlhf.sources import as_rows
 from nanorlhf.types import Prompt, Sample
 
 Call = tuple[str, str | None, str, bool]
@@ -88,6 +89,17 @@ def test_what_is_missing_is_named() -> None:
         enter(3)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2.5, 7), (0.1, 1)])
+def test_passes_over_the_rows_become_steps(epochs: float, steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = as_rows([{"prompt": "6*7="}] * 10)
+    config = door.with_steps(TrainConfig(num_train_epochs=epochs, prompts_per_step=4), rows)
+    assert (config.max_steps, config.num_train_epochs) == (steps, None)
+    assert f"num_train_epochs {epochs:g} is max_steps {steps} here, of 10 rows" in capsys.readouterr().out
+    assert door.with_steps(TrainConfig(), rows).max_steps == 100
+    with pytest.raises(UsageError, match="a stream has no number of rows; say max_steps"):
+        door.with_steps(TrainConfig(num_train_epochs=epochs), cast(datasets.Dataset, rows).to_iterable_dataset())
+
+
 def test_a_rewards_own_time_limit_must_end_before_its_workers() -> None:
     def graded(completions: list[str], *, seconds: float = 5) -> list[float]:
         return [seconds for _ in completions]
@@ -128,3 +140,13 @@ def test_the_bounds_are_below_what_is_really_taken() -> None:
     taken = (tracemalloc.get_traced_memory()[0] - before) / len(samples)
     tracemalloc.stop()
     assert 100 * door.TOKEN + door.COMPLETION <= taken < 10 * (100 * door.TOKEN + door.COMPLETION)
+
+
+def test_an_environments_failures_are_shown_in_its_own_file() -> None:
+    class World:
+        def reset(self, **columns: Any) -> None: ...
+        def step(self, completion: str) -> tuple[str, float, bool]:
+            raise KeyError(completion)
+
+    (reward,) = door.find_judges(TrainConfig(), [], World)
+    assert reward.file == __file__

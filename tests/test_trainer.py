@@ -276,6 +276,23 @@ def test_the_python_call(kind: str, tmp_path: Path) -> None:
     assert trained == {"object": 42, "peft object": 6, "peft_config": 6, "full": 38}[kind]
 
 
+def test_what_those_who_come_from_trl_look_for(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{a}+11=", "answer": str(a + 11)} for a in range(10, 20)]
+    args = config(tmp_path / "run", num_train_epochs=0.5, dataset_test_split=None)
+    trainer = GRPOTrainer(args=args, train_dataset=rows)
+    assert trainer.state.global_step == 0 and trainer.state.log_history == []
+    history = trainer.train()
+    assert (trainer.state.global_step, trainer.state.max_steps) == (2, 2), "half of ten rows, four a step"
+    assert trainer.state.log_history == history
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["max_steps"] == 2
+    assert isinstance(trainer.model, PeftModel)
+    trainer.save_model(str(tmp_path / "mine"))
+    base = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"))
+    saved = PeftModel.from_pretrained(base, str(tmp_path / "mine")).state_dict()
+    assert all(saved[name].equal(p) for name, p in trainer.model.named_parameters() if "lora" in name)
+    assert AutoTokenizer.from_pretrained(tmp_path / "mine").chat_template
+
+
 def test_a_run_whose_completions_never_end_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     GRPOTrainer(args=config(tmp_path / "run", max_completion_length=2, max_steps=1, dataset_test_split=None)).train()
     said = capsys.readouterr().out

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nanorlhf.cli import parse
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.rundir import read_lines
 from nanorlhf.scripts import compare
@@ -40,6 +41,15 @@ def test_every_entry_has_the_same_budget() -> None:
     assert (timed.max_minutes, timed.lr_scheduler_type) == (2, "constant")
     longest = planned("grpo", "grpo:max_prompt_length=40", "--engine", "hf")
     assert {job.config.max_steps for job in longest} == {60}
+
+
+def test_passes_over_the_rows_are_a_budget_that_gives_way(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("num_train_epochs: 2\n")
+    (job,) = planned(f"grpo:{recipe}", "--steps", "5", "--seeds", "1")
+    _, config = parse(GRPOConfig, "grpo", Path(__file__).parents[2] / "grpo" / "recipes", job.words[1:])
+    assert (config.max_steps, config.num_train_epochs) == (5, None)
+    assert config == job.config
 
 
 def test_an_entry_has_recipes_and_options_of_its_own() -> None:
