@@ -55,6 +55,12 @@ class TrainConfig(TaskConfig):
     weight_sync: Literal["auto", "lora", "merged"] = option(
         "auto", "How weights reach the engine; auto: lora for 16-bit, merged for float32.", "rollout"
     )
+    engine_check: Literal["on", "off"] = option(
+        "on",
+        "Before the first step (under random weights) and after the first update the engine's log-probabilities are "
+        "compared with the trainer's; where they differ the run ends.",
+        "rollout",
+    )
     prompts_per_step: int = option(64, "Prompts in a step.", "rollout")
 
     # training

@@ -21,6 +21,7 @@ from nanorlhf.console import Progress, summary
 from nanorlhf.critic import Critic, check_critic
 from nanorlhf.data import Reader
 from nanorlhf.demonstrations import Demonstrations, judged
+from nanorlhf.engine_check import EngineCheck
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, engine_name
 from nanorlhf.engines.restart import Restarting
@@ -57,6 +58,7 @@ class Trainer:
 
     algorithm_class: ClassVar[type[Algorithm]]
     config_class: ClassVar[type[TrainConfig]]
+    check: EngineCheck | None = None
     reader: ClassVar[Reader | None] = None  # of a dataset row's answers, for who learns from them instead of their own
 
     @signals.listening()
@@ -160,6 +162,9 @@ class Trainer:
         who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
         self.author = make_author(args, self.engine, *who)
         self.residency.add("engine", Served(self.engine, self.policy))
+        if args.engine_check == "on":
+            first = self.prompts.batch(0, 1)[0]
+            self.check = EngineCheck(self.policy, self.engine, self.residency, first, args.seed)
 
     def freshen(self) -> None:
         """The engine awake and up to date."""
@@ -217,6 +222,8 @@ class Trainer:
         try:
             with self.finishing_on_signals(progress):
                 self.remarks += self.loop.probe()
+                if self.check and not self.over():
+                    self.check.before_training()
                 if self.done == 0:
                     self.journal.record({"step": 0} | self.initialised(progress) | self.evaluated())
                 while not self.ends():
@@ -231,6 +238,8 @@ class Trainer:
     def one_step(self, progress: Progress) -> dict[str, Any]:
         """A step, with its evaluation, log and checkpoint."""
         step = self.loop.step(self.done + 1, progress.writing)
+        if self.check:
+            self.check.after_step()
         step.metrics = self.team.agreed(step.metrics)  # each has its own clock
         self.done += 1
         last = self.over(step.metrics["time/step"])

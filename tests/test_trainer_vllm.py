@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from nanorlhf.config import shipped_model
+from nanorlhf.errors import RunError
 from nanorlhf.grpo import GRPOTrainer
+from tests.models import tiny
 from tests.test_environments import PARROT
 from tests.test_trainer import config, lines
 
@@ -71,7 +75,14 @@ def test_every_rollout_and_evaluation_begins_with_an_empty_cache(tmp_path: Path)
 def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = GRPOTrainer(
         reward_funcs=lambda completions: [float(len(json.dumps(c))) for c in completions],
-        args=config(tmp_path / "run", engine="vllm", learning_rate=3e-2, dataset_test_split=None, max_steps=5),
+        args=config(
+            tmp_path / "run",
+            engine="vllm",
+            learning_rate=3e-2,
+            dataset_test_split=None,
+            max_steps=5,
+            engine_check="off",
+        ),
     )
     fresh = trainer.engine.update
 
@@ -96,6 +107,29 @@ def test_the_refresh_left_out_is_said_at_the_next_step(tmp_path: Path, capsys: p
         capsys.readouterr()
         next(ticks)
         assert "stale" not in capsys.readouterr().out
+
+
+def test_a_wrong_engine_ends_the_run_before_its_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanorlhf.engines.vllm.load_adapter", lambda worker, config, tensors: None)
+    monkeypatch.setattr("nanorlhf.engines.vllm.lora_request", lambda: None)
+    trainer = GRPOTrainer(args=config(tmp_path / "run", engine="vllm", weight_sync="lora"))
+    with pytest.raises(
+        RunError, match=r"vLLM \d\.\d+\.\d+ \(weight_sync lora\) and the trainer differ by .* weight_sync merg"
+    ):
+        trainer.train()
+    assert trainer.done == 0
+
+
+def test_a_model_with_experts(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
+    heads = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32, "initializer_range": 0.1}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    ends = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = tiny("qwen3_moe", **heads | experts | ends)
+    options = config(tmp_path / "run", engine="vllm", dataset_test_split=None, max_steps=2)
+    rewards = lambda completions: [float(len(json.dumps(c))) for c in completions]  # noqa: E731
+    history = GRPOTrainer(model=model, reward_funcs=rewards, args=options, processing_class=tokenizer).train()
+    assert all(row["mismatch/mean_abs"] < 1e-5 for row in history[1:])
 
 
 def test_episodes_of_several_turns(tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ class Engine(Protocol):
 
     version: int  # of the weights it serves; -1 before the first update
 
+    @property
+    def sync(self) -> WeightSync:
+        """The way in which weights reach it."""
+        ...
+
+    @property
+    def release(self) -> str:
+        """The library that it is, with its version."""
+        ...
+
     def generate(
         self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
     ) -> Iterator[Completion]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +31,8 @@ class Row:
 class HFEngine:
     """A second copy of the model, refreshed in memory, that decodes with a key-value cache."""
 
+    release = f"transformers {transformers.__version__}"
+
     def __init__(
         self,
         weights: Weights,
@@ -39,7 +42,8 @@ class HFEngine:
         device: torch.device | None = None,
         rows: int = BATCH,
     ) -> None:
-        self.tokenizer, self.sampling, self.sync = tokenizer, sampling, sync
+        self.tokenizer, self.sampling = tokenizer, sampling
+        self.sync: WeightSync = sync
         self.model: Any = weights.serving_copy(sync)
         if device is not None:
             self.model.to(device)  # the policy may be away

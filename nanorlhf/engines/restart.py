@@ -11,6 +11,7 @@ from nanorlhf.engines.base import Completion, Engine, Request, Sampling, Weights
 from nanorlhf.engines.guest import kept_random_state
 from nanorlhf.errors import RunError, UsageError, told
 from nanorlhf.team import team
+from nanorlhf.types import WeightSync
 
 
 class Restarting:
@@ -25,6 +26,26 @@ class Restarting:
     @property
     def name(self) -> str:
         return type(self.engine).__name__
+
+    @property
+    def sync(self) -> WeightSync:
+        return self.engine.sync
+
+    @property
+    def release(self) -> str:
+        return self.engine.release
+
+    @property
+    def described(self) -> str:
+        """The engine, and how it gets its weights."""
+        return f"{self.release} (weight_sync {self.sync})"
+
+    @property
+    def instead(self) -> str:
+        """Options to try where it does not do what it should."""
+        ways = {"lora": "weight_sync merged", "merged": "weight_sync lora (with an adapter)"}
+        others = "engine hf or another version of vLLM" if "vLLM" in self.release else "engine vllm"
+        return f"{ways[self.sync]}, {others}"
 
     def generate(
         self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
@@ -54,8 +75,10 @@ class Restarting:
             self.engine.update(weights)
         except (UsageError, RunError):
             raise
-        except Exception as error:  # noqa: BLE001  an engine may fail in any way
+        except Exception as error:
             failure = told(error)
+            if self.version == -1:  # it has never taken any
+                raise RunError(f"{self.described} does not take the weights ({failure}); use {self.instead}") from error
         else:
             self.version = self.engine.version
             return

