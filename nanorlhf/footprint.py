@@ -23,7 +23,7 @@ from nanorlhf.policy import rank_of, saved_adapter
 from nanorlhf.sharding import layers_of
 from nanorlhf.team import team
 from nanorlhf.tracing import skeleton, trace
-from nanorlhf.workspace import Line, Workspace
+from nanorlhf.workspace import Line, Workspace, largest
 
 LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
 UPDATE: frozenset[Phase] = frozenset({"update"})
@@ -116,7 +116,7 @@ def needs_of(
     bodies = [body, critic] if critic else [body]
 
     def widest(**how: Any) -> Workspace:
-        return max((b.workspace(longest, **how) for b in bodies), key=lambda workspace: workspace(longest))
+        return largest([b.workspace(longest, **how) for b in bodies], longest)
 
     backward = {"grad": True, "entropy_grad": algorithm.entropy_grad}
     return Needs(
@@ -132,6 +132,7 @@ def needs_of(
         decoding=decoding(body) if engine else 0,
         sequence=cached(body, engine) if engine else 0,
         requests=requests(config, algorithm) if engine else 0,
+        layers=body.layers,
         advice=advice(config),
     )
 

@@ -69,6 +69,9 @@ class Loop:
         fitting = plan.tokens if plan else TOKENS[policy.device.type]
         self.budget = Budget(fitting if config.token_budget == "auto" else config.token_budget)
         self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate, policy.device)
+        if plan and plan.recompute:
+            for body in self.bodies:
+                body.recompute(plan.share)
         self.faults: list[Fault] = []
         self.reuses_rollout = config.updates * config.epochs > 1
 
@@ -76,6 +79,11 @@ class Loop:
     def token_budget(self) -> int:
         """Tokens in a micro-batch."""
         return self.budget.tokens
+
+    @property
+    def bodies(self) -> list[Policy]:
+        """The policy, and the critic's own model if it has one."""
+        return [self.policy, self.critic.body] if self.critic and not self.critic.shares_base else [self.policy]
 
     @property
     def optimizers(self) -> list[Optimizer]:

@@ -1,12 +1,11 @@
-"""Who is on the GPU in which phase, and how much cache and how many tokens fit beside: a plan, by arithmetic alone."""
+"""What a recipe needs of a GPU, and a plan: who is there in which phase, with how much cache and how many tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
-from nanorlhf.errors import UsageError
 from nanorlhf.workspace import Line, Workspace
 
 Phase = Literal["generate", "score", "measure", "update"]
@@ -22,7 +21,6 @@ MARGIN = 3 * GIB // 2  # kept back for what no plan knows: graphs that vLLM capt
 SCATTERED = 0.1  # of a pass's workspace: what the allocator cannot use
 BUS = 20e9  # bytes a second between the card and pinned main memory: PCIe 4.0 x 16, measured rather than promised
 BUSY = 64  # completions of full length decoding at once: for more, nothing else is moved
-ROW = 16384  # tokens in a micro-batch: more are no faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Needs:
     residents: tuple[Resident, ...]
     longest: int  # tokens of the longest row that cannot be cut
     plain: Workspace  # of forward and backward
-    recomputed: Workspace  # the same with gradient checkpointing
+    recomputed: Workspace  # the same with gradient checkpointing of all layers
     parked: Workspace  # and with the layers' inputs in main memory
     inputs: Line  # these
     parks_from: float  # where they are more than this share of the card, they go there
@@ -53,6 +51,7 @@ class Needs:
     decoding: int = 0  # bytes that the engine works in
     sequence: int = 0  # bytes of cache for one completion of full length; 0: no engine
     requests: int = 0  # completions that may decode at once
+    layers: int = 1  # of the policy
     advice: tuple[str, ...] = ()  # what would make it smaller
 
     def present(self, phase: Phase, moved: frozenset[Unit]) -> list[Resident]:
@@ -61,20 +60,29 @@ class Needs:
             phase = "generate"
         return [r for r in self.residents if phase in r.phases or not (r.passing or r.unit in moved)]
 
-    def learning(self, tokens: int, recompute: bool, card: int) -> Workspace:
-        """What forward and backward of such a row take."""
-        if not recompute:
-            return self.plain
-        return self.parked if self.inputs(tokens) >= self.parks_from * card else self.recomputed
+    def learning(self, tokens: int, again: int, card: int) -> int:
+        """Bytes that forward and backward of such a row take if the first `again` layers are recomputed."""
+        if not again:
+            return self.plain(tokens)
+        inputs, others = self.inputs(tokens) / self.layers, self.layers - again
+        if inputs * again >= self.parks_from * card:
+            first, spared = self.parked, 0.0
+        else:
+            first, spared = self.recomputed, inputs * others
+        whole = (self.plain.kept(tokens) - self.recomputed.kept(tokens)) / self.layers + inputs  # what a layer keeps
+        kept = first.kept(tokens) - spared + whole * others
+        begun = kept + self.plain.body(tokens) - self.plain.kept(tokens) if others else 0  # backward, in the last layer
+        ended = first.body(tokens) - spared  # and among the first, when what the others kept is gone
+        return round(max(begun, ended, kept + first.head(tokens)))
 
-    def workspace(self, phase: Phase, tokens: int, recompute: bool, card: int) -> int:
+    def workspace(self, phase: Phase, tokens: int, again: int, card: int) -> int:
         """Bytes that a phase works in, with rows of so many tokens."""
         if phase == "generate":
             return self.decoding
         if phase == "score":
             return self.scoring
-        work = self.reading if phase == "measure" else self.learning(tokens, recompute, card)
-        return round(work(tokens) * (1 + SCATTERED))
+        work = self.reading(tokens) if phase == "measure" else self.learning(tokens, again, card)
+        return round(work * (1 + SCATTERED))
 
     @property
     def units(self) -> list[Unit]:
@@ -89,9 +97,10 @@ class Plan:
     needs: Needs
     card: int  # bytes
     moved: frozenset[Unit]
-    recompute: bool  # gradient checkpointing
+    recompute: int  # layers under gradient checkpointing
     tokens: int  # in a micro-batch
     cache: int  # bytes
+    reasons: tuple[str, ...] = ()  # for what it costs time
 
     def rows(self, phase: Phase) -> dict[str, int]:
         """Bytes by name: residents, the cache, the workspace, CUDA's own, and what is kept back."""
@@ -113,9 +122,19 @@ class Plan:
         return frozenset(r.unit for r in self.needs.present(phase, self.moved) if r.unit)
 
     @property
+    def share(self) -> Fraction:
+        """Of the layers, those under gradient checkpointing."""
+        return Fraction(self.recompute, self.needs.layers)
+
+    @property
     def sequences(self) -> int:
         """Completions of full length that the cache holds."""
         return self.cache // self.needs.sequence if self.needs.sequence else 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether as many decode at once as the engine needs to be worth its time."""
+        return self.sequences >= min(BUSY, self.needs.requests)
 
     @property
     def seconds(self) -> float:
@@ -144,7 +163,8 @@ class Plan:
         moved = [unit for unit in MOVES if unit in self.moved]
         lines = [f"card: {self.card / GIB:.2f} GiB; " + (f"moved: {', '.join(moved)}" if moved else "nothing is moved")]
         again = "with" if self.recompute else "without"
-        lines.append(f"micro-batches: {self.tokens:,} tokens, {again} gradient checkpointing")
+        some = f" of {self.recompute} of {self.needs.layers} layers" if 0 < self.share < 1 else ""
+        lines.append(f"micro-batches: {self.tokens:,} tokens, {again} gradient checkpointing{some}")
         if self.sequences:
             lines.append(
                 f"cache: {self.sequences} completions of full length at once, of at most {self.needs.requests}"
@@ -154,85 +174,9 @@ class Plan:
                 f"moving: {self.seconds:.1f} s a step at {BUS / 1e9:.0f} GB/s; "
                 f"{self.main_memory / GIB:.1f} GiB of main memory"
             )
-        return lines
+        return [*lines, *self.reasons]
 
     @property
     def main_memory(self) -> int:
         """Bytes of main memory for what is away."""
         return sum(r.bytes for r in self.needs.residents if r.unit in self.moved)
-
-
-def make_plan(
-    needs: Needs,
-    card: int,
-    offload: Offload = "auto",
-    recompute: bool | Literal["auto"] = "auto",
-    token_budget: Tokens = None,
-) -> Plan:
-    """The plan that moves least where much fits, else the one with most cache; a UsageError where none works.
-
-    Gradient checkpointing costs more time than moving anything, so it comes last.
-    """
-    tries = [
-        attempt(needs, card, moved, again, token_budget)
-        for again in ((False, True) if recompute == "auto" else (recompute,))
-        for moved in ways_to_move(needs, offload)
-    ]
-    plans = [plan for plan, _ in tries if plan]
-    enough = min(BUSY, needs.requests) * needs.sequence
-    for plan in plans:
-        if plan.cache >= enough:
-            return plan
-    if plans:
-        return max(plans, key=lambda plan: plan.cache)
-    missing, phase = min(lacking for _, lacking in tries)
-    one = " with one completion of full length" if phase == "generate" else ""
-    raise UsageError(
-        f"the {phase} phase{one} needs {(card + missing) / GIB:.1f} GiB for samples of {needs.longest:,} tokens, "
-        f"{missing / GIB:.1f} GiB more than the card has; try: {remedies(needs, offload, recompute, token_budget)}"
-    )
-
-
-def ways_to_move(needs: Needs, offload: Offload) -> Iterator[frozenset[Unit]]:
-    """Nothing, then one unit more each time; or only the first or the last of these."""
-    units = needs.units
-    counts = {"auto": range(len(units) + 1), "always": [len(units)], "never": [0]}[offload]
-    return (frozenset(units[:n]) for n in counts)
-
-
-def attempt(
-    needs: Needs, card: int, moved: frozenset[Unit], recompute: bool, token_budget: Tokens
-) -> tuple[Plan | None, tuple[int, Phase]]:
-    """The plan where these units are moved, or by how many bytes it fails, and in which phase."""
-    room: dict[Phase, int] = {
-        p: card - CONTEXT - MARGIN - sum(r.bytes for r in needs.present(p, moved)) for p in PHASES
-    }
-    cached: list[Phase] = [p for p in PHASES if any(r.unit == "engine" for r in needs.present(p, moved))]
-    least = max(needs.longest, 0 if token_budget is None else token_budget)
-
-    def left(tokens: int, sequences: int) -> dict[Phase, int]:
-        taken = {p: needs.workspace(p, tokens, recompute, card) for p in PHASES}
-        return {p: room[p] - taken[p] - (p in cached) * sequences * needs.sequence for p in PHASES}
-
-    before = left(least, 1)
-    lacking: list[tuple[int, Phase]] = [(-before[p], p) for p in PHASES]
-    if max(lacking)[0] > 0:
-        return None, max(lacking)
-    wanted = max(least, ROW) if recompute and token_budget is None else least
-    spare = min((left(wanted, 1)[p] for p in cached), default=0)
-    sequences = min(needs.requests, 1 + max(0, spare) // needs.sequence) if needs.sequence else 0
-    tokens, beyond = least, max(least, ROW if token_budget is None else 0) + 1
-    while beyond - tokens > 1:  # the most that fit
-        middle = (tokens + beyond) // 2
-        fits = min(left(middle, sequences).values()) >= 0
-        tokens, beyond = (middle, beyond) if fits else (tokens, middle)
-    return Plan(needs, card, moved, recompute, token_budget or tokens, sequences * needs.sequence), max(lacking)
-
-
-def remedies(needs: Needs, offload: Offload, recompute: bool | str, token_budget: Tokens) -> str:
-    """What to change where nothing fits."""
-    ways = ["shorten max_completion_length"]
-    ways += ["offload auto"] if offload == "never" else []
-    ways += ["gradient_checkpointing auto"] if recompute is False else []
-    ways += ["token_budget auto"] if token_budget is not None else []
-    return "; ".join([*ways, *needs.advice]) + "; or take a larger card"

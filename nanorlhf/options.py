@@ -30,7 +30,7 @@ class TrainConfig(TaskConfig):
     use_rslora: bool = option(False, "Rank-stabilised scaling of the adapter.", "model")
     gradient_checkpointing: bool | Literal["auto"] = option(
         "auto",
-        "Recompute activations in backward: less memory, a third more time; auto: on CUDA, where it must be.",
+        "Recompute activations in backward: less memory, a third more time; auto: on CUDA, as many as must be.",
         "model",
     )
     offload: Literal["auto", "always", "never"] = option(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PretrainedConfig
 
 from nanorlhf import door, gpu_memory
 from nanorlhf.algorithm import Algorithm
+from nanorlhf.choice import make_plan
 from nanorlhf.errors import UsageError
 from nanorlhf.footprint import Judge, needs_of
-from nanorlhf.memory import Plan, make_plan
+from nanorlhf.memory import Plan
 from nanorlhf.options import OnPolicyConfig, TrainConfig
 from nanorlhf.reward import Reward
-
-C = TypeVar("C", bound=TrainConfig)
 
 
 def plan_run(
@@ -58,9 +56,3 @@ def card_bytes(config: TrainConfig) -> int:
     if may is None:
         raise UsageError("gpu_memory_gib='auto': there is no GPU here to look at; say how large it is, such as 40")
     return may
-
-
-def settled(config: C, plan: Plan | None) -> C:
-    """The configuration with what the plan decided for the model; what is left open may change once it is tried out."""
-    again = plan is not None and plan.recompute
-    return dataclasses.replace(config, gradient_checkpointing=True) if again else config

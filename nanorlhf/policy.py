@@ -103,9 +103,10 @@ class Policy:
 
     def recompute(self, share: Fraction | int = 1) -> None:
         """This share of the layers (rounded up) keep nothing but their input for backward from now on."""
-        count = math.ceil(share * len(layers_of(self.base)))
+        layers = len(layers_of(self.base))
+        count = math.ceil(share * layers)
         activations.recompute(self.base, self.config.activation_offload, self.device, count)
-        self.recomputes = share == 1
+        self.recomputes = count == layers
 
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer that this process has whole, all adapters' too."""

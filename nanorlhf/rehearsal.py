@@ -29,9 +29,8 @@ def rehearse(loop: Loop) -> None:
         return
     # Out here the failed call's tensors have gone with its frames.
     empty_cache()
-    loop.policy.recompute()
-    if loop.critic and not loop.critic.shares_base:
-        loop.critic.body.recompute()
+    for body in loop.bodies:
+        body.recompute()
     loop.budget.tokens, loop.budget.lowered = planned, False
     loop.budget.remarks = ["activations take more than was planned, so they are recomputed: gradient_checkpointing"]
     passes(loop)

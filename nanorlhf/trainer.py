@@ -33,7 +33,7 @@ from nanorlhf.journal import Journal
 from nanorlhf.loop import Loop
 from nanorlhf.memory import Plan
 from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.planning import plan_command, plan_run, settled
+from nanorlhf.planning import plan_command, plan_run
 from nanorlhf.policy import Policy, pick_device
 from nanorlhf.residency import Residency, Served, Tensors
 from nanorlhf.rollout import Sampler, make_author
@@ -82,7 +82,7 @@ class Trainer:
         )
         self.team = join(pick_device(args.device))
         self.plan = self.make_plan(entry, peft_config)
-        self.config = args = settled(entry.config, self.plan)
+        self.config = args = entry.config
         self.residency = Residency(self.plan, pick_device(args.device))
         self.entry, self.scorer = entry, Scorer(entry.rewards, args, self.residency)
         self.tokenizer = processing_class or load_tokenizer(args, model)

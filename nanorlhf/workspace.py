@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -32,6 +33,12 @@ class Workspace:
 
     def __call__(self, tokens: int) -> int:
         return max(self.body(tokens), self.kept(tokens) + self.head(tokens))
+
+
+def largest(spaces: Sequence[Workspace], tokens: int) -> Workspace:
+    """One that none of these exceeds, in no part, by the tokens of a row."""
+    parts = zip(*((space.body, space.kept, space.head) for space in spaces), strict=True)
+    return Workspace(*(max(lines, key=lambda line: line(tokens)) for lines in parts))
 
 
 def between(low: Line, high: Line, at: float) -> Line:

@@ -100,8 +100,8 @@ def test_a_share_of_layers_is_rounded_up() -> None:
     for share in (Fraction(25, 28), Fraction(1, 28), Fraction(3, 5), 1):
         policy.recompute(share)
         wrapped = [isinstance(layer.forward, partial) for layer in layers_of(policy.base)]
-        all_of_them.append((sum(wrapped), wrapped == sorted(wrapped, reverse=True), policy.recomputes))
-    assert all_of_them == [(5, True, False), (1, True, False), (3, True, False), (5, True, True)]
+        all_of_them.append((sum(wrapped), policy.recomputes))
+    assert all_of_them == [(5, True), (1, False), (3, False), (5, True)]
 
 
 @pytest.mark.parametrize("lora", ["all-linear", "none"])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache, Qwen2Config
 
-from nanorlhf import attention
+from nanorlhf import activations, attention
+from nanorlhf.choice import make_plan
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.build import build_engine, sync_way
 from nanorlhf.engines.hf import HFEngine
@@ -20,11 +25,12 @@ from nanorlhf.errors import UsageError
 from nanorlhf.footprint import Body, Judge, learners, needs_of
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.grpo.__main__ import main as grpo
-from nanorlhf.logprobs import backbone_hidden
-from nanorlhf.memory import BUS, CONTEXT, GIB, MARGIN, SCATTERED, Needs, Phase, Resident, make_plan
+from nanorlhf.logprobs import backbone_hidden, plain
+from nanorlhf.memory import BUS, CONTEXT, GIB, MARGIN, SCATTERED, Needs, Phase, Resident
 from nanorlhf.optim import Optimizer
 from nanorlhf.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
+from nanorlhf.tracing import skeleton, through_layers
 from nanorlhf.workspace import Line, Workspace
 from tests.models import tiny
 
@@ -33,6 +39,10 @@ LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 
 QWEN_1_5B: dict[str, Any] = {
     "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768,
+}  # fmt: skip
+QWEN_3B: dict[str, Any] = {
+    "num_hidden_layers": 36, "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
     "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768,
 }  # fmt: skip
 QWEN_7B: dict[str, Any] = {
@@ -52,11 +62,11 @@ def weights(shape: dict[str, Any]) -> int:
     h, kv = shape["hidden_size"], 128 * shape["num_key_value_heads"]
     layer = sum(a * b for a, b in sides(shape).values()) + (h + 2 * kv) + 2 * h
     tables = 1 if shape["tie_word_embeddings"] else 2
-    return 28 * layer + tables * shape["vocab_size"] * h + h
+    return shape["num_hidden_layers"] * layer + tables * shape["vocab_size"] * h + h
 
 
 def lora(shape: dict[str, Any], r: int) -> int:
-    return 28 * sum(r * (a + b) for a, b in sides(shape).values())
+    return shape["num_hidden_layers"] * sum(r * (a + b) for a, b in sides(shape).values())
 
 
 def kept(shape: dict[str, Any], r: int) -> int:
@@ -135,11 +145,33 @@ def test_a_reasoner_of_1_5b_fits_a_card_of_40_gib() -> None:
     assert all(plan.total(phase) <= 40 * GIB for phase in ("generate", "score", "measure", "update"))
 
 
+@pytest.mark.parametrize(("recipe", "shape", "card"), [("countdown", QWEN_3B, 40), ("gsm8k", QWEN_1_5B, 22)])
+def test_shipped_recipes_have_rows_that_are_worth_a_card(recipe: str, shape: dict[str, Any], card: int) -> None:
+    config = GRPOConfig(**yaml.safe_load(Path(f"grpo/recipes/{recipe}.yaml").read_text()))
+    needs = needs_of(config, Qwen2Config(**shape), GRPO(config))
+    # CUDA 1, kept back 1.5, graphs 1; policy, adapter, its gradients and moments; and a tenth is lost.
+    room = (card - 3.5) * GIB - 2 * weights(shape) - 16 * lora(shape, 32)
+    layer = kept(shape, 32)
+    plan = make_plan(needs, card * GIB)
+    assert plan.moved == {"engine"} and not plan.recompute and plan.sequences == 256
+    assert plan.tokens == pytest.approx(room / 1.1 / (shape["num_hidden_layers"] * layer), rel=0.05)
+    still = make_plan(needs, card * GIB, "never")
+    room -= rows_of(needs)["engine"] + 256 * needs.sequence
+    assert still.tokens == pytest.approx(room / 1.1 / (shape["num_hidden_layers"] * layer), rel=0.05)
+    assert plan.words()[-1] == (
+        f"if nothing moved, rows of {still.tokens:,} tokens would be too short to fill the card, so the engine moves"
+    )
+
+
 def test_seven_billion_at_16000_alternate_on_40_gib() -> None:
     needs = reasoner(16000, large=True)
     plan = make_plan(needs, 40 * GIB)
-    assert plan.moved == {"engine", "optimizer", "policy"} and plan.recompute
-    assert plan.tokens == 16512  # one of the longest
+    assert plan.moved == {"engine", "optimizer", "policy"} and plan.tokens == 16512  # one of the longest
+    # 40 - CUDA 1 - kept back 1.5 - graphs 1 - policy 14.19 - adapter, gradients and moments 2.4 = 19.9 GiB
+    assert plan.recompute == 24
+    taken = [needs.workspace("update", 16512, again, 40 * GIB) for again in (24, 23)]
+    assert taken[0] <= 19.9 * GIB < taken[1]
+    assert taken[1] - taken[0] == pytest.approx(1.1 * kept(QWEN_7B, 64) * 16512, rel=0.01)  # one layer more
     # 40 - CUDA 1 - kept back 1.5 - graphs 1 - engine 14.49 - prefill 1.09 = 20.9 GiB for sequences of .88 GiB
     assert plan.sequences == int(20.9 * GIB / (57_344 * 16512)) == 23
     policy, adapter, moments = (rows_of(needs)[name] for name in ("policy", "adapter", "optimizer"))
@@ -184,7 +216,7 @@ def a_need(**changes: Any) -> Needs:
     needs = Needs(
         residents, 1000, FLAT, NOTHING, NOTHING, Line(0, 0), math.inf, NOTHING, sequence=GIB // 8, requests=128
     )
-    return dataclasses.replace(needs, **changes)
+    return replace(needs, **changes)
 
 
 def beside(gib: float) -> int:
@@ -247,12 +279,86 @@ def test_activations_are_recomputed_only_where_they_do_not_fit() -> None:
 def test_layer_inputs_wait_in_main_memory_where_they_would_take_too_much() -> None:
     held, parked = (Workspace(Line(0, gib * GIB / 1000), Line(0, 0), Line(0, 0)) for gib in (3, 1))
     needs = a_need(recomputed=held, parked=parked, inputs=Line(0, 2 * GIB / 1000), parks_from=0.1)
-    assert needs.learning(1000, True, 20 * GIB) is needs.learning(1100, True, 20 * GIB) is parked
-    assert needs.learning(999, True, 20 * GIB) is held and needs.learning(2000, False, 20 * GIB) is FLAT
+    assert needs.learning(1000, 1, 20 * GIB) == GIB  # where the inputs are a tenth of the card
+    assert needs.learning(999, 1, 20 * GIB) == held(999) and needs.learning(2000, 0, 20 * GIB) == FLAT(2000)
     # 1 + 3 + 2 + 1 and 1.1 for a row of 1,000, while one of 500 would have to hold what it keeps
     assert make_plan(needs, beside(8.2), recompute=True).tokens == 1090
     with pytest.raises(UsageError, match=r"2\.1 GiB more"):
-        make_plan(dataclasses.replace(needs, parks_from=math.inf), beside(8.2), recompute=True)
+        make_plan(replace(needs, parks_from=math.inf), beside(8.2), recompute=True)
+
+
+def of_a_thousand(body: float, kept: float) -> Workspace:
+    """GiB for a row of 1,000 tokens."""
+    return Workspace(Line(0, body * GIB / 1000), Line(0, kept * GIB / 1000), Line(0, 0))
+
+
+def test_some_layers_are_recomputed_and_the_others_keep_what_they_made() -> None:
+    needs = a_need(
+        plain=of_a_thousand(9, 8), recomputed=of_a_thousand(3, 2), parked=of_a_thousand(1, 0.5), layers=4,
+        inputs=Line(0, 2 * GIB / 1000), parks_from=0.1,
+    )  # fmt: skip
+    # A layer keeps (8 - 2) / 4 GiB and its input of 1/2; backward takes one more than what is kept when it begins.
+    taken = [needs.learning(1000, again, 20 * GIB) / GIB for again in range(5)]
+    assert taken == [9, 7.5, 6, 4.5, 1]  # inputs of all four are 2 GiB, which leave; those of three stay
+    assert needs.learning(1000, 3, 10 * GIB) == 3.5 * GIB  # 1.5 GiB of inputs leave a smaller card, but for two
+    # With little kept it is the recomputed layers, at the end, that take most: 3 GiB less the inputs of two.
+    small = replace(needs, plain=of_a_thousand(2.25, 2), parks_from=math.inf)
+    assert small.learning(1000, 2, 20 * GIB) == 2.25 * GIB and small.learning(1000, 3, 20 * GIB) == 2.5 * GIB
+
+
+@pytest.mark.parametrize("lora", ["all-linear", "none"])
+def test_what_partly_recomputed_models_take_is_what_is_traced(lora: str) -> None:
+    shape: dict[str, Any] = QWEN_1_5B | {
+        "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "num_hidden_layers": 6, "vocab_size": 64,
+    }  # fmt: skip
+    about = Qwen2Config(**shape)
+    config = GRPOConfig(max_completion_length=2000, lora=lora, activation_offload="off")
+    needs = needs_of(config, about, GRPO(config))
+    layers = {name: replace(getattr(needs, name), head=Line(0, 0)) for name in ("plain", "recomputed")}
+    needs = replace(needs, **layers)
+    for again in range(7):
+        model = skeleton(config, about).eval()
+        with FakeTensorMode():
+            plain(model).set_attn_implementation(attention.NAME)
+            activations.recompute(plain(model), "off", torch.device("cpu"), again)
+            peak, _ = through_layers(model, [needs.longest], grad=True, half=True)
+        assert needs.learning(needs.longest, again, 40 * GIB) == pytest.approx(peak, rel=0.02), again
+
+
+def test_the_engine_moves_where_rows_would_be_short() -> None:
+    heavy = Workspace(Line(0, 2**20), Line(0, 0), Line(0, 0))  # 1 MiB a token, and a tenth
+    # 24 - 1 - 4 - 3 - 2 - 1 = 13 GiB for a row of 1,000 and 95 completions; 1,047 tokens then. Without the engine 17.
+    plan = make_plan(a_need(plain=heavy), beside(24))
+    assert plan.moved == {"engine"} and plan.tokens == int(17 * 1024 / 1.1) == 15825
+    assert plan.words()[-1] == (
+        "if nothing moved, rows of 1,047 tokens would be too short to fill the card, so the engine moves"
+    )
+    # What is not long even then is as long as it gets, and nobody moves for whom it would be no longer.
+    short = make_plan(a_need(plain=heavy, sequence=GIB // 64, requests=64), beside(13.5))
+    assert short.moved == {"engine"} and short.tokens == int(6.5 * 1024 / 1.1) == 6050
+    learners = tuple(r for r in a_need().residents if r.unit != "engine")
+    alone = make_plan(a_need(plain=heavy, residents=learners, sequence=0, requests=0), beside(9.5))
+    assert not alone.moved and alone.tokens == int(2.5 * 1024 / 1.1) and not alone.reasons
+    assert not make_plan(a_need(plain=heavy), beside(24), token_budget=1000).moved  # rows that somebody wants so
+    assert not make_plan(a_need(plain=heavy), beside(24), "never").moved
+
+
+def test_no_more_layers_are_recomputed_than_must_be() -> None:
+    needs = a_need(
+        plain=Workspace(Line(0, 2**21), Line(0, 2**21), Line(0, 0)), layers=4,
+        recomputed=Workspace(Line(0, 2**16), Line(0, 2**16), Line(0, 0)),
+    )  # fmt: skip
+    # 8 - 1 - 3 - 2 - 1 = 1 GiB. A layer that keeps all has 1/2 MiB a token, less 1/64: two take 1.1 GiB for 1,000.
+    said = make_plan(needs, beside(8), token_budget=1000)
+    assert said.recompute == 3 and said.share == Fraction(3, 4)
+    assert "1,000 tokens, with gradient checkpointing of 3 of 4 layers" in said.table()
+    assert said.words()[-1] == "if no layer were recomputed, the update phase would lack 1.1 GiB, so 3 of 4 are"
+    # Rows of 8,192 come first, and only four leave room for them.
+    assert make_plan(needs, beside(8)).recompute == 4 and make_plan(needs, beside(8)).tokens == 14894
+    assert make_plan(needs, beside(8), recompute=True, token_budget=1000).recompute == 4  # as somebody said
+    longer = make_plan(replace(needs, longest=8000), beside(11.9))
+    assert (longer.recompute, longer.tokens) == (3, int(4.9 * 1024 / 1.1 / (1 / 16 + 31 / 64)))
 
 
 def test_micro_batches_take_what_is_left() -> None:
@@ -347,6 +453,23 @@ def test_what_a_pass_keeps_is_what_autograd_saves(architecture: str, recompute: 
     out_bytes = 0 if out.untyped_storage().data_ptr() in saved else out.nbytes
     workspace = Body.of(config, about).workspace(length, grad=True, recompute=recompute)
     assert workspace.kept(length) == pytest.approx(sum(saved.values()) + out_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(("recipe", "shape"), [("r1_zero", QWEN_1_5B), ("qwen7b_16k", QWEN_7B)])
+def test_the_tables_that_are_shown_are_those_that_are_printed(
+    recipe: str,
+    shape: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(attention, "GQA", {"enable_gqa": True})
+    Qwen2Config(**shape).save_pretrained(tmp_path)
+    line = ["--recipe", recipe, "--plan", "--gpu_memory_gib", "40", "--model_name_or_path", str(tmp_path)]
+    assert grpo(line) == 0
+    printed = capsys.readouterr().out.strip()
+    assert f"```\n{printed}\n```" in Path("docs/memory.md").read_text()
+    assert indent(printed, "#   ") in Path(f"grpo/recipes/{recipe}.yaml").read_text()
 
 
 def test_the_table_is_printed_for_any_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -62,11 +63,13 @@ def test_a_longest_sample_that_cannot_be_is_said_before_training(monkeypatch: py
     assert not loop.policy.recomputes
 
 
+@pytest.mark.parametrize("share", [0, Fraction(1, 3)])
 @pytest.mark.parametrize(("then", "budget"), [(200, 170), (100, 85), (39, None)])
 def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
-    then: int, budget: int | None, monkeypatch: pytest.MonkeyPatch
+    then: int, budget: int | None, share: Fraction | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = made_up(token_budget=170)
+    loop.policy.recompute(share)
     hidden, recompute = loop.policy.hidden, loop.policy.recompute
 
     def roomier() -> None:

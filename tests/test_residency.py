@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.loop import Loop
 from nanorlhf.memory import GIB, MOVES, Needs, Phase, Plan, Resident, Unit
 from nanorlhf.policy import Policy
-from nanorlhf.ppo import PPOTrainer
+from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.residency import CPU, Residency, Served, Tensors
+from nanorlhf.sharding import layers_of
 from nanorlhf.trainer import Trainer
 from nanorlhf.workspace import Line, Workspace
 
@@ -208,7 +211,6 @@ def test_a_run_is_the_same_when_everybody_moves(
 
     monkeypatch.setattr(Residency, "prepare", noted)
     monkeypatch.setattr(Trainer, "make_plan", lambda *_: a_plan(*MOVES))
-    monkeypatch.setattr("nanorlhf.trainer.settled", lambda config, plan: config)
     moving, moved = history(trainer, tmp_path / "moving", **options, token_budget=2048)
     assert moving == still
     assert len(kept) > 60 and all(a.equal(b) for a, b in zip(kept, moved, strict=True))
@@ -232,4 +234,16 @@ def test_the_plan_says_how_many_tokens_a_micro_batch_has(tmp_path: Path, monkeyp
     config = GRPOConfig(output_dir=str(tmp_path / "run"), **SUM)
     trainer = GRPOTrainer(args=config)
     assert trainer.loop.token_budget == 300 and not trainer.policy.recomputes
+    trainer.close()
+
+
+def test_the_plan_says_how_many_layers_are_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = replace(a_plan(), needs=replace(a_plan().needs, layers=28), recompute=17)
+    monkeypatch.setattr(Trainer, "make_plan", lambda *_: planned)
+    config = PPOConfig(output_dir=str(tmp_path / "run"), critic_model_name_or_path="nanorlhf:adder", **SUM)
+    trainer = PPOTrainer(args=config)
+    assert trainer.critic
+    for body in (trainer.policy, trainer.critic.body):  # 17 of 28 are two of three
+        wrapped = [isinstance(layer.forward, partial) for layer in layers_of(body.base)]
+        assert wrapped == [True, True, False] and not body.recomputes
     trainer.close()
