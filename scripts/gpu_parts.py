@@ -30,6 +30,7 @@ from nanorlhf.metrics import Averages
 from nanorlhf.packing import pack
 from nanorlhf.planning import plan_run
 from nanorlhf.policy import Policy
+from nanorlhf.residency import Residency
 from nanorlhf.scripts.ours import Given, as_rollout
 from nanorlhf.scripts.workloads import Meter, Workload
 from nanorlhf.types import Rollout
@@ -180,15 +181,17 @@ def gradients(policy: Policy, rollout: Rollout) -> dict[str, dict[str, Any]]:
     return found
 
 
-def one_row(config: GRPOConfig, lengths: Sequence[int]) -> tuple[Callable[[], Any], nn.Module]:
+def one_row(
+    config: GRPOConfig, lengths: Sequence[int], plan: Plan | None = None
+) -> tuple[Callable[[], Any], nn.Module]:
     """An optimizer step, there and back, from one row of samples of these lengths, to be called again and again; and
-    the model.
+    the model, of which as many layers are recomputed as are planned.
     """
     rollout = made_up(lengths)
     tokens = int(rollout.lengths.sum())
     rollout.columns["advantages"] = torch.ones(tokens)
     policy = Policy(config)
-    loop = Loop(config, GRPO(config), policy, Given(Meter()))
+    loop = Loop(config, GRPO(config), policy, Given(Meter()), residency=Residency(plan, policy.device))
     everyone = torch.ones(len(lengths), dtype=torch.bool)
     (batch,) = pack(rollout, everyone, torch.full((tokens,), 1 / tokens), sum(lengths))
     return lambda: loop.optimize([batch], Averages(), measured=False, teaches=True), policy.model

@@ -20,7 +20,6 @@ from nanorlhf.attention import packed_attention
 from nanorlhf.grpo import GRPO, GRPOTrainer
 from nanorlhf.loop import Loop
 from nanorlhf.memory import BUS, CONTEXT, GIB, Plan
-from nanorlhf.planning import settled
 from nanorlhf.policy import Policy
 from nanorlhf.residency import Tensors, taken
 from nanorlhf.scripts import gpu_parts
@@ -182,7 +181,7 @@ def row(bench: Bench) -> None:
     lengths = [longest] + [plan.tokens - longest] * (plan.tokens - longest > 16)
     bench.note(lengths=lengths, recompute=plan.recompute, plan=plan.table())
     ours: float | None = None
-    step, model = gpu_parts.one_row(settled(config, plan), lengths)
+    step, model = gpu_parts.one_row(config, lengths, plan)
     for way in ("ours", "PEFT's adapters"):
         seconds, peak = gpu_parts.timed(step, bench.device)
         bench.note(

@@ -273,7 +273,6 @@ def moving(trainer: type[Trainer], **options: Any) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         wrapped(Residency, "prepare", check)(patch)
-        patch.setattr("nanorlhf.trainer.settled", lambda config, plan: config)
         wrapped(torch.optim, "AdamW", lambda f, *a, **o: (fused.append(o["fused"]), f(*a, **o))[1])(patch)
         patch.setattr(Trainer, "make_plan", lambda *_: a_plan())
         still = history(Path(folder, "still"))
