@@ -52,6 +52,7 @@ class Bench:
     def __init__(self, folder: Path, device: str, tiny: bool, path: Path) -> None:
         self.folder, self.device, self.tiny, self.path = folder, device, tiny, path
         self.check = "run"
+        self.step: Callable[[], Any] | None = None  # an update from one row, once it has passed
         self.trainer: Any = None  # once there is an engine
 
     def note(self, **figures: Any) -> None:

@@ -103,7 +103,7 @@ def endless(asked: Sequence[Request]) -> Sampling:
 
 def tokens(engine: Any, asked: Sequence[Request], seed: int) -> list[list[int]]:
     """What is written, in the order asked for, with nothing remembered of earlier prompts."""
-    engine.engine.reset_prefix_cache()
+    engine.forget()
     return [c.token_ids for c in sorted(engine.generate(asked, seed, endless(asked)), key=lambda c: c.id)]
 
 

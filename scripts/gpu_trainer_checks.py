@@ -20,7 +20,7 @@ from nanorlhf.attention import packed_attention
 from nanorlhf.grpo import GRPO, GRPOTrainer
 from nanorlhf.loop import Loop
 from nanorlhf.memory import BUS, CONTEXT, GIB, Plan
-from nanorlhf.policy import Policy
+from nanorlhf.policy import Policy, fuse_adapters
 from nanorlhf.residency import Tensors, taken
 from nanorlhf.scripts import gpu_parts
 from nanorlhf.scripts.gpu_bench import Bench, Check, in_gib
@@ -37,13 +37,10 @@ def probe(bench: Bench) -> None:
     """The machine: compilers, what CUDA takes for itself, pinned memory and how fast it is."""
     bench.note(tools={name: shutil.which(name) for name in ("gcc", "nvcc", "nvidia-smi")})
     bench.note(main_memory=Path("/proc/meminfo").read_text().split("\n")[2])
-    start = time.perf_counter()
-    compiled = torch.compile(lambda x: x.sin() + 1, backend="inductor" if bench.device == "cuda" else "eager")
-    compiled(torch.ones(64, device=bench.device))
-    bench.note(compiling_seconds=time.perf_counter() - start)
     if bench.device == "cuda":
-        asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
-        bench.note(card=subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+        if shutil.which("nvidia-smi"):
+            asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
+            bench.note(card=subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip())
         others = taken(torch.device("cuda")) - torch.cuda.memory_reserved()
         bench.note(**in_gib(cuda_takes=others, planned=CONTEXT))
     there = torch.ones((1 << 16) if bench.tiny else 2 * GIB, dtype=torch.uint8, device=bench.device)
@@ -53,6 +50,10 @@ def probe(bench: Bench) -> None:
     for name, target, source in (("to main memory", home, there), ("to the card", there, home)):
         seconds, _ = gpu_parts.timed(partial(target.copy_, source, non_blocking=True), bench.device)
         bench.note(copying=name, gb_per_s=home.nbytes / seconds / 1e9, planned=BUS / 1e9)
+    start = time.perf_counter()
+    compiled = torch.compile(lambda x: x.sin() + 1, backend="inductor" if bench.device == "cuda" else "eager")
+    compiled(torch.ones(64, device=bench.device))
+    bench.note(compiling_seconds=time.perf_counter() - start)
 
 
 def attention(bench: Bench) -> None:
@@ -88,7 +89,8 @@ def packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], window: int | No
     """Attention as packed rows have it, (1, heads, T, D)."""
     ends = torch.tensor([0, *lengths], device=q.device).cumsum(0, dtype=torch.int32)
     here = nn.Identity()
-    return packed_attention(here, q, k, v, None, sliding_window=window, segments=(ends, lengths))[0].transpose(1, 2)
+    how: dict[str, Any] = {"scaling": q.shape[-1] ** -0.5, "sliding_window": window, "segments": (ends, lengths)}
+    return packed_attention(here, q, k, v, None, **how)[0].transpose(1, 2)
 
 
 def visible(lengths: list[int], window: int | None, device: str) -> Tensor:
@@ -180,19 +182,19 @@ def row(bench: Bench) -> None:
     longest = config.max_prompt_length + config.max_completion_length
     lengths = [longest] + [plan.tokens - longest] * (plan.tokens - longest > 16)
     bench.note(lengths=lengths, recompute=plan.recompute, plan=plan.table())
-    ours: float | None = None
     step, model = gpu_parts.one_row(config, lengths, plan)
+    peaks = []
     for way in ("ours", "PEFT's adapters"):
         seconds, peak = gpu_parts.timed(step, bench.device)
         bench.note(
             way=way, seconds=seconds, tokens_per_s=sum(lengths) / seconds, peak_gib=peak, planned_gib=alone(plan)
         )
-        if way == "ours":
-            profiled(bench, step)
-            take_apart(model)
-            ours = peak
-    if ours is not None:
-        bench.within(alone(plan), peak_gib=ours)
+        peaks.append(peak)
+        take_apart(model)
+    fuse_adapters(model)
+    bench.step = step
+    if peaks[0] is not None:
+        bench.within(alone(plan), peak_gib=peaks[0])
 
 
 def alone(plan: Plan) -> float:
@@ -201,15 +203,17 @@ def alone(plan: Plan) -> float:
     return sum(size for name, size in plan.rows("update").items() if name not in others) / GIB
 
 
-def profiled(bench: Bench, work: Callable[[], Any]) -> None:
-    """A line for each of the kernels that take longest."""
+def kernels(bench: Bench) -> None:
+    """The kernels of that row, those first that take longest."""
+    if bench.step is None:
+        raise RuntimeError("the row did not pass")
     cuda = bench.device == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
-        work()
+        bench.step()
     spent = [(e.self_device_time_total if cuda else e.self_cpu_time_total, e.count, e.key) for e in seen.key_averages()]
+    bench.note(all_ms=sum(microseconds for microseconds, _, _ in spent) / 1e3)
     for microseconds, calls, name in sorted(spent, reverse=True)[:KERNELS]:
         bench.note(kernel=name[:120], ms=microseconds / 1e3, calls=calls)
-    bench.note(kernels_ms=sum(microseconds for microseconds, _, _ in spent) / 1e3)
 
 
 CHECKS = [
@@ -219,4 +223,5 @@ CHECKS = [
     Check(gradients, 20),
     Check(adapters, 15),
     Check(row, 60),
+    Check(kernels, 10),
 ]

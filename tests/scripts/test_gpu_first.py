@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,20 @@ import torch
 
 from nanorlhf.scripts import gpu_bench, gpu_first
 from nanorlhf.scripts.gpu_bench import Bench, Check, carry_out
+from tests.cuda_on_cpu.card import ROOT
+from tests.cuda_on_cpu.test_cuda_on_cpu import COMPILER
 
 Lines = list[dict[str, Any]]
+ON_CARD = """
+import sys
+from pathlib import Path
+from tests.cuda_on_cpu import card
+card.insert(card.build(sys.argv[1], Path(sys.argv[2])))
+from tests.cuda_on_cpu.kernels import register
+register()
+from nanorlhf.scripts.gpu_first import main
+sys.exit(main(sys.argv[3:]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +56,28 @@ def of(lines: Lines, check: str) -> Lines:
 def test_the_run_without_vllm(tmp_path: Path) -> None:
     lines = carried_out("1", tmp_path)
     assert [line["check"] for line in lines if "ok" in line] == [
-        "probe", "attention", "residency", "gradients", "adapters", "row",
+        "probe", "attention", "residency", "gradients", "adapters", "row", "kernels",
     ]  # fmt: skip
     assert len([line for line in of(lines, "attention") if line.get("relative_difference", 1) < 1e-6]) == 4
     assert [line["layers_taken_apart"] for line in of(lines, "adapters") if "layers_taken_apart" in line] == [14, 0]
     ours, pefts = (line for line in of(lines, "row") if "way" in line)
     assert ours["tokens_per_s"] == pytest.approx(160 / ours["seconds"]) and pefts["planned_gib"] > 0
-    assert sum("kernel" in line for line in of(lines, "row")) == 25
+    assert sum("kernel" in line for line in of(lines, "kernels")) == 25
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None or torch.version.cuda is not None, reason="needs a C++ compiler and a CPU's torch")
+def test_the_run_without_vllm_on_a_card_made_of_main_memory(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    assert COMPILER is not None and request.config.cache is not None
+    names = ["attention", "residency", "gradients", "adapters", "row"]  # no compiler of kernels, and no profile of them
+    options = ["1", "--tiny", "--seconds", "3000", "--output", str(tmp_path), "--only", *names]
+    command = [sys.executable, "-c", ON_CARD, COMPILER, str(request.config.cache.mkdir("cuda_on_cpu")), *options]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "gpu_first_1.jsonl").read_text().splitlines()]
+    assert [line["check"] for line in lines if line.get("ok")] == names
+    assert 0 < of(lines, "row")[-2]["peak_gib"] < 0.01 and of(lines, "residency")[0]["moved_gib"] > 0
+    assert 0 < of(lines, "adapters")[-2]["relative_difference"] < 0.02, "16 bits, added in another order"
 
 
 @pytest.mark.vllm
