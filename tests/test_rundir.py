@@ -82,6 +82,45 @@ def test_other_files_are_no_run(tmp_path: Path) -> None:
         rundir.prepare(config(tmp_path, overwrite_output_dir=True), "grpo")
 
 
+def test_a_run_without_a_step_is_taken(tmp_path: Path) -> None:
+    run = rundir.prepare(config(tmp_path / "run"), "grpo")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/reward": 0.1}) + "\n")
+    (run / "samples.jsonl").touch()
+    rundir.prepare(config(run, learning_rate=1.0), "grpo")
+    assert rundir.read_run(run).options["learning_rate"] == 1
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "run.json"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step_000001/x", "value_init/x", "thesis.txt"])
+def test_a_run_that_has_done_something_is_not(name: str, tmp_path: Path) -> None:
+    run = rundir.prepare(config(tmp_path / "run"), "grpo")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(json.dumps({"step": 0}) + "\n" + json.dumps({"step": 1}) + "\n")
+    with pytest.raises(UsageError, match="is not empty"):
+        rundir.prepare(config(run), "grpo")
+    assert (run / name).exists()
+
+
+def test_nor_is_one_that_another_process_has_just_begun(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from nanorlhf import rundir\n"
+        "from nanorlhf.grpo import GRPOConfig\n"
+        "rundir.prepare(GRPOConfig(output_dir=sys.argv[1]), 'grpo')\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    run = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "begun\n"
+            with pytest.raises(UsageError, match="is not empty"):
+                rundir.prepare(config(run), "grpo")
+        finally:
+            other.kill()
+    rundir.prepare(config(run), "grpo")
+
+
 def test_a_line_ends_where_json_says_and_half_a_line_is_none(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     rows = [{"completion": text} for text in ("a\u2028b", "c\x85d", "ü")]

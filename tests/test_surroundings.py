@@ -237,6 +237,18 @@ def test_a_dataset_that_has_gone_is_named(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == (f"nanorlhf grpo: error: dataset_name='{rows}': there is no such file\n")
 
 
+def test_a_reward_that_was_mended_needs_no_other_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reward = tmp_path / "mine.py"
+    reward.write_text("def near(completions):\n    return [len(text) / 0 for text in completions]\n")
+    argv = [*recipe(tmp_path, max_steps=1), "--reward_funcs", f"{reward}:near"]
+    assert main(argv) == 1
+    assert f"raised ZeroDivisionError: division by zero ({reward}:2)" in capsys.readouterr().err
+    reward.write_text("def near(completions):\n    return [len(text) / 9 for text in completions]\n")
+    assert main(argv) == 0
+    assert main(argv) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
 class Failing:
     """An engine that raises in the middle of its work, at chosen forward passes."""
 
