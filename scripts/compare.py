@@ -21,20 +21,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nanorlhf import door
 from nanorlhf.__main__ import ALGORITHMS
-from nanorlhf.algorithm import OnPolicy
 from nanorlhf.cli import parse
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.options import TrainConfig
 from nanorlhf.rundir import OWN, Record, read_run, training_seconds
-from nanorlhf.scripts.comparison import publish
-from nanorlhf.scripts.versus import Run, read
 from nanorlhf.signals import terminating_as_ctrl_c
+
+if TYPE_CHECKING:
+    from nanorlhf.scripts.versus import Run
 
 OURS = {  # what a comparison decides itself, and how to say it
     "seed": "--seeds",
@@ -123,6 +122,8 @@ class Job:
 
     def result(self, record: Record) -> Run:
         """What is kept of that."""
+        from nanorlhf.scripts.versus import read
+
         return read(record, self.entry.name, f"python -m {shlex.join(self.words[:-2])}")
 
 
@@ -195,6 +196,9 @@ def plan(texts: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) ->
 
 def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     """`algorithm:recipe,option=value`, checked as its own command would check it."""
+    from nanorlhf import door  # which imports torch, and --help is quick without
+    from nanorlhf.algorithm import OnPolicy
+
     algorithm, _, details = text.partition(":")
     if algorithm not in ALGORITHMS:
         raise UsageError(f"unknown algorithm {algorithm!r}: {nearest(algorithm, ALGORITHMS)}")
@@ -290,6 +294,8 @@ def publish_finished(jobs: Sequence[Job], output: Path) -> str:
     finished = [job for job in jobs if job.finished()]
     order = list(dict.fromkeys(job.entry.name for job in jobs))
     finished.sort(key=lambda job: order.index(job.entry.name))
+    from nanorlhf.scripts.comparison import publish
+
     if not finished:
         return "no run is finished, so there is nothing to compare"
     records = [job.record() for job in finished]

@@ -18,34 +18,24 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
 import yaml
-from tqdm.auto import tqdm
 
-from nanorlhf import checkpoint, door, gpu_memory
-from nanorlhf.algorithm import Algorithm, Plan
-from nanorlhf.chat import use_template
 from nanorlhf.cli import parse
 from nanorlhf.config import config, option, shipped_model, split_names
 from nanorlhf.disk import write_whole
-from nanorlhf.engines.build import build_engine
-from nanorlhf.environments import stops
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.options import TrainConfig
 from nanorlhf.plugins import is_file_spec
-from nanorlhf.policy import Policy
 from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
-from nanorlhf.rollout import make_author
-from nanorlhf.scoring import Scorer
 from nanorlhf.scripts.kept import Kept, stamps
 from nanorlhf.seeds import derive
-from nanorlhf.statistics import Estimate, estimate, majority_at, pass_at
-from nanorlhf.stream import prompts_of
+from nanorlhf.signals import INTERRUPTED
 from nanorlhf.task import TaskConfig
-from nanorlhf.trainer import how_to_sample, load_tokenizer
-from nanorlhf.types import Prompt, Sample
+
+if TYPE_CHECKING:
+    from nanorlhf.types import Prompt, Sample
 
 CHUNK = 1024  # completions that are kept together once they are scored
 
@@ -68,7 +58,7 @@ class EvaluateConfig(TaskConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 where everything could be evaluated, 1 where a reward failed, 2 where the command cannot work."""
+    """0 where everything could be evaluated, 1 where a reward failed, 2 where the command cannot work, 130: Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     subject = words.pop(0) if words and not words[0].startswith("-") else ""
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -90,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, RewardError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("evaluate: interrupted; with --output the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -97,6 +90,8 @@ def about(subject: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run directory, a checkpoint or a model's name says of the task, and of the model."""
     if not subject:
         return {}, {}
+    from nanorlhf import checkpoint
+
     where = Path(subject)
     run = next((folder for folder in (where, *where.parents[:2]) if (folder / "config.yaml").is_file()), None)
     folder = checkpoint.latest(where) if run == where else where
@@ -116,6 +111,20 @@ def task_part(recipe: Path) -> dict[str, Any]:
 
 def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Every figure by its name, and every completion."""
+    import transformers  # here, and what imports torch, so that --help is quick
+    from tqdm.auto import tqdm
+
+    from nanorlhf import door, gpu_memory
+    from nanorlhf.algorithm import Algorithm, Plan
+    from nanorlhf.chat import use_template
+    from nanorlhf.engines.build import build_engine
+    from nanorlhf.environments import stops
+    from nanorlhf.policy import Policy
+    from nanorlhf.rollout import make_author
+    from nanorlhf.scoring import Scorer
+    from nanorlhf.stream import prompts_of
+    from nanorlhf.trainer import how_to_sample, load_tokenizer
+
     transformers.utils.logging.disable_progress_bar()
     chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
     shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
@@ -177,6 +186,8 @@ def question(chosen: EvaluateConfig) -> dict[str, Any]:
 
 def figures(chosen: EvaluateConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the scores come to; prompts without a scored completion are left out."""
+    from nanorlhf.statistics import estimate, majority_at, pass_at
+
     greedy = [r for r in rows if r["greedy"]]
     samples = [r for r in rows if not r["greedy"]]
     names: dict[str, Any] = {"prompts": len(greedy) or len(samples) // chosen.samples}
@@ -231,6 +242,8 @@ def row(sample: Sample, greedy: bool) -> dict[str, Any]:
 
 def write(path: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """The figures, and the completions beside them."""
+    from nanorlhf.statistics import Estimate
+
     plain = {k: dataclasses.asdict(v) if isinstance(v, Estimate) else v for k, v in results.items()}
     lines = path.with_suffix(".samples.jsonl")
     write_whole(lines, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

@@ -14,22 +14,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 import yaml
 
-from nanorlhf import checkpoint
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config import defaults, shipped_model
-from nanorlhf.disk import whole_folder
 from nanorlhf.errors import UsageError
 from nanorlhf.options import TrainConfig
-from nanorlhf.policy import Policy
 from nanorlhf.rundir import Record, read_run, run_of
 from nanorlhf.scripts.evaluate import about
-from nanorlhf.trainer import load_tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 # Options that a card has whether they are the usual ones or not.
 USED = ("model_name_or_path", "dataset_name", "reward_funcs", "prompts_per_step", "num_generations", "max_steps")
 USED += ("learning_rate", "kl_coef", "temperature", "max_completion_length", "lora", "lora_r", "lora_alpha", "seed")
@@ -45,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: that of the base model's files)")
     args = parser.parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()
     try:
         print(f"merged into {merge(args.run, args.output, args.dtype)}")
     except UsageError as error:
@@ -56,6 +49,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def merge(run: str, output: Path, dtype: str | None = None) -> Path:
     """The folder, written."""
+    import torch  # here, and what imports it, so that --help is quick
+    import transformers
+
+    from nanorlhf import checkpoint
+    from nanorlhf.disk import whole_folder
+    from nanorlhf.policy import Policy
+    from nanorlhf.trainer import load_tokenizer
+
+    transformers.utils.logging.disable_progress_bar()
     task, model = about(run)
     if not task:
         raise UsageError(f"{run!r} is neither a run directory nor a checkpoint in one: there is no config.yaml")
@@ -73,7 +75,7 @@ def merge(run: str, output: Path, dtype: str | None = None) -> Path:
     saved = transformers.AutoConfig.from_pretrained(
         shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
     )
-    kind = DTYPES[dtype] if dtype else saved.dtype or torch.float32
+    kind = getattr(torch, dtype) if dtype else saved.dtype or torch.float32
     with whole_folder(output) as draft:
         merged.to(kind).save_pretrained(str(draft))
         load_tokenizer(config, None).save_pretrained(str(draft))

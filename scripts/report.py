@@ -16,8 +16,6 @@ from pathlib import Path
 from nanorlhf.disk import write_whole
 from nanorlhf.errors import UsageError
 from nanorlhf.rundir import read_run
-from nanorlhf.scripts.excerpts import LIMIT, TOKENS
-from nanorlhf.scripts.page import page
 from nanorlhf.scripts.watch import serve, stamp
 
 
@@ -28,13 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", type=Path, nargs="+", help="run directories; several are laid over each other")
     parser.add_argument("--output", type=Path, help="(default: report.html in the run, of several in this folder)")
-    more = f"(default: {LIMIT:,}; {TOKENS:,} tokens at most)"
-    parser.add_argument("--samples", type=int, default=LIMIT, help=f"of a run, to be read in full {more}")
+    more = "(default: as many as stay quick to browse)"
+    parser.add_argument("--samples", type=int, help=f"of a run, to be read in full {more}")
     parser.add_argument("--serve", action="store_true", help="at an address of this machine, renewed as the runs go on")
     parser.add_argument("--port", type=int, default=8765, help="of that address (default: 8765)")
     args = parser.parse_args(argv)
     try:
-        if args.samples < 0:
+        if args.samples is not None and args.samples < 0:
             raise UsageError(f"samples={args.samples} must not be negative")
         if args.serve:
             serve(lambda: written(args.runs, args.samples, stamp(args.runs)), lambda: stamp(args.runs), args.port)
@@ -48,8 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def written(folders: list[Path], samples: int, mark: str = "") -> str:
+def written(folders: list[Path], samples: int | None, mark: str = "") -> str:
     """The page of these runs as they are now."""
+    from nanorlhf.scripts.excerpts import LIMIT  # which imports torch, and --help is quick without
+    from nanorlhf.scripts.page import page
+
+    samples = LIMIT if samples is None else samples
     records = [read_run(folder) for folder in folders]
     title = records[0].name if len(records) == 1 else " / ".join(record.name for record in records[:4])
     title += f" and {len(records) - 4} more" if len(records) > 4 else ""

@@ -20,6 +20,7 @@ from nanorlhf.rundir import read_lines
 from nanorlhf.signals import heed, listening
 from tests.test_trainer import config
 
+ROOT = Path(__file__).parents[1]
 ENDS = """
 import os, signal
 from contextlib import suppress
@@ -219,6 +220,19 @@ def test_a_signal_is_heard_while_prompts_are_prepared(tmp_path: Path, start: Beg
     begun.process.send_signal(signal.SIGTERM)
     begun.expect_interrupted()
     assert not begun.run.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_evaluation_ends_in_a_line(number: int) -> None:
+    words = ["evaluate", "nanorlhf:adder", "--recipe", "grpo/recipes/tiny.yaml", "--engine", "hf", "--samples", "500"]
+    line = [sys.executable, "-m", "nanorlhf", *words]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as evaluation:
+        assert evaluation.stdout is not None and evaluation.stderr is not None
+        assert evaluation.stdout.readline() == "evaluate: nanorlhf:adder\n"
+        evaluation.send_signal(number)
+        assert evaluation.stderr.read() == "evaluate: interrupted; with --output the same command goes on from here\n"
+    assert evaluation.returncode == 130
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanorlhf.__main__ import ALGORITHMS
+from nanorlhf.__main__ import ALGORITHMS, SCRIPTS
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("nanorlhf", "rewards", "algorithms", "scripts")  # each may import those before it, and itself
@@ -88,7 +88,10 @@ def test_trackers_have_the_same_door() -> None:
     [
         "import nanorlhf.config",
         *(f"import nanorlhf.{name}" for name in ALGORITHMS),
-        *(f"from nanorlhf.__main__ import main; assert main(['{name}', '--help']) == 0" for name in ALGORITHMS),
+        *(
+            f"from nanorlhf.__main__ import main; assert main(['{name}', '--help']) == 0"
+            for name in ALGORITHMS + SCRIPTS
+        ),
         "from nanorlhf.__main__ import main; assert main(['--help']) == 0",
     ],
 )
