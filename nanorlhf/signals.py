@@ -52,7 +52,7 @@ def listening(ends: bool = False) -> Iterator[None]:
     finally:
         sys.unraisablehook = tell_of_lost
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's
         lost = bool(_heard)
         _heard.clear()
         if lost:  # or made something else of
