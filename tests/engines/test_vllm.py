@@ -346,5 +346,5 @@ def test_sizes() -> None:
             room_for(rank)
     token = 2 * 3 * 2 * 32 * 4  # keys and values, layers, heads, size of each, bytes
     assert cpu_cache_bytes(ADDER, 200, "float32", False) == 256 * 224 * token
-    assert cpu_cache_bytes(ADDER, 200, "bfloat16", False) == 256 * 256 * token // 2
+    assert cpu_cache_bytes(ADDER, 200, "bfloat16", False) == 256 * 224 * token // 2
     assert cpu_cache_bytes(ADDER, 10_000, "float32", False) == 2**30
