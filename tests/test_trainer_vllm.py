@@ -51,12 +51,13 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
 
 def test_every_rollout_and_evaluation_begins_with_an_empty_cache(tmp_path: Path) -> None:
     trainer = GRPOTrainer(args=config(tmp_path / "run", engine="vllm", report_to=[], **SHARED))
-    inner, write, cached = trainer.engine.engine.engine, trainer.author.write, list[list[int]]()  # type: ignore[attr-defined]
-    step = inner.step
+    inner, write = trainer.engine.engine.engine, trainer.author.write  # type: ignore[attr-defined]
+    step, cached = inner.step, list[list[int]]()
 
     def noted() -> list[Any]:
         outputs = step()
-        cached[-1].extend(output.num_cached_tokens for output in outputs)
+        if cached:  # before, the engine is checked
+            cached[-1].extend(output.num_cached_tokens for output in outputs)
         return outputs
 
     def begun(*args: Any, **options: Any) -> Any:
