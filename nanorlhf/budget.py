@@ -79,7 +79,7 @@ def in_one_go(phase: str, work: Callable[[], R]) -> R:
         raise
 
 
-def ran_out(error: RuntimeError) -> bool:
+def ran_out(error: Exception) -> bool:
     """Whether an error says that the device's memory is full."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SAID)
 

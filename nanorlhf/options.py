@@ -55,6 +55,12 @@ class TrainConfig(TaskConfig):
     weight_sync: Literal["auto", "lora", "merged"] = option(
         "auto", "How weights reach the engine; auto: lora for 16-bit, merged for float32.", "rollout"
     )
+    head_dtype: Literal["model", "float32"] = option(
+        "model",
+        "float32: vLLM computes logits from 16-bit weights in float32, as the policy does, so that their "
+        "log-probabilities are nearer.",
+        "rollout",
+    )
     engine_check: Literal["on", "off"] = option(
         "on",
         "Before the first step (under random weights) and after the first update the engine's log-probabilities are "

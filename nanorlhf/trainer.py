@@ -158,7 +158,7 @@ class Trainer:
         args, ends = self.config, self.sampling.stop_token_ids
         folder = self.run / "base_model"
         parts = args, self.policy, self.tokenizer, self.sampling, folder, self.plan
-        self.engine = Restarting(lambda: build_engine(*parts), self.policy, str(self.run))
+        self.engine = Restarting(lambda part: build_engine(*parts, part), self.policy, str(self.run))
         who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
         self.author = make_author(args, self.engine, *who)
         self.residency.add("engine", Served(self.engine, self.policy))

@@ -30,7 +30,9 @@ def engine_name(config: TrainConfig) -> str:
 
 def check_engine(config: TrainConfig, about: PretrainedConfig) -> None:
     """Refuses vLLM where it is not there, or too old, or cannot take weights in the way that is asked for."""
-    if engine_name(config) != "vllm":
+    vllm = engine_name(config) == "vllm"
+    config.require(vllm or config.head_dtype == "model", "head_dtype", "float32 is for engine vllm")
+    if not vllm:
         return
     if not importlib.util.find_spec("vllm"):
         raise UsageError(
@@ -70,8 +72,9 @@ def build_engine(
     sampling: Sampling,
     base_folder: Path,
     plan: Plan | None = None,
+    part: float = 1.0,
 ) -> Engine:
-    """The engine, started, as large as planned; without a plan it takes what is free of a GPU.
+    """The engine, started, with this part of the cache that was planned; without a plan it takes what is free of a GPU.
 
     A model that came as an object is written to `base_folder` for vLLM to load.
     """
@@ -79,7 +82,7 @@ def build_engine(
     if engine_name(config) == "hf":
         from nanorlhf.engines.hf import BATCH, HFEngine
 
-        rows = plan.sequences if plan else BATCH
+        rows = max(1, int((plan.sequences if plan else BATCH) * part))
         return HFEngine(policy, tokenizer, sampling, sync, policy.device, rows)
     from nanorlhf.engines.vllm import VLLMEngine
 
@@ -97,7 +100,9 @@ def build_engine(
         lora_rank=policy.lora_rank,
         seed=config.seed,
         gpu_memory_utilization=free_share(),
-        kv_cache_bytes=plan.cache if plan else None,
+        kv_cache_bytes=max(int(plan.cache * part), plan.needs.sequence) if plan else None,
+        part=part,
+        head_dtype=config.head_dtype,
         sleep=plan is not None and "engine" in plan.moved,
         verbose=config.engine_logs,
         trust_remote_code=config.trust_remote_code,

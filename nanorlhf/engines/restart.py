@@ -7,21 +7,51 @@ from contextlib import suppress
 
 import torch
 
+from nanorlhf.budget import empty_cache, ran_out
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling, Weights
 from nanorlhf.engines.guest import kept_random_state
 from nanorlhf.errors import RunError, UsageError, told
 from nanorlhf.team import team
 from nanorlhf.types import WeightSync
+from nanorlhf.voice import tell
+
+SMALLER = 0.5  # of the cache, after memory ran out
+HELP = "lower gpu_memory_gib, so that more is kept free, or max_completion_length, or set offload always"
 
 
 class Restarting:
-    """An engine for the whole run, whatever becomes of the one inside; a mistake of the user's is no failure of it."""
+    """An engine for the whole run, whatever becomes of the one inside; a mistake of the user's is no failure of it.
 
-    def __init__(self, start: Callable[[], Engine], weights: Weights, resume: str) -> None:
+    `start` makes one with a part of the cache: all of it, and after memory ran out half of it.
+    """
+
+    def __init__(self, start: Callable[[float], Engine], weights: Weights, resume: str) -> None:
         self.start, self.weights, self.resume = start, weights, resume
-        self.engine = start()
+        self.part = 1.0
+        self.engine = self.first()
         self.version = self.engine.version
         self.failed = ""  # how, since anybody was told
+
+    def first(self) -> Engine:
+        """The engine; if memory runs out as it starts, with half the cache."""
+        while True:
+            try:
+                return self.start(self.part)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                failure = told(error)
+            self.shrink(failure)  # here nothing refers to what failed
+            tell(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
+
+    def shrink(self, failure: str) -> None:
+        """Half the cache from now on; if it is halved already, the end."""
+        if self.part < 1:
+            raise RunError(f"the engine ran out of memory with half its cache, too ({failure}); {HELP}")
+        if team().size > 1:  # engines start together
+            raise RunError(f"the engine ran out of memory ({failure}); {HELP}")
+        self.part = SMALLER
+        empty_cache()
 
     @property
     def name(self) -> str:
@@ -61,10 +91,10 @@ class Restarting:
             except (UsageError, RunError):
                 raise
             except Exception as error:  # noqa: BLE001  an engine may fail in any way
-                failure = told(error)
+                failure, full = told(error), ran_out(error)
             else:
                 return
-            self.restart(failure)  # here nothing refers to what failed
+            self.restart(failure, full)  # here nothing refers to what failed
 
     def forget(self) -> None:
         self.engine.forget()
@@ -76,16 +106,18 @@ class Restarting:
         except (UsageError, RunError):
             raise
         except Exception as error:
-            failure = told(error)
-            if self.version == -1:  # it has never taken any
+            failure, full = told(error), ran_out(error)
+            if self.version == -1 and not full:  # it has never taken any
                 raise RunError(f"{self.described} does not take the weights ({failure}); use {self.instead}") from error
         else:
             self.version = self.engine.version
             return
-        self.restart(failure)
+        self.restart(failure, full)
 
-    def restart(self, failure: str) -> None:
+    def restart(self, failure: str, full: bool) -> None:
         """A new engine with the policy's weights; a second failure before the first was told ends the run."""
+        if full:
+            self.shrink(failure)
         go_on = f"go on from the last checkpoint with --resume {self.resume}"
         if self.failed:
             raise RunError(f"the engine failed again after it was started anew ({failure}); {go_on}")
@@ -97,7 +129,7 @@ class Restarting:
             self.engine.close()
         try:
             with kept_random_state(devices):
-                self.engine = self.start()
+                self.engine = self.start(self.part)
                 self.engine.update(self.weights)
         except Exception as error:
             raise RunError(
@@ -114,7 +146,8 @@ class Restarting:
     def told(self) -> list[str]:
         """That it failed, and what the engine has to say."""
         failed, self.failed = self.failed, ""
-        words = [f"the engine failed ({failed}); it was started anew, and wrote the same"] if failed else []
+        how = "started anew" if self.part == 1 else "started anew with half its cache"
+        words = [f"the engine failed ({failed}); it was {how}, and wrote the same"] if failed else []
         return words + self.engine.told()
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class VLLMEngine:
     """A persistent vLLM engine; `vllm_args` are whatever else its `EngineArgs` takes.
 
     `gpu_memory_utilization` is the share of the card for the engine alone: its weights, its work space and its cache.
+    Without `kv_cache_bytes` it takes `part` of the cache that it finds room for.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class VLLMEngine:
         seed: int = 0,
         gpu_memory_utilization: float = 0.5,
         kv_cache_bytes: int | None = None,
+        part: float = 1.0,
+        head_dtype: str = "model",
         sleep: bool = False,
         verbose: bool = False,
         trust_remote_code: bool = False,
@@ -66,14 +69,15 @@ class VLLMEngine:
         if sync == "lora":
             vllm_args = {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for(lora_rank)} | vllm_args
         if not cuda:
-            kv_cache_bytes = kv_cache_bytes or cpu_cache_bytes(
-                model_name_or_path, max_model_len, dtype, trust_remote_code
-            )
+            cache = cpu_cache_bytes(model_name_or_path, max_model_len, dtype, trust_remote_code)
+            kv_cache_bytes = kv_cache_bytes or int(cache * part)
             vllm_args = ON_CPU | vllm_args
         if team().size > 1:  # each process has an engine of its own, within the group that is there
             vllm_args = {"distributed_executor_backend": "external_launcher"} | vllm_args
         if cuda:  # as the memory plan counts on
             vllm_args = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} | vllm_args
+        if head_dtype != "model":  # all of SUPPORTED heed it; up to 0.25 it is for pooling models alone
+            vllm_args = {"hf_overrides": {"head_dtype": head_dtype}} | vllm_args
         self.sampling, self.version = sampling, -1
         self.sync: WeightSync = sync
         self.devices = [torch.cuda.current_device()] if cuda else []
@@ -89,7 +93,7 @@ class VLLMEngine:
                 skip_tokenizer_init=not sampling.stop,
                 generation_config="vllm",  # the model's own may add end tokens
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled, after the temperature
-                gpu_memory_utilization=gpu_memory_utilization,
+                gpu_memory_utilization=gpu_memory_utilization * part,
                 kv_cache_memory_bytes=kv_cache_bytes,
                 enable_sleep_mode=self.sleeps,
                 trust_remote_code=trust_remote_code,
@@ -185,13 +189,10 @@ class VLLMEngine:
         """Ends the engine; another may start in this process."""
         if self.engine is None:
             return
-        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
-        with group_kept() if team().size > 1 else contextlib.nullcontext():
+        with team_kept():
             self.engine.engine_core.shutdown()
             self.engine = None
-            destroy_model_parallel()
-            destroy_distributed_environment()
+            end_groups()
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -246,10 +247,28 @@ def start(cpu: bool, **engine_args: Any) -> Any:
         uniproc_executor.get_file_store_init_method = nameless_file  # type: ignore[attr-defined]
     if cpu:  # the rank of each token, which nobody reads: compiling it would take the first generation 15 s
         sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)  # type: ignore[attr-defined]
-    with classes_kept(decorators) as move:
-        engine = LLMEngine.from_engine_args(EngineArgs(**engine_args), usage_context=UsageContext.LLM_CLASS)
-        engine.apply_model(move)
+    try:
+        with classes_kept(decorators) as move:
+            engine = LLMEngine.from_engine_args(EngineArgs(**engine_args), usage_context=UsageContext.LLM_CLASS)
+            engine.apply_model(move)
+    except Exception:
+        with team_kept():
+            end_groups()  # or no other engine could start
+        raise
     return engine
+
+
+def team_kept() -> contextlib.AbstractContextManager[None]:
+    """Lets vLLM end its groups, and not the one that the run's processes have."""
+    return group_kept() if team().size > 1 else contextlib.nullcontext()
+
+
+def end_groups() -> None:
+    """Ends vLLM's groups of processes, of which a process has one set."""
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+    destroy_model_parallel()
+    destroy_distributed_environment()
 
 
 def nameless_file() -> str:

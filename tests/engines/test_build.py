@@ -26,3 +26,8 @@ def test_adapters_of_models_with_experts_are_merged_where_vllm_cannot_serve_them
     check_engine(TrainConfig(**options, weight_sync="lora"), dense.config)  # type: ignore[arg-type]
     assert sync_way(auto, Policy(auto, dense)) == "lora"
     assert sync_way(auto, Policy(auto, tiny("qwen3"))) == "merged"
+
+
+def test_the_precision_of_logits_is_an_option_of_vllm_alone() -> None:
+    with pytest.raises(UsageError, match=r"head_dtype.*float32 is for engine vllm"):
+        check_engine(TrainConfig(engine="hf", head_dtype="float32"), tiny("qwen3").config)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
+from nanorlhf.engines.base import Completion, Request
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.errors import RunError
 from nanorlhf.types import WeightSync
@@ -22,6 +25,15 @@ class Engine:
             raise self.failures.pop(0)
         self.version = weights.version
 
+    def generate(self, requests: Sequence[Request], seed: int, sampling: Any = None) -> Iterator[Completion]:
+        yield Completion(requests[0].id, [1], [-1.0], stopped=True)
+        if self.failures:
+            raise self.failures.pop(0)
+        yield from (Completion(r.id, [1], [-1.0], stopped=True) for r in requests[1:])
+
+    def told(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -30,9 +42,23 @@ class Weights:
     version = 3
 
 
+PARTS: list[float] = []  # of the cache, engine by engine
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+ALLOCATED = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 def restarting(*engines: Any) -> Restarting:
     left = list(engines)
-    return Restarting(lambda: left.pop(0), Weights(), "runs/mine")  # type: ignore[arg-type]
+
+    def start(part: float) -> Any:
+        PARTS.append(part)
+        engine = left.pop(0)
+        if isinstance(engine, Exception):
+            raise engine
+        return engine
+
+    PARTS.clear()
+    return Restarting(start, Weights(), "runs/mine")  # type: ignore[arg-type]
 
 
 def test_weights_that_an_engine_has_never_taken_are_told_with_other_ways() -> None:
@@ -53,3 +79,38 @@ def test_one_that_has_is_started_anew() -> None:
     engine.update(Weights())  # type: ignore[arg-type]
     assert engine.engine is second and engine.version == second.version == 3
     assert "weight_sync lora (with an adapter)" in engine.instead
+
+
+def test_memory_that_runs_out_at_the_start_halves_the_cache_once(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine()
+    assert restarting(FULL, engine).engine is engine
+    assert PARTS == [1.0, 0.5]
+    assert "once more with half the cache" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"with half its cache, too \(OutOfMemoryError: CUDA out of .* lower gpu_memory"):
+        restarting(ALLOCATED, FULL, engine)
+    assert PARTS == [1.0, 0.5]
+    with pytest.raises(ValueError, match="no such model"):
+        restarting(ValueError("no such model"), engine)
+    assert PARTS == [1.0], "another mistake is none that a smaller cache mends"
+
+
+def test_memory_that_runs_out_while_decoding_halves_the_cache_once_in_a_run() -> None:
+    first, second = Engine(), Engine()
+    engine = restarting(first, second)
+    engine.update(Weights())  # type: ignore[arg-type]
+    first.failures.append(FULL)
+    asked = [Request(i, [1, 2]) for i in range(4)]
+    assert [c.id for c in engine.generate(asked, 0)] == [0, 1, 2, 3]
+    assert PARTS == [1.0, 0.5] and engine.version == 3
+    assert "with half its cache, and wrote the same" in engine.told()[0]
+    second.failures.append(ALLOCATED)  # many steps later
+    with pytest.raises(RunError, match=r"with half its cache, too .* lower gpu_memory_gib"):
+        list(engine.generate(asked, 1))
+
+
+def test_another_failure_keeps_the_whole_cache() -> None:
+    first, second = Engine(RuntimeError("an illegal memory access")), Engine()
+    engine = restarting(first, second)
+    assert len(list(engine.generate([Request(i, [1, 2]) for i in range(2)], 0))) == 2
+    assert PARTS == [1.0, 1.0]
+    assert "started anew, and wrote the same" in engine.told()[0]
