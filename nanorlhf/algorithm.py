@@ -18,10 +18,10 @@ from nanorlhf.types import Credit, MicroBatch, Rollout
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Samples:
     """What to sample for each prompt."""
 
-    samples: int
+    each: int
     greedy: bool = False
 
 
@@ -100,9 +100,9 @@ class OnPolicy(Algorithm):
             return frozenset()
         return frozenset({"logprobs", "ref_logprobs"} if self.config.kl_in == "reward" else {"ref_logprobs"})
 
-    def plan(self) -> Plan:
+    def samples(self) -> Samples:
         """How many samples for each prompt, and whether a greedy one too."""
-        return Plan(self.config.num_generations)
+        return Samples(self.config.num_generations)
 
     def counted(self, rollout: Rollout) -> Tensor:
         """(S,) samples that the loss counts: scored, and whole where truncated ones are masked."""

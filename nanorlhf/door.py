@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from datasets import Dataset
 from transformers import AutoConfig, PretrainedConfig
 
-from nanorlhf.algorithm import Algorithm, OnPolicy, Plan
+from nanorlhf.algorithm import Algorithm, OnPolicy, Samples
 from nanorlhf.config import shipped_model, split_names
 from nanorlhf.data import Reader, first_rows
 from nanorlhf.engines.build import check_engine, engine_name
@@ -112,10 +112,10 @@ def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
 
 def check_sizes(config: TrainConfig, algorithm: type[Algorithm]) -> None:
     """Refuses a step, or workers, that this machine could not hold."""
-    plan = Plan(algorithm.together)
+    wanted = Samples(algorithm.together)
     if isinstance(config, OnPolicyConfig) and issubclass(algorithm, OnPolicy):
-        plan = algorithm(config).plan()
-    check_size(config, {"prompts_per_step": config.prompts_per_step, "num_generations": plan.samples + plan.greedy})
+        wanted = algorithm(config).samples()
+    check_size(config, {"prompts_per_step": config.prompts_per_step, "num_generations": wanted.each + wanted.greedy})
     config.require_memory("reward_workers", WORKER * config.workers, "such processes")
 
 

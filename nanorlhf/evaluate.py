@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nanorlhf.algorithm import Plan
+from nanorlhf.algorithm import Samples
 from nanorlhf.engines.base import Sampling
 from nanorlhf.rollout import Author, shared
 from nanorlhf.seeds import derive
@@ -15,7 +15,7 @@ def evaluate(
     author: Author, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None = None
 ) -> tuple[dict[str, float], list[Sample]]:
     """Mean rewards of one completion for each prompt; the seed is the same each time, so only the weights differ."""
-    samples, _ = author.write(prompts, Plan(1), derive(seed, "evaluation"), sampling)
+    samples, _ = author.write(prompts, Samples(1), derive(seed, "evaluation"), sampling)
     author.scorer.finish(samples)
     samples = shared(samples)
     metrics = {"eval/reward": mean_scored([s.reward for s in samples])}

@@ -216,8 +216,8 @@ def requests(config: TrainConfig, algorithm: Algorithm) -> int:
     evaluated = config.eval_prompts if config.dataset_test_split or config.dataset_test_name else 0
     if not isinstance(algorithm, OnPolicy):
         return min(SEQUENCES, max(1, evaluated))
-    plan = algorithm.plan()
-    return min(SEQUENCES, max(config.prompts_per_step * (plan.samples + plan.greedy), evaluated))
+    wanted = algorithm.samples()
+    return min(SEQUENCES, max(config.prompts_per_step * (wanted.each + wanted.greedy), evaluated))
 
 
 def advice(config: TrainConfig) -> tuple[str, ...]:

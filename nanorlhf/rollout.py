@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.advantages import has_spread
-from nanorlhf.algorithm import Plan
+from nanorlhf.algorithm import Samples
 from nanorlhf.data import Prompts
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling
 from nanorlhf.environments import Environment, Stage
@@ -55,7 +55,7 @@ class Author:
     def write(
         self,
         prompts: Sequence[Prompt],
-        plan: Plan,
+        wanted: Samples,
         seed: int,
         sampling: Sampling | None = None,
         progress: Progress = lambda tokens: None,
@@ -64,10 +64,10 @@ class Author:
 
         Among several processes these are those of one's own share of the prompts; `shared` gives everyone all.
         """
-        each, rank = plan.samples, team().rank
+        each, rank = wanted.each, team().rank
         prompts, seed = team().share(prompts), derive(seed, "process", rank) if rank else seed
         samples = [Sample(prompt, [], [], False, "") for prompt in prompts for _ in range(each)]
-        greedy = [Sample(prompt, [], [], False, "") for prompt in prompts if plan.greedy]
+        greedy = [Sample(prompt, [], [], False, "") for prompt in prompts if wanted.greedy]
         everyone, limit = [*samples, *greedy], sampling.max_new_tokens if sampling else self.limit
         if self.stage:
             for sample in everyone:
@@ -136,8 +136,8 @@ def make_author(
 class Sampler:
     """The policy's own samples of a step."""
 
-    def __init__(self, config: OnPolicyConfig, plan: Plan, author: Author, prompts: Prompts) -> None:
-        self.config, self.plan, self.author, self.prompts = config, plan, author, prompts
+    def __init__(self, config: OnPolicyConfig, wanted: Samples, author: Author, prompts: Prompts) -> None:
+        self.config, self.wanted, self.author, self.prompts = config, wanted, author, prompts
 
     def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
         """A step's samples; groups without spread are replaced for some rounds, where that is asked for."""
@@ -156,9 +156,9 @@ class Sampler:
         self, prompts: Sequence[Prompt], what: tuple[str | int, ...], clock: Clock, progress: Progress
     ) -> Rollout:
         """Samples for these prompts, with the occasion's seed; the engine's log-probabilities are the first column."""
-        seed, each = derive(self.config.seed, *what), self.plan.samples
+        seed, each = derive(self.config.seed, *what), self.wanted.each
         with clock("rollout"):
-            samples, greedy = self.author.write(prompts, self.plan, seed, progress=progress)
+            samples, greedy = self.author.write(prompts, self.wanted, seed, progress=progress)
         with clock("reward"):
             self.author.scorer.finish([*samples, *greedy])
             if self.config.overlong_buffer:

@@ -182,9 +182,9 @@ class Trainer:
         assert isinstance(args, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
         if self.entry.replays:
             vocabulary = self.policy.base.config.get_text_config().vocab_size
-            source = Saved(self.entry.replays, self.scorer, algorithm.plan().samples, vocabulary)
+            source = Saved(self.entry.replays, self.scorer, algorithm.samples().each, vocabulary)
             return Loop(args, algorithm, self.policy, source, self.scorer, critic=self.critic, residency=residency)
-        source = Sampler(args, algorithm.plan(), self.author, self.prompts)
+        source = Sampler(args, algorithm.samples(), self.author, self.prompts)
         return Loop(args, algorithm, self.policy, source, self.scorer, self.engine, self.critic, residency)
 
     def train(self) -> list[dict[str, Any]]:
@@ -301,7 +301,7 @@ class Trainer:
             tell(self.plan.table())
         tell(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
-        samples = self.algorithm.plan().samples if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
+        samples = self.algorithm.samples().each if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
         tell(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
         tell(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")

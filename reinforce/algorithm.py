@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.advantages import group_stats
-from nanorlhf.algorithm import Plan, PolicyGradient
+from nanorlhf.algorithm import PolicyGradient, Samples
 from nanorlhf.reinforce.config import REINFORCEConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout
@@ -28,8 +28,8 @@ class REINFORCE(PolicyGradient):
     def has_baseline(self) -> bool:
         return self.config.baseline not in ("none", "group")  # REINFORCE++ whitens after the group's mean, too
 
-    def plan(self) -> Plan:
-        return Plan(self.config.num_generations, greedy=self.config.baseline == "greedy")
+    def samples(self) -> Samples:
+        return Samples(self.config.num_generations, greedy=self.config.baseline == "greedy")
 
     def credit(self, rollout: Rollout) -> Credit:
         baselines = self.baselines(rollout)
@@ -47,7 +47,7 @@ class REINFORCE(PolicyGradient):
             return torch.full_like(rewards, float(expected[kind]))
         if kind == "group":
             return group_stats(rewards, rollout.group)[1].float()
-        assert rollout.baselines is not None, "the plan asks for greedy samples"
+        assert rollout.baselines is not None, "it asks for greedy samples"
         return rollout.baselines
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanorlhf.algorithm import Plan, PolicyGradient
+from nanorlhf.algorithm import PolicyGradient, Samples
 from nanorlhf.remax.config import ReMaxConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout
@@ -14,11 +14,11 @@ class ReMax(PolicyGradient):
     name = "remax"
     config: ReMaxConfig
 
-    def plan(self) -> Plan:
-        return Plan(self.config.num_generations, greedy=True)
+    def samples(self) -> Samples:
+        return Samples(self.config.num_generations, greedy=True)
 
     def credit(self, rollout: Rollout) -> Credit:
-        assert rollout.baselines is not None, "the plan asks for greedy samples"
+        assert rollout.baselines is not None, "it asks for greedy samples"
         keep = self.counted(rollout) & ~rollout.baselines.isnan()
         baselines = rollout.baselines.nan_to_num(0.0)
         return Credit(self.returns(rollout) - baselines[rollout.sample], keep)

@@ -220,7 +220,7 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     if not entered.rewards:
         raise UsageError(f"{text}: without reward_funcs there is no reward to compare")
     made = entered.algorithm(config)
-    each = made.plan().samples if isinstance(made, OnPolicy) else made.together
+    each = made.samples().each if isinstance(made, OnPolicy) else made.together
     return Entry(text, algorithm, tuple(words), entered.config, each * config.prompts_per_step)
 
 

@@ -115,7 +115,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     from tqdm.auto import tqdm
 
     from nanorlhf import door, gpu_memory
-    from nanorlhf.algorithm import Algorithm, Plan
+    from nanorlhf.algorithm import Algorithm, Samples
     from nanorlhf.chat import use_template
     from nanorlhf.engines.build import build_engine
     from nanorlhf.environments import stops
@@ -142,7 +142,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     gpu_memory.hold(task.gpu_memory_gib)
     policy = Policy(task)
     sampling = how_to_sample(task, policy, tokenizer, stops(environment))
-    scorer, plan = Scorer(entry.rewards, task), Plan(chosen.samples, chosen.greedy)
+    scorer, wanted = Scorer(entry.rewards, task), Samples(chosen.samples, chosen.greedy)
     parts = chunks(prompts, chosen)
     kept = Kept(partial(chosen.output) if chosen.output else None, question(chosen))
     if kept.parts:
@@ -155,7 +155,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
                 with tqdm(unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
                     for number in range(len(kept.parts), len(parts)):
                         seed = derive(task.seed, "evaluation", number)
-                        samples, greedy = author.write(parts[number], plan, seed, progress=bar.update)
+                        samples, greedy = author.write(parts[number], wanted, seed, progress=bar.update)
                         scorer.finish([*samples, *greedy])
                         kept.add([row(s, greedy=False) for s in samples] + [row(s, greedy=True) for s in greedy])
         for line in scorer.report()[1]:

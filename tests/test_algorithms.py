@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanorlhf.algorithm import OnPolicy, Plan
+from nanorlhf.algorithm import OnPolicy, Samples
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.options import OnPolicyConfig
@@ -43,7 +43,7 @@ def test_remax_uses_the_greedy_reward_and_kl_to_go() -> None:
     step.baselines = torch.tensor([0.25, float("nan")])
     algorithm = ReMax(ReMaxConfig(kl_coef=0.1))
     credit = algorithm.credit(step)
-    assert algorithm.plan() == Plan(1, greedy=True)
+    assert algorithm.samples() == Samples(1, greedy=True)
     expect_close(credit.advantages[:2], [1 - 0.25 - 0.15, 1 - 0.25 - 0.05])
     assert credit.keep.tolist() == [True, False]  # without its baseline a sample says nothing
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nanorlhf.algorithm import Plan
+from nanorlhf.algorithm import Samples
 from nanorlhf.config import shipped_model
 from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.environments import Stage, find_environment, own_questions
@@ -92,7 +92,7 @@ def play(engine: Scripted, limit: int = 200, turns: int = 9, prompt: Any = ASKED
         else TOKENIZER.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     )
     asked = Prompt(0, list(TOKENIZER(str(text))["input_ids"]), prompt, {})
-    samples, _ = author.write([asked, asked], Plan(1), 0)
+    samples, _ = author.write([asked, asked], Samples(1), 0)
     scorer.finish(samples)
     return samples
 
