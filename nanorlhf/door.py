@@ -84,6 +84,7 @@ def enter(
     if samples and not rewards:
         find_rewards([])
     about = check_model(config, model)
+    check_rank(config, about)
     if environment_class and train is None and not config.dataset_name:
         train, held_out = own_questions(environment_class, config)
     train, held_out = load_datasets(config, rewards, reader, train, held_out)
@@ -198,7 +199,6 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
             f"max_prompt_length={config.max_prompt_length} and max_completion_length={config.max_completion_length} "
             f"make {wanted} tokens, and the model takes {context}; shorten one"
         )
-    check_rank(config, about)
     return about
 
 

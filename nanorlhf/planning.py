@@ -36,6 +36,7 @@ def plan_run(
 def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -> Plan:
     """The plan of a command line as on CUDA, on any machine; `reads`: it learns from the dataset's own answers."""
     about = door.check_model(config, None)
+    door.check_rank(config, about)
     chosen = door.find_algorithm(config, algorithm)
     rewards = door.find_judges(config, None, door.find_world(config)[1])
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None

@@ -126,10 +126,11 @@ def test_ranks_are_bounded_too() -> None:
     layers, wide = 3, 128
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most = memory // (door.ADAM * layers * 2 * wide)
-    door.check_model(TrainConfig(**options, lora_r=most, lora_alpha=1), None)
+    about = door.check_model(TrainConfig(**options), None)
+    door.check_rank(TrainConfig(**options, lora_r=most, lora_alpha=1), about)
     for rank in (most + 1, 2**53 - 1):
         with pytest.raises(UsageError, match=r"lora_r=.* weights, their gradients and moments need"):
-            door.check_model(TrainConfig(**options, lora_r=rank), None)
+            door.check_rank(TrainConfig(**options, lora_r=rank), about)
 
 
 def test_the_bounds_are_below_what_is_really_taken() -> None:
