@@ -30,7 +30,7 @@ lint:
 
 evidence: ## measure what the README claims; goes on where it was stopped
 	@$(SETUP) bench
-	.venv/bin/python -m scripts.evidence $(ARGS)
+	.venv/bin/python -m evidence $(ARGS)
 
 clean: ## forget the environment and all caches; runs and results stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

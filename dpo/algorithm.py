@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanorlhf import losses
 from nanorlhf.algorithm import Algorithm, Loss
-from nanorlhf.demonstrations import preference
 from nanorlhf.dpo.config import DPOConfig
+from nanorlhf.formulas import losses
+from nanorlhf.rollouts.demonstrations import preference
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, MicroBatch, Rollout
 

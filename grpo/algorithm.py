@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanorlhf.advantages import gpg, group_standardise, has_spread, maxrl, opo
 from nanorlhf.algorithm import PolicyGradient
+from nanorlhf.formulas.advantages import gpg, group_standardise, has_spread, maxrl, opo
 from nanorlhf.grpo.config import GRPOConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout

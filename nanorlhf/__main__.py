@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from nanorlhf.signals import INTERRUPTED, terminating_as_ctrl_c
+from nanorlhf.system.signals import INTERRUPTED, terminating_as_ctrl_c
 
 ALGORITHMS = (
     "grpo",

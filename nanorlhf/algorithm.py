@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nanorlhf import losses
-from nanorlhf.advantages import reward_to_go, sum_by_sample, token_rewards, whiten
-from nanorlhf.kl import ESTIMATORS, adapted, as_loss
-from nanorlhf.options import Norm, OnPolicyConfig, PolicyGradientConfig, TrainConfig
+from nanorlhf.config.training import Norm, OnPolicyConfig, PolicyGradientConfig, TrainConfig
+from nanorlhf.formulas import losses
+from nanorlhf.formulas.advantages import reward_to_go, sum_by_sample, token_rewards, whiten
+from nanorlhf.formulas.kl import ESTIMATORS, adapted, as_loss
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
 

@@ -15,20 +15,21 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from nanorlhf.__main__ import ALGORITHMS
-from nanorlhf.aliases import ALIASES, rename
-from nanorlhf.config import defaults, item_type
+from nanorlhf.config.aliases import ALIASES, rename
+from nanorlhf.config.names import run_of
+from nanorlhf.config.option import defaults, item_type
+from nanorlhf.config.task import TaskConfig
 from nanorlhf.errors import RunError, UsageError, nearest, told
-from nanorlhf.rundir import algorithm_of, run_of
-from nanorlhf.signals import heed
-from nanorlhf.task import TaskConfig
-from nanorlhf.voice import signature, speaks, tell
+from nanorlhf.records.directory import algorithm_of
+from nanorlhf.system.signals import heed
+from nanorlhf.system.terminal import signature, speaks, tell
 
 C = TypeVar("C", bound=TaskConfig)
 Shown = Literal["config", "plan", ""]
 
 
 def run(name: str, argv: list[str] | None = None) -> int:
-    """Parses, trains, and gives the exit status, as `nanorlhf.command` explains it."""
+    """Parses, trains, and gives the exit status, as `nanorlhf.system.command` explains it."""
     package, running = importlib.import_module(f"nanorlhf.{name}"), False
     config_name = next(found for found in package.__all__ if found.endswith("Config"))
     config_class, trainer = getattr(package, config_name), config_name.replace("Config", "Trainer")

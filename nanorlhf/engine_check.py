@@ -11,12 +11,12 @@ from torch import Tensor
 from nanorlhf.engines.base import Request
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.errors import RunError
+from nanorlhf.learning.packing import pack
 from nanorlhf.loop import MISMATCH_LIMIT
-from nanorlhf.packing import pack
-from nanorlhf.policy import Policy
-from nanorlhf.residency import Residency
-from nanorlhf.seeds import derive
-from nanorlhf.team import team
+from nanorlhf.memory.residency import Residency
+from nanorlhf.policy.policy import Policy
+from nanorlhf.system.distributed import team
+from nanorlhf.system.seeds import derive
 from nanorlhf.types import Prompt, Rollout, Sample
 
 COMPLETIONS, TOKENS, PROMPT = 4, 16, 64  # compared, each at most, and the end of the prompt that they follow

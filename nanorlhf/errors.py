@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 NEAR = 0.65  # difflib's ratio, from which on a name may have been meant
 FEW = 12  # names that are listed
@@ -50,3 +51,9 @@ def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
     if not names:
         return "there is none yet"
     return "none is like it" if listed or len(names) > FEW else f"known are {', '.join(names)}"
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut short."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

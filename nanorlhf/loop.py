@@ -4,48 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
-from nanorlhf.budget import Budget, in_one_go
-from nanorlhf.critic import Critic, explained_variance
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import Engine
-from nanorlhf.faults import Fault, describe
-from nanorlhf.metrics import Averages, Clock, rollout_metrics
-from nanorlhf.optim import Optimizer, sound
-from nanorlhf.options import TrainConfig
-from nanorlhf.packing import divided, idle, pack, token_weights
-from nanorlhf.policy import Policy
-from nanorlhf.rehearsal import rehearse
-from nanorlhf.residency import Residency
-from nanorlhf.reward import TrainerState
-from nanorlhf.rollout import Progress, Source
-from nanorlhf.scoring import Scorer
-from nanorlhf.team import team
-from nanorlhf.types import Credit, MicroBatch, Rollout
+from nanorlhf.learning.critic import Critic, explained_variance
+from nanorlhf.learning.optimizer import Optimizer, sound
+from nanorlhf.learning.packing import divided, idle, pack, token_weights
+from nanorlhf.learning.passes import TOKENS, Budget, R, in_one_go
+from nanorlhf.memory.rehearsal import rehearse
+from nanorlhf.memory.residency import Residency
+from nanorlhf.policy.policy import Policy
+from nanorlhf.records.metrics import Averages, Clock, rollout_metrics
+from nanorlhf.records.skipped_updates import describe
+from nanorlhf.rollouts.source import Source
+from nanorlhf.scoring.reward import TrainerState
+from nanorlhf.scoring.scorer import Scorer
+from nanorlhf.system.distributed import team
+from nanorlhf.types import Credit, Fault, MicroBatch, Progress, Rollout, Step
 
-R = TypeVar("R")
-
-TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
 MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
 AVERAGED = ("kl", "entropy", "clip_fraction", "mismatch/mean_abs", "mismatch/max_abs")
-
-
-@dataclass(slots=True)
-class Step:
-    """What came of a step: numbers for the log, words for the user."""
-
-    rollout: Rollout
-    credit: Credit
-    metrics: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)  # updates that were not taken
 
 
 class Loop:

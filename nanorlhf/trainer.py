@@ -12,36 +12,43 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from nanorlhf import checkpoint, disk, door, rundir, signals, value_init
+from nanorlhf import preflight
 from nanorlhf.algorithm import Algorithm, OnPolicy
-from nanorlhf.chat import read_tokenizer, use_template
-from nanorlhf.console import Progress, summary
-from nanorlhf.critic import Critic, check_critic
-from nanorlhf.data import Reader
-from nanorlhf.demonstrations import Demonstrations, judged
+from nanorlhf.assembly import how_to_sample, load_tokenizer
+from nanorlhf.config import names
+from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
+from nanorlhf.data.prompts import Reader
+from nanorlhf.data.streaming import prompts_of
+from nanorlhf.data.templates import use_template
 from nanorlhf.engine_check import EngineCheck
-from nanorlhf.engines.base import Sampling
-from nanorlhf.engines.build import build_engine, engine_name
+from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.engines.restart import Restarting
-from nanorlhf.environments import stops
-from nanorlhf.episodes import Saved
+from nanorlhf.environments.protocol import stops
 from nanorlhf.errors import UsageError
-from nanorlhf.evaluate import evaluate
-from nanorlhf.journal import Journal
+from nanorlhf.evaluation import evaluate, judged
+from nanorlhf.learning import critic_init
+from nanorlhf.learning.critic import Critic, check_critic
 from nanorlhf.loop import Loop
-from nanorlhf.memory import Plan
-from nanorlhf.options import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.planning import plan_command, plan_run
-from nanorlhf.policy import Policy, pick_device
-from nanorlhf.residency import Residency, Served, Tensors
-from nanorlhf.rollout import Sampler, make_author
-from nanorlhf.scoring import Scorer
-from nanorlhf.stream import prompts_of
-from nanorlhf.team import LostError, join
+from nanorlhf.memory.plan import Plan
+from nanorlhf.memory.planning import plan_run
+from nanorlhf.memory.residency import Residency, Served, Tensors
+from nanorlhf.policy.policy import Policy
+from nanorlhf.preflight import plan_command
+from nanorlhf.records import checkpoint, directory
+from nanorlhf.records.console import Progress, summary
+from nanorlhf.records.journal import Journal
+from nanorlhf.rollouts.demonstrations import Demonstrations
+from nanorlhf.rollouts.on_policy import Sampler
+from nanorlhf.rollouts.sampler import make_author
+from nanorlhf.rollouts.saved import Saved
+from nanorlhf.scoring.scorer import Scorer
+from nanorlhf.system import files, signals
+from nanorlhf.system.device import pick_device
+from nanorlhf.system.distributed import LostError, join
+from nanorlhf.system.terminal import tell
 from nanorlhf.types import Prompt
-from nanorlhf.voice import tell
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ class Trainer:
         if isinstance(model, str):
             args = dataclasses.replace(args, model_name_or_path=model)
             model = None
-        entry = door.enter(
+        entry = preflight.enter(
             args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
         )
         self.team = join(pick_device(args.device))
@@ -95,7 +102,7 @@ class Trainer:
             unseen = prompts_of(entry.held_out, self.tokenizer, args, self.reader, self.prompts.examples)
             self.held_out = unseen.held_out(args.eval_prompts)
         signals.heed()
-        self.run = self.team.once(lambda: rundir.prepare(entry.config, entry.algorithm.name))
+        self.run = self.team.once(lambda: directory.prepare(entry.config, entry.algorithm.name))
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.policy = Policy(args, model, peft_config)
@@ -131,7 +138,7 @@ class Trainer:
         """The memory plan of a configuration, on any machine and without loading anything."""
         return plan_command(config, cls.algorithm_class, cls.reader is not None)
 
-    def make_plan(self, entry: door.Entry, peft_config: Any) -> Plan | None:
+    def make_plan(self, entry: preflight.Entry, peft_config: Any) -> Plan | None:
         """Who is where in memory; only a GPU has some of its own."""
         config = entry.config
         if pick_device(config.device).type != "cuda":
@@ -201,7 +208,7 @@ class Trainer:
             tell(f"in all, {self.prompts.maker.why()}")
         if self.ending:
             tell(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
-        return rundir.read_lines(self.run / "metrics.jsonl")
+        return directory.read_lines(self.run / "metrics.jsonl")
 
     def close(self) -> None:
         """Ends the processes of rewards, and the engine."""
@@ -211,7 +218,7 @@ class Trainer:
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
-        with disk.room(self.run):
+        with files.room(self.run):
             yield from self.all_steps()
 
     def all_steps(self) -> Generator[dict[str, Any], None, None]:
@@ -232,7 +239,7 @@ class Trainer:
             progress.close()
             self.journal.close()
             whole = self.policy.version == self.version_done  # not cut off in the middle of an update or of its records
-            if whole and checkpoint.step_of(checkpoint.latest(self.run)) < self.done:
+            if whole and checkpoint.step_of(names.latest(self.run)) < self.done:
                 self.save()
 
     def one_step(self, progress: Progress) -> dict[str, Any]:
@@ -275,7 +282,7 @@ class Trainer:
         """What a critic learned before the first update, where there is one."""
         if not (isinstance(self.config, CriticConfig) and self.config.value_init_prompts):
             return {}
-        return value_init.initialise(self.loop, self.run, progress.writing, progress.say)
+        return critic_init.initialise(self.loop, self.run, progress.writing, progress.say)
 
     def evaluated(self) -> dict[str, Any]:
         """Held-out rewards, and how held-out answers fare, where there is a held-out set."""
@@ -357,7 +364,7 @@ class Trainer:
     @property
     def state(self) -> State:
         """Where training stands."""
-        return State(self.done, self.config.max_steps, rundir.read_lines(self.run / "metrics.jsonl"))
+        return State(self.done, self.config.max_steps, directory.read_lines(self.run / "metrics.jsonl"))
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""
@@ -371,24 +378,3 @@ class Trainer:
         state = checkpoint.load_state(folder)
         self.loop.load_state_dict(state)
         self.done = state["step"]
-
-
-def load_tokenizer(config: TrainConfig, model: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model."""
-    name = config.model_name_or_path if model is None else model.config.name_or_path
-    return read_tokenizer(name, "model_name_or_path", config.trust_remote_code)
-
-
-def how_to_sample(
-    config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]
-) -> Sampling:
-    """How completions are sampled, and what ends them: every end token that the model's generation config names."""
-    named = getattr(policy.base, "generation_config", None) or GenerationConfig()
-    ends = named.eos_token_id if isinstance(named.eos_token_id, list) else [named.eos_token_id]
-    stop_ids = {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
-    if not stop_ids and not config.stop_strings:
-        raise UsageError(
-            "neither the model nor its tokenizer names an end token, so no completion could end; give a stop string"
-        )
-    strings = (*config.stop_strings, *stop)
-    return Sampling(config.temperature, config.max_completion_length, tuple(sorted(stop_ids)), strings)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Progress = Callable[[int], object]  # told how many tokens have just arrived
 
 Text = str | list[dict[str, str]]  # plain text, or chat messages
 WeightSync = Literal["lora", "merged"]  # how weights reach an engine
@@ -129,3 +132,35 @@ class MicroBatch:
         """The same batch on `device`."""
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in self.__slots__ if k != "columns"}
         return MicroBatch(**moved, columns={k: v.to(device, non_blocking=True) for k, v in self.columns.items()})
+
+
+@dataclass(slots=True)
+class Step:
+    """What came of a step: numbers for the log, words for the user."""
+
+    rollout: Rollout
+    credit: Credit
+    metrics: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)  # updates that were not taken
+
+
+def as_tensor(samples: Sequence[Sample]) -> Tensor:
+    """(S,) rewards, NaN where there is none."""
+    return torch.tensor([float("nan") if s.reward is None else s.reward for s in samples])
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An update that was not taken."""
+
+    whose: str  # the policy's or the critic's
+    loss: float
+    grad_norm: float
+    not_finite: dict[str, int]  # measured columns, with how many of their values
+    samples: list[dict[str, Any]]
+
+    @property
+    def words(self) -> str:
+        columns = "".join(f", {count} values of {name}" for name, count in self.not_finite.items())
+        return f"the {self.whose}'s update was left out: loss {self.loss:g}, gradient norm {self.grad_norm:g}{columns}"

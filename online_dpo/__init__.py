@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanorlhf.command import lazily
+from nanorlhf.system.command import lazily
 
 if TYPE_CHECKING:
     from nanorlhf.online_dpo.algorithm import OnlineDPO, OnlineDPOTrainer

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanorlhf import losses
-from nanorlhf.advantages import best_of_group
 from nanorlhf.algorithm import Loss, OnPolicy
-from nanorlhf.kl import as_loss
+from nanorlhf.formulas import losses
+from nanorlhf.formulas.advantages import best_of_group
+from nanorlhf.formulas.kl import as_loss
 from nanorlhf.online_dpo.config import OnlineDPOConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, MicroBatch, Rollout

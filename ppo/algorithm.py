@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanorlhf.advantages import gae
 from nanorlhf.algorithm import PolicyGradient
+from nanorlhf.formulas.advantages import gae
 from nanorlhf.ppo.config import PPOConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout

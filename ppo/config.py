@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanorlhf.config import config, option
-from nanorlhf.options import CriticConfig
+from nanorlhf.config.option import config, option
+from nanorlhf.config.training import CriticConfig
 
 
 @config

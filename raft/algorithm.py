@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanorlhf.advantages import best_of_group
 from nanorlhf.algorithm import Loss, OnPolicy
+from nanorlhf.formulas.advantages import best_of_group
 from nanorlhf.raft.config import RAFTConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, MicroBatch, Rollout

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanorlhf.advantages import group_stats
 from nanorlhf.algorithm import PolicyGradient, Samples
+from nanorlhf.formulas.advantages import group_stats
 from nanorlhf.reinforce.config import REINFORCEConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanorlhf import sandbox
 from nanorlhf.errors import UsageError
 from nanorlhf.rewards._text import last_tagged, text_of
-from nanorlhf.sandbox import Limits
+from nanorlhf.sandbox import run
+from nanorlhf.sandbox.run import Limits
 
-EXAMINER = Path(__file__).with_name("_examiner.py")
+EXAMINER = Path(run.__file__).with_name("examiner.py")
 PYTHON = {"python", "py", "python3"}
 FORMS = (
     "a list of assert statements, one text of tests (with an `entry_point` column where it defines `check`), a list of "
@@ -36,7 +36,7 @@ def code(
     **_: Any,
 ) -> list[float | None]:
     """Runs each completion's program on its row's tests, for `seconds` at most; None where the row has no tests."""
-    method, limits = sandbox.find_method(unsafe_code), Limits(seconds=seconds, memory_mb=memory_mb)
+    method, limits = run.find_method(unsafe_code), Limits(seconds=seconds, memory_mb=memory_mb)
     scores: list[float | None] = []
     for completion, row, entry in zip(completions, tests, entry_point or [None] * len(tests), strict=True):
         exam = read_tests(row, entry)
@@ -56,7 +56,7 @@ def check(seconds: float, memory_mb: int, unsafe_code: bool, **_: Any) -> None:
         raise UsageError(f"reward_options: code has seconds={seconds}: every program needs some; 5 is the default")
     if memory_mb < 64:
         raise UsageError(f"reward_options: code has memory_mb={memory_mb}: Python itself needs 64; 1024 is the default")
-    print(f"programs of the model are contained by {sandbox.WORDS[sandbox.find_method(unsafe_code)]}")
+    print(f"programs of the model are contained by {run.WORDS[run.find_method(unsafe_code)]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def examine(kind: str, program: str, tests: dict[str, Any], limits: Limits, meth
     """What the examiner says in the sandbox, line by line, as far as it got."""
     source, asked = program.encode(errors="replace"), marshal.dumps(tests, 4)
     stdin = f"{kind}{len(source):012}{len(asked):012}".encode() + source + asked
-    return sandbox.run(EXAMINER.read_text(), stdin, limits=limits, method=method).stdout.splitlines()
+    return run.run(EXAMINER.read_text(), stdin, limits=limits, method=method).stdout.splitlines()
 
 
 def trimmed(text: str) -> list[str]:

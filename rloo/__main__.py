@@ -2,7 +2,7 @@
 
 import sys
 
-from nanorlhf.command import command
+from nanorlhf.system.command import command
 
 main = command("rloo")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanorlhf.advantages import leave_one_out
 from nanorlhf.algorithm import PolicyGradient
+from nanorlhf.formulas.advantages import leave_one_out
 from nanorlhf.rloo.config import RLOOConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, Rollout

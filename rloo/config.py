@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nanorlhf.config import config, option
-from nanorlhf.options import Norm, PolicyGradientConfig
+from nanorlhf.config.option import config, option
+from nanorlhf.config.training import Norm, PolicyGradientConfig
 
 
 @config

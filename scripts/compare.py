@@ -27,13 +27,13 @@ import yaml
 
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.cli import parse
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError, nearest
-from nanorlhf.options import TrainConfig
-from nanorlhf.rundir import OWN, Record, read_run, training_seconds
-from nanorlhf.signals import terminating_as_ctrl_c
+from nanorlhf.records.directory import OWN, Record, read_run, training_seconds
+from nanorlhf.system.signals import terminating_as_ctrl_c
 
 if TYPE_CHECKING:
-    from nanorlhf.scripts.versus import Run
+    from nanorlhf.scripts.comparing.verdicts import Run
 
 OURS = {  # what a comparison decides itself, and how to say it
     "seed": "--seeds",
@@ -122,7 +122,7 @@ class Job:
 
     def result(self, record: Record) -> Run:
         """What is kept of that."""
-        from nanorlhf.scripts.versus import read
+        from nanorlhf.scripts.comparing.verdicts import read
 
         return read(record, self.entry.name, f"python -m {shlex.join(self.words[:-2])}")
 
@@ -196,7 +196,7 @@ def plan(texts: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) ->
 
 def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     """`algorithm:recipe,option=value`, checked as its own command would check it."""
-    from nanorlhf import door  # which imports torch, and --help is quick without
+    from nanorlhf import preflight  # which imports torch, and --help is quick without
     from nanorlhf.algorithm import OnPolicy
 
     algorithm, _, details = text.partition(":")
@@ -213,7 +213,7 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     trainer = getattr(package, next(name for name in package.__all__ if name.endswith("Trainer")))
     try:
         _, config = parse(config_class, algorithm, Path(package.__path__[0]) / "recipes", words)
-        entered = door.enter(config, None, None, None, None, trainer.reader, trainer.algorithm_class)
+        entered = preflight.enter(config, None, None, None, None, trainer.reader, trainer.algorithm_class)
     except UsageError as error:
         raise UsageError(f"{text}: {error}") from None
     words += ["--num_train_epochs", "null"] if config.num_train_epochs else []  # of a recipe: the budget is ours
@@ -294,7 +294,7 @@ def publish_finished(jobs: Sequence[Job], output: Path) -> str:
     finished = [job for job in jobs if job.finished()]
     order = list(dict.fromkeys(job.entry.name for job in jobs))
     finished.sort(key=lambda job: order.index(job.entry.name))
-    from nanorlhf.scripts.comparison import publish
+    from nanorlhf.scripts.comparing.publish import publish
 
     if not finished:
         return "no run is finished, so there is nothing to compare"

@@ -23,16 +23,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nanorlhf.cli import parse
-from nanorlhf.config import config, option, shipped_model, split_names
-from nanorlhf.disk import write_whole
+from nanorlhf.config import names
+from nanorlhf.config.names import shipped_model
+from nanorlhf.config.option import config, option, split_names
+from nanorlhf.config.task import TaskConfig
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import RewardError, UsageError
-from nanorlhf.options import TrainConfig
-from nanorlhf.plugins import is_file_spec
 from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
-from nanorlhf.scripts.kept import Kept, stamps
-from nanorlhf.seeds import derive
-from nanorlhf.signals import INTERRUPTED
-from nanorlhf.task import TaskConfig
+from nanorlhf.scripts.resumable import Kept, stamps
+from nanorlhf.system.files import write_whole
+from nanorlhf.system.seeds import derive
+from nanorlhf.system.signals import INTERRUPTED
+from nanorlhf.system.user_code import is_file_spec
 
 if TYPE_CHECKING:
     from nanorlhf.types import Prompt, Sample
@@ -90,11 +92,10 @@ def about(subject: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run directory, a checkpoint or a model's name says of the task, and of the model."""
     if not subject:
         return {}, {}
-    from nanorlhf import checkpoint
 
     where = Path(subject)
     run = next((folder for folder in (where, *where.parents[:2]) if (folder / "config.yaml").is_file()), None)
-    folder = checkpoint.latest(where) if run == where else where
+    folder = names.latest(where) if run == where else where
     if folder is None:
         raise UsageError(f"{subject!r} has no checkpoint yet")
     kind = "adapter_name_or_path" if (folder / "adapter_config.json").is_file() else "model_name_or_path"
@@ -114,23 +115,24 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     import transformers  # here, and what imports torch, so that --help is quick
     from tqdm.auto import tqdm
 
-    from nanorlhf import door, gpu_memory
+    from nanorlhf import preflight
     from nanorlhf.algorithm import Algorithm, Samples
-    from nanorlhf.chat import use_template
-    from nanorlhf.engines.build import build_engine
-    from nanorlhf.environments import stops
-    from nanorlhf.policy import Policy
-    from nanorlhf.rollout import make_author
-    from nanorlhf.scoring import Scorer
-    from nanorlhf.stream import prompts_of
-    from nanorlhf.trainer import how_to_sample, load_tokenizer
+    from nanorlhf.assembly import how_to_sample, load_tokenizer
+    from nanorlhf.data.streaming import prompts_of
+    from nanorlhf.data.templates import use_template
+    from nanorlhf.engines.launch import build_engine
+    from nanorlhf.environments.protocol import stops
+    from nanorlhf.policy.policy import Policy
+    from nanorlhf.rollouts.sampler import make_author
+    from nanorlhf.scoring.scorer import Scorer
+    from nanorlhf.system import gpu_memory
 
     transformers.utils.logging.disable_progress_bar()
     chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
     shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
     task = TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none")
-    door.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
-    entry = door.enter(task, None, None, None, None, None, Algorithm)
+    preflight.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
+    entry = preflight.enter(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
     tokenizer = load_tokenizer(task, None)
     use_template(tokenizer, task)
@@ -186,7 +188,7 @@ def question(chosen: EvaluateConfig) -> dict[str, Any]:
 
 def figures(chosen: EvaluateConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the scores come to; prompts without a scored completion are left out."""
-    from nanorlhf.statistics import estimate, majority_at, pass_at
+    from nanorlhf.scripts.statistics import estimate, majority_at, pass_at
 
     greedy = [r for r in rows if r["greedy"]]
     samples = [r for r in rows if not r["greedy"]]
@@ -242,7 +244,7 @@ def row(sample: Sample, greedy: bool) -> dict[str, Any]:
 
 def write(path: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """The figures, and the completions beside them."""
-    from nanorlhf.statistics import Estimate
+    from nanorlhf.scripts.statistics import Estimate
 
     plain = {k: dataclasses.asdict(v) if isinstance(v, Estimate) else v for k, v in results.items()}
     lines = path.with_suffix(".samples.jsonl")

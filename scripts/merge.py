@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from nanorlhf.__main__ import ALGORITHMS
-from nanorlhf.config import defaults, shipped_model
+from nanorlhf.config.names import run_of, shipped_model
+from nanorlhf.config.option import defaults
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
-from nanorlhf.options import TrainConfig
-from nanorlhf.rundir import Record, read_run, run_of
+from nanorlhf.records.directory import Record, read_run
 from nanorlhf.scripts.evaluate import about
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,10 +53,10 @@ def merge(run: str, output: Path, dtype: str | None = None) -> Path:
     import torch  # here, and what imports it, so that --help is quick
     import transformers
 
-    from nanorlhf import checkpoint
-    from nanorlhf.disk import whole_folder
-    from nanorlhf.policy import Policy
-    from nanorlhf.trainer import load_tokenizer
+    from nanorlhf.assembly import load_tokenizer
+    from nanorlhf.policy.policy import Policy
+    from nanorlhf.records import checkpoint
+    from nanorlhf.system.files import whole_folder
 
     transformers.utils.logging.disable_progress_bar()
     task, model = about(run)

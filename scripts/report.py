@@ -13,10 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from nanorlhf.disk import write_whole
 from nanorlhf.errors import UsageError
-from nanorlhf.rundir import read_run
-from nanorlhf.scripts.watch import serve, stamp
+from nanorlhf.records.directory import read_run
+from nanorlhf.scripts.reporting.live import serve, stamp
+from nanorlhf.system.files import write_whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def written(folders: list[Path], samples: int | None, mark: str = "") -> str:
     """The page of these runs as they are now."""
-    from nanorlhf.scripts.excerpts import LIMIT  # which imports torch, and --help is quick without
-    from nanorlhf.scripts.page import page
+    from nanorlhf.scripts.reporting.page import page
+    from nanorlhf.scripts.reporting.samples import LIMIT  # which imports torch, and --help is quick without
 
     samples = LIMIT if samples is None else samples
     records = [read_run(folder) for folder in folders]

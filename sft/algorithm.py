@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm, Loss
-from nanorlhf.demonstrations import demonstration
+from nanorlhf.rollouts.demonstrations import demonstration
 from nanorlhf.sft.config import SFTConfig
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, MicroBatch, Rollout

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanorlhf.config import config
-from nanorlhf.options import TrainConfig
+from nanorlhf.config.option import config
+from nanorlhf.config.training import TrainConfig
 
 
 @config

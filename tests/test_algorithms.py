@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nanorlhf.algorithm import OnPolicy, Samples
+from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPO, GRPOConfig
-from nanorlhf.options import OnPolicyConfig
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.raft import RAFT, RAFTConfig
 from nanorlhf.reinforce import REINFORCE, REINFORCEConfig

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanorlhf.advantages import group_standardise, leave_one_out
+from nanorlhf.formulas.advantages import group_standardise, leave_one_out
+from nanorlhf.formulas.kl import ESTIMATORS, as_loss
 from nanorlhf.grpo import GRPO, GRPOConfig
-from nanorlhf.kl import ESTIMATORS, as_loss
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.rloo import RLOO, RLOOConfig
 from nanorlhf.types import MicroBatch, Rollout

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from nanorlhf.aliases import ALIASES, Became
 from nanorlhf.cli import parse
-from nanorlhf.config import split_names
+from nanorlhf.config.aliases import ALIASES, Became
+from nanorlhf.config.option import split_names
+from nanorlhf.config.training import CriticConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
-from nanorlhf.options import CriticConfig
 
 RECIPES = Path(__file__).parents[1] / "grpo" / "recipes"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanorlhf.critic import Critic
 from nanorlhf.grpo import GRPO, GRPOConfig
+from nanorlhf.learning.critic import Critic
+from nanorlhf.learning.packing import pack
 from nanorlhf.loop import Loop
-from nanorlhf.packing import pack
-from nanorlhf.policy import Policy
+from nanorlhf.policy.policy import Policy
+from nanorlhf.policy.sharding import layers_of
 from nanorlhf.ppo import PPO, PPOConfig
-from nanorlhf.sharding import layers_of
 from nanorlhf.types import MicroBatch
 from tests.models import tiny
 from tests.samples import rollout, sample

@@ -14,7 +14,7 @@ from nanorlhf.engines.base import Weights
 from nanorlhf.engines.hf import HFEngine
 from nanorlhf.errors import RunError
 from nanorlhf.grpo import GRPOTrainer
-from nanorlhf.policy import Policy
+from nanorlhf.policy.policy import Policy
 from tests.test_trainer import config, lines, take
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nanorlhf.config.training import CriticConfig
 from nanorlhf.errors import nearest
-from nanorlhf.options import CriticConfig
 
 OPTIONS = CriticConfig().to_dict()
 

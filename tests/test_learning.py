@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from nanorlhf.cli import parse
+from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.options import OnPolicyConfig
 from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.raft import RAFTConfig, RAFTTrainer
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
+from nanorlhf.scripts.statistics import differ
 from nanorlhf.sft import SFTConfig, SFTTrainer
-from nanorlhf.statistics import differ
 from nanorlhf.trainer import Trainer
 from tests.samples import snippet
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from nanorlhf.engines.hf import HFEngine
 from nanorlhf.grpo import GRPO, GRPOConfig
+from nanorlhf.learning.packing import pack, token_weights
 from nanorlhf.loop import Loop, parts
-from nanorlhf.metrics import Averages
-from nanorlhf.packing import pack, token_weights
-from nanorlhf.policy import Policy
+from nanorlhf.policy.policy import Policy
+from nanorlhf.records.metrics import Averages
 from nanorlhf.types import Rollout
 from tests.samples import rollout, sample
 

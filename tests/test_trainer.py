@@ -18,12 +18,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanorlhf import checkpoint
-from nanorlhf.config import shipped_model
+from nanorlhf.config import names
+from nanorlhf.config.names import shipped_model
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.grpo.__main__ import main
 from nanorlhf.loop import Loop
+from nanorlhf.records import checkpoint
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
 from nanorlhf.trainer import Trainer
 
@@ -84,7 +85,7 @@ def outcome(run: Path) -> tuple[list[Any], list[Any], dict[str, torch.Tensor]]:
         {k: v for k, v in row.items() if not k.startswith(("time/", "throughput/", "memory/"))}
         for row in lines(run / "metrics.jsonl")
     ]
-    last = checkpoint.latest(run)
+    last = names.latest(run)
     assert last is not None
     return samples, metrics, load_file(last / "adapter_model.safetensors")
 
@@ -183,7 +184,7 @@ def test_a_signal_lets_the_step_finish_and_saves(
     trainer = GRPOTrainer(reward_funcs=interrupting, args=args)
     trainer.train()
     assert trainer.done == 1
-    assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 1
+    assert checkpoint.step_of(names.latest(tmp_path / "run")) == 1
     assert f"stopped after step 1, by {name}; go on with --resume" in capsys.readouterr().out
     assert signal.getsignal(number) is before
 
@@ -233,7 +234,7 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_what_was_learned(tmp_path:
     trainer = GRPOTrainer(reward_funcs=third_time, args=config(tmp_path / "run", dataset_test_split=None))
     with pytest.raises(RewardError, match="grader is away"):
         trainer.train()
-    assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 2
+    assert checkpoint.step_of(names.latest(tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize("kind", ["object", "peft object", "peft_config", "full"])

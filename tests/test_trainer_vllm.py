@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nanorlhf.config import shipped_model
+from nanorlhf.config.names import shipped_model
 from nanorlhf.errors import RunError
 from nanorlhf.grpo import GRPOTrainer
+from tests.environments.test_protocol import PARROT
 from tests.models import tiny
-from tests.test_environments import PARROT
 from tests.test_trainer import config, lines
 
 pytestmark = pytest.mark.vllm

@@ -20,10 +20,10 @@ from trl.rewards import (
     think_format_reward,
 )
 
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.options import TrainConfig
-from nanorlhf.reward import find_rewards
-from nanorlhf.scoring import Scorer
+from nanorlhf.scoring.reward import find_rewards
+from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.types import Prompt, Sample
 
 

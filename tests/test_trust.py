@@ -16,13 +16,15 @@ import pyarrow.parquet
 import pytest
 from safetensors.torch import load_file
 
-from nanorlhf import checkpoint, sandbox, sources
-from nanorlhf.config import shipped_model
+from nanorlhf.config import names
+from nanorlhf.config.names import shipped_model
+from nanorlhf.data import sources
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.grpo.__main__ import main
-from nanorlhf.reward import find_rewards
-from nanorlhf.secrets import without_secrets
+from nanorlhf.sandbox import run as sandbox
+from nanorlhf.scoring.reward import find_rewards
+from nanorlhf.scoring.secrets import without_secrets
 from tests.test_structure import ROOT
 from tests.test_structure import sources as source_files
 from tests.test_trainer import config, lines, take
@@ -34,9 +36,9 @@ SECRETS |= {"DB_PASSWORD": "planted-door", "OPENAI_API_KEY": "planted-judge"}
 READERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch", "np", "numpy", "yaml"}
 LOADS = {"load", "loads", "load_all", "full_load", "unsafe_load", "Unpickler", "open", "read_pickle"}
 FROM_OURSELVES = {  # through a socket or a pipe between two processes of one run, never from a file
-    ("nanorlhf/workers.py", "pickle.loads"),
-    ("rewards/_examiner.py", "pickle.Unpickler"),
-    ("rewards/_examiner.py", "marshal.loads"),
+    ("nanorlhf/scoring/workers.py", "pickle.loads"),
+    ("nanorlhf/sandbox/examiner.py", "pickle.Unpickler"),
+    ("nanorlhf/sandbox/examiner.py", "marshal.loads"),
 }
 
 
@@ -78,7 +80,7 @@ def test_no_file_is_read_in_a_way_that_could_run_it() -> None:
 def test_a_pickle_beside_a_checkpoint_is_not_opened(options: dict[str, Any], marker: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     take(GRPOTrainer(args=config(run, dataset_test_split=None, **options)), 1)
-    folder = checkpoint.latest(run)
+    folder = names.latest(run)
     assert folder is not None
     for name in ("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "training_args.bin", "trainer_state.pkl"):
         (folder / name).write_bytes(evil(marker))
@@ -89,7 +91,7 @@ def test_a_pickle_beside_a_checkpoint_is_not_opened(options: dict[str, Any], mar
 def test_pickled_weights_cannot_run_code(marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model's, and an adapter's, where there is no other file."""
     take(GRPOTrainer(args=config(tmp_path / "run", dataset_test_split=None)), 1)
-    adapter = checkpoint.latest(tmp_path / "run")
+    adapter = names.latest(tmp_path / "run")
     assert adapter is not None and load_file(adapter / "adapter_model.safetensors")
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(evil(marker))

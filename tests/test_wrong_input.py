@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from nanorlhf.__main__ import ALGORITHMS
-from nanorlhf.config import shipped_model
-from nanorlhf.options import TrainConfig
-from nanorlhf.policy import Policy
+from nanorlhf.config.names import shipped_model
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.policy.policy import Policy
 from tests.test_trainer import small
 
 

@@ -11,9 +11,9 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nanorlhf.budget import empty_cache, ran_out
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.errors import UsageError
+from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.types import WeightSync
 
 BATCH = 256  # rows that decode together, where no plan says how many

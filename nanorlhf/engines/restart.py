@@ -7,13 +7,13 @@ from contextlib import suppress
 
 import torch
 
-from nanorlhf.budget import empty_cache, ran_out
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling, Weights
-from nanorlhf.engines.guest import kept_random_state
+from nanorlhf.engines.side_effects import kept_random_state
 from nanorlhf.errors import RunError, UsageError, told
-from nanorlhf.team import team
+from nanorlhf.system.device import empty_cache, ran_out
+from nanorlhf.system.distributed import team
+from nanorlhf.system.terminal import tell
 from nanorlhf.types import WeightSync
-from nanorlhf.voice import tell
 
 SMALLER = 0.5  # of the cache, after memory ran out
 HELP = "lower gpu_memory_gib, so that more is kept free, or max_completion_length, or set offload always"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
-from nanorlhf.engines.cache import sequence_bytes
-from nanorlhf.engines.guest import classes_kept, group_kept, kept_random_state, undisturbed
+from nanorlhf.engines.kv_cache import sequence_bytes
+from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, undisturbed
 from nanorlhf.errors import UsageError
-from nanorlhf.seeds import derive
-from nanorlhf.team import team
+from nanorlhf.system.distributed import team
+from nanorlhf.system.seeds import derive
 from nanorlhf.types import WeightSync
 
 OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; these wrote what our tests want

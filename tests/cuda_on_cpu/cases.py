@@ -26,23 +26,24 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nanorlhf import attention, logprobs, losses
-from nanorlhf.arithmetic import arithmetic
-from nanorlhf.critic import Critic
+from nanorlhf.formulas import losses
 from nanorlhf.grpo import GRPOTrainer
+from nanorlhf.learning.critic import Critic
 from nanorlhf.loop import Loop
-from nanorlhf.memory import MOVES
-from nanorlhf.metrics import Averages
-from nanorlhf.policy import Policy
+from nanorlhf.memory.plan import MOVES
+from nanorlhf.memory.residency import Residency, Tensors
+from nanorlhf.policy import attention, logprobs
+from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPOTrainer
-from nanorlhf.residency import Residency, Tensors
+from nanorlhf.records.metrics import Averages
+from nanorlhf.tasks.arithmetic import arithmetic
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import MicroBatch, Rollout
 from tests.cuda_on_cpu import counts
 from tests.cuda_on_cpu.kernels import Watch, register
+from tests.memory.test_residency import SUM, a_plan
 from tests.models import HYBRID, SERVED, tiny
 from tests.samples import rollout, sample
-from tests.test_residency import SUM, a_plan
 
 Plant = Callable[[pytest.MonkeyPatch], Any]
 

@@ -20,10 +20,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
-from nanorlhf import attention
 from nanorlhf.grpo import GRPOConfig
-from nanorlhf.logprobs import plain
-from nanorlhf.tracing import Living, skeleton
+from nanorlhf.memory.activation_sizes import Living, skeleton
+from nanorlhf.policy import attention
+from nanorlhf.policy.logprobs import plain
 from tests.cuda_on_cpu.kernels import Watch
 
 QWEN_1_5B = {

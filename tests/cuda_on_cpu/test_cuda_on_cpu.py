@@ -32,7 +32,7 @@ WAITS = {  # of three rows, measured by the reference and learned from
     f"metrics.Averages.add: {READ}": 12,  # entropy, clip_fraction, kl, mismatch
     f"metrics.Averages.peak: {READ}": 3,  # mismatch
     f"loop.Loop.backward: {READ}": 3,  # the loss
-    f"optim.Optimizer.step: {READ}": 1,  # the gradient's norm
+    f"optimizer.Optimizer.step: {READ}": 1,  # the gradient's norm
 }
 EXACT = {
     "mistral": WAITS,
@@ -46,7 +46,7 @@ EXACT = {
         f"metrics.Averages.peak: {READ}": 3,
         f"loop.Loop.backward: {READ}": 3,
         f"critic.Critic.update: {READ}": 3,
-        f"optim.Optimizer.step: {READ}": 2,
+        f"optimizer.Optimizer.step: {READ}": 2,
     },
 }
 ELSEWHERE = {"losses.by_sequence: _unique2", "losses.preference: _unique2"}
@@ -88,7 +88,7 @@ def complaints(name: str, seen: dict[str, Any]) -> list[str]:
     odd = {
         "kernels": found != wanted | {"_fused_adamw_": len(seen["apart"])},
         "waits": waits != EXACT[name] if name in EXACT else bool(waits.keys() - EXACT["ppo"].keys() - ELSEWHERE),
-        "copies": any(k not in COPIES and not k.startswith("activations.Parked") for k in seen["copies"]),
+        "copies": any(k not in COPIES and not k.startswith("recomputation.Parked") for k in seen["copies"]),
         "mixed": bool(seen["mixed"]),
         "float64": seen["float64"].keys() != {"metrics.Averages.add"},
         "products": bool(wide - (WIDE if case.algorithm == "ppo" or name in HYBRID else set())),
@@ -122,7 +122,7 @@ def test_a_batch_travels_once_and_comes_back_as_figures(results: dict[str, Any])
 
 def test_layers_inputs_leave_and_return(results: dict[str, Any]) -> None:
     plain, again, parked = results["deep"], results["deep, recomputed"], results["deep, parked"]
-    moved = {k.partition(": ")[2]: n for k, n in parked["copies"].items() if k.startswith("activations.Parked")}
+    moved = {k.partition(": ")[2]: n for k, n in parked["copies"].items() if k.startswith("recomputation.Parked")}
     assert moved == {"to main memory": 5 * 3, "to the card": 3 * 3}  # of a row's five layers the last two are held
     assert plain["apart"] == again["apart"] == parked["apart"]  # to the last bit
     assert parked["peak"] < again["peak"] < 0.6 * plain["peak"]

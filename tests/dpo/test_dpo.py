@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from nanorlhf import attention
 from nanorlhf.dpo import DPO, DPOConfig, DPOTrainer
 from nanorlhf.dpo.__main__ import main
 from nanorlhf.errors import UsageError
-from nanorlhf.losses import preference
-from nanorlhf.metrics import Averages, Clock
-from nanorlhf.packing import pack
+from nanorlhf.formulas.losses import preference
+from nanorlhf.learning.packing import pack
+from nanorlhf.policy import attention
+from nanorlhf.records.metrics import Averages, Clock
 from tests.samples import rollout, sample
 from tests.sft.test_sft import SMALL, flags, small, take
 from tests.test_trainer import assert_same_outcome

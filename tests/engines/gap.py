@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from nanorlhf.engines.base import Engine, Request
-from nanorlhf.packing import pack
-from nanorlhf.policy import Policy
+from nanorlhf.learning.packing import pack
+from nanorlhf.policy.policy import Policy
 from nanorlhf.types import Prompt, Sample
 from tests.models import VOCABULARY
 from tests.samples import rollout

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nanorlhf.config import shipped_model
+from nanorlhf.config.names import shipped_model
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import Request, Sampling
 from nanorlhf.engines.hf import HFEngine, pick
 from nanorlhf.errors import UsageError
-from nanorlhf.options import TrainConfig
-from nanorlhf.policy import Policy
+from nanorlhf.policy.policy import Policy
 
 TOKENIZER = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
 END = TOKENIZER.eos_token_id

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.vllm import VLLMEngine
-from nanorlhf.options import TrainConfig
-from nanorlhf.policy import Policy
+from nanorlhf.policy.policy import Policy
 from nanorlhf.types import WeightSync
 from tests.engines.gap import gap
 from tests.models import servable

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf import engines
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import Completion, Request, Sampling
-from nanorlhf.engines.build import check_engine
+from nanorlhf.engines.launch import check_engine
 from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, renames, room_for
 from nanorlhf.errors import UsageError
-from nanorlhf.options import TrainConfig
 from nanorlhf.types import WeightSync
 
 pytestmark = [

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import Request
-from nanorlhf.engines.build import build_engine
+from nanorlhf.engines.launch import build_engine
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.engines.vllm import VLLMEngine
-from nanorlhf.options import TrainConfig
-from nanorlhf.policy import Policy as TrainedPolicy
+from nanorlhf.policy.policy import Policy as TrainedPolicy
 from tests.engines.test_vllm import ADDER, TOKENIZER, WARM, Policy, gap, requests
 
 pytestmark = [

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nanorlhf.errors import UsageError
+from nanorlhf.learning.packing import pack
 from nanorlhf.online_dpo import OnlineDPO, OnlineDPOConfig, OnlineDPOTrainer
-from nanorlhf.packing import pack
 from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import rollout, sample
 from tests.sft.test_sft import JUDGED, small, take

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from nanorlhf import checkpoint, state
+from nanorlhf.config import names
 from nanorlhf.ppo import PPO, PPOConfig, PPOTrainer
+from nanorlhf.records import checkpoint, state_file
 from tests.samples import rollout, sample
 
 
@@ -59,9 +60,9 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         clocks = ("time/", "throughput/", "memory/", "value_init/seconds")
         metrics = [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in rows]
-        last = checkpoint.latest(run)
+        last = names.latest(run)
         assert last is not None
-        return (run / "samples.jsonl").read_text(), metrics, state.read(last, checkpoint.STATE)
+        return (run / "samples.jsonl").read_text(), metrics, state_file.read(last, checkpoint.STATE)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     take(whole, 4)

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
-from nanorlhf.options import TrainConfig
-from nanorlhf.reward import find_rewards
 from nanorlhf.rewards.boxed_math import answer_in, boxed_math, check, gold
-from nanorlhf.scoring import Scorer
+from nanorlhf.scoring.reward import find_rewards
+from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.types import Prompt, Sample
 
 MATRIX = r"\begin{pmatrix} 0 & 3 \\ 0 & -1 \end{pmatrix}"

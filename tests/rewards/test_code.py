@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from nanorlhf import sandbox
 from nanorlhf.errors import UsageError
-from nanorlhf.reward import find_rewards
 from nanorlhf.rewards.code import check, code, program_in
-from nanorlhf.sandbox import METHODS, SandboxError
+from nanorlhf.sandbox import run
+from nanorlhf.sandbox.run import METHODS, SandboxError
+from nanorlhf.scoring.reward import find_rewards
 
 DOUBLE = "def f(x):\n    return 2 * x"
 ECHO = "print(input()[::-1])"
@@ -28,10 +28,10 @@ def score(program: str, tests: Any, entry_point: str | None = None, **options: A
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each method in turn; one that does not work here is skipped, with the reason."""
-    why = sandbox.refusal(request.param)
+    why = run.refusal(request.param)
     if why:
         pytest.skip(f"{request.param}: {why}")
-    monkeypatch.setattr(sandbox, "find_method", lambda unsafe: request.param)
+    monkeypatch.setattr(run, "find_method", lambda unsafe: request.param)
     return request.param
 
 
@@ -72,7 +72,7 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     ],
 )  # fmt: skip
 def test_right_programs_pass(program: str, test: str) -> None:
-    if "numpy" in program and sandbox.find_method(True) == "uid":
+    if "numpy" in program and run.find_method(True) == "uid":
         pytest.skip("the interpreter may be another, without this environment's packages")
     assert score(program, test) == 1
 
@@ -318,7 +318,7 @@ def test_it_says_before_anything_runs_what_is_wrong_or_how_programs_are_containe
         find_rewards("code", options={"code": {"seconds": 0.0}})
     with pytest.raises(UsageError, match="memory_mb=16"):
         check(1.0, 16, True)
-    monkeypatch.setattr(sandbox, "refusal", lambda method: "not here")
+    monkeypatch.setattr(run, "refusal", lambda method: "not here")
     with pytest.raises(UsageError, match=r"install bubblewrap, or say --unsafe_code"):
         find_rewards("code")
     assert find_rewards("code", unsafe_code=True)[0].name == "code"
@@ -328,6 +328,6 @@ def test_it_says_before_anything_runs_what_is_wrong_or_how_programs_are_containe
 
 
 def test_a_broken_sandbox_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "CELL", sandbox.CELL.with_name("errors.py"))
+    monkeypatch.setattr(run, "CELL", run.CELL.parents[1] / "errors.py")
     with pytest.raises(SandboxError, match="did not start"):
         score(DOUBLE, ["assert f(1) == 2"])

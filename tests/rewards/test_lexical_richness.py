@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanorlhf.config import shipped_model
-from nanorlhf.options import TrainConfig
+from nanorlhf.config.names import shipped_model
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
-from nanorlhf.reward import find_rewards
 from nanorlhf.rewards.lexical_richness import lexical_richness, moving_average_ttr, words_of
-from nanorlhf.scoring import Scorer
-from nanorlhf.stories import stories, titles
+from nanorlhf.scoring.reward import find_rewards
+from nanorlhf.scoring.scorer import Scorer
+from nanorlhf.tasks.stories import stories, titles
 from nanorlhf.types import Prompt, Sample
 
 

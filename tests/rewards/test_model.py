@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
-from nanorlhf.options import TrainConfig
-from nanorlhf.reward import find_rewards
+from nanorlhf.config.training import TrainConfig
 from nanorlhf.rewards import model as module
-from nanorlhf.scoring import Scorer
+from nanorlhf.scoring.reward import find_rewards
+from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.types import Prompt, Sample
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nanorlhf.reward import find_rewards, known_rewards
+from nanorlhf.scoring.reward import find_rewards, known_rewards
 
 PAGE = (Path(__file__).parents[2] / "rewards" / "README.md").read_text()
 ROW = re.compile(r"^\| \[`(\w+)(?::NAME)?`\]\((\w+)\.py\) \|(.*)\|(.*)\|.*\|$", re.MULTILINE)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanorlhf.errors import UsageError
-from nanorlhf.gym import reasoning_gym_dataset, registry
 from nanorlhf.rewards.reasoning import FORMULAS, LITERALS, check, is_formula, reasoning
+from nanorlhf.tasks.reasoning_gym import reasoning_gym_dataset, registry
 
 SUM = {"question": "4 + 3 =", "answer": "7", "metadata": {"source_dataset": "chain_sum"}}
 GRID = {"question": "?", "answer": "1 2 3 6 9 8 7 4 5", "metadata": {"source_dataset": "spiral_matrix"}}

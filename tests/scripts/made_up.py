@@ -13,7 +13,7 @@ import pyarrow.parquet
 import yaml
 from transformers import AutoTokenizer
 
-from nanorlhf.config import shipped_model
+from nanorlhf.config.names import shipped_model
 from nanorlhf.grpo import GRPOConfig
 
 NASTY = (

@@ -16,7 +16,7 @@ import yaml
 
 from nanorlhf.cli import parse
 from nanorlhf.grpo import GRPOConfig
-from nanorlhf.rundir import read_lines
+from nanorlhf.records.directory import read_lines
 from nanorlhf.scripts import compare
 from nanorlhf.scripts.compare import Job, build_parser, plan, read_entry, safe
 

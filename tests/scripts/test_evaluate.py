@@ -9,13 +9,13 @@ from statistics import fmean
 
 import pytest
 
-from nanorlhf import gpu_memory
-from nanorlhf.config import shipped_model
+from nanorlhf.config.names import shipped_model
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.scripts import evaluate
 from nanorlhf.scripts.evaluate import about, answer_of, main
-from nanorlhf.scripts.kept import Kept
-from nanorlhf.statistics import pass_at
+from nanorlhf.scripts.resumable import Kept
+from nanorlhf.scripts.statistics import pass_at
+from nanorlhf.system import gpu_memory
 from tests.test_trainer import config
 
 

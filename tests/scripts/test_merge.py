@@ -14,12 +14,12 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanorlhf import checkpoint
-from nanorlhf.config import shipped_model
+from nanorlhf.config import names
+from nanorlhf.config.names import shipped_model
 from nanorlhf.engines.base import Request, Sampling
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.ppo import PPOConfig
-from nanorlhf.rundir import Record
+from nanorlhf.records.directory import Record
 from nanorlhf.scripts.merge import USED, card, main
 from tests.test_trainer import config
 
@@ -57,7 +57,7 @@ def load(folder: Path | str) -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     run = tmp_path_factory.mktemp("merge") / "run"
     GRPOTrainer(args=config(run, max_steps=6, learning_rate=5e-3, save_steps=3, run_name="Höhe")).train()
-    newest = checkpoint.latest(run)
+    newest = names.latest(run)
     assert newest is not None
     found = Trained(run, answers(PeftModel.from_pretrained(load(BASE), str(newest))), answers(load(BASE)))
     differ = sum(a != b for a, b in zip(found.adapter, found.base, strict=True))
@@ -101,7 +101,7 @@ def test_weights_are_of_the_wanted_kind(trained: Trained, tmp_path: Path) -> Non
 def test_a_whole_model_needs_no_merging(tmp_path: Path) -> None:
     GRPOTrainer(args=config(tmp_path / "run", max_steps=1, learning_rate=1e-3, lora="none")).train()
     assert main([str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
-    kept = load(checkpoint.latest(tmp_path / "run") or "").state_dict()
+    kept = load(names.latest(tmp_path / "run") or "").state_dict()
     assert all(weight.equal(kept[name]) for name, weight in load(tmp_path / "merged").state_dict().items())
     assert not load(BASE).lm_head.weight.equal(kept["lm_head.weight"])
 

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 from selenium.common.exceptions import WebDriverException
 
-from nanorlhf.rundir import read_run
+from nanorlhf.records.directory import read_run
 from nanorlhf.scripts import report
-from nanorlhf.scripts.page import Table, page
+from nanorlhf.scripts.reporting.page import Table, page
 from tests.scripts.browser import BROWSER, DRIVER, Browser, browser
 from tests.scripts.made_up import NASTY, write_run
 from tests.scripts.test_report import serving

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 import pytest
 
 from nanorlhf.scripts import report
-from nanorlhf.scripts.watch import HOME, Server, stamp
+from nanorlhf.scripts.reporting.live import HOME, Server, stamp
 from tests.scripts.made_up import write_run
 
 

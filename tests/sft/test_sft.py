@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import nanorlhf.trainer
-from nanorlhf import checkpoint
-from nanorlhf.config import shipped_model
+from nanorlhf.config import names
+from nanorlhf.config.names import shipped_model
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.metrics import Averages, Clock
+from nanorlhf.records.metrics import Averages, Clock
 from nanorlhf.sft import SFTConfig, SFTTrainer
 from nanorlhf.sft.__main__ import main
 from tests.test_trainer import assert_same_outcome, lines
@@ -103,7 +103,7 @@ def test_stop_and_resume_equals_never_stopping(tmp_path: Path) -> None:
 def test_grpo_goes_on_where_sft_ended_and_refers_to_it(tmp_path: Path) -> None:
     first = tmp_path / "sft"
     assert main([*flags(SMALL | JUDGED | {"max_steps": 10}), "--output_dir", str(first)]) == 0
-    step = checkpoint.latest(first)
+    step = names.latest(first)
     sft = lines(first / "metrics.jsonl")[-1]["eval/reward"]
     for number, adapter in enumerate([first, step]):  # a run means its newest checkpoint
         options = {"num_generations": 4, "kl_coef": 0.1, "max_steps": 2, "adapter_name_or_path": str(adapter)}

@@ -1,0 +1,134 @@
+"""Option names that people bring from other trainers, and what each became here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nanorlhf.errors import UsageError
+from nanorlhf.system.terminal import tell
+
+
+@dataclass(frozen=True)
+class Became:
+    """The option it is here; `value` translates where the values differ too, seeing all options given."""
+
+    name: str
+    value: Callable[[Any, Mapping[str, Any]], Any] = lambda value, _: value
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An option that has no counterpart, and what to do instead."""
+
+    instead: str
+
+
+@dataclass(frozen=True)
+class Moot:
+    """An option that changes nothing here, and why."""
+
+    why: str
+
+
+YES = (True, "true", "True")
+
+
+def _kind(value: Any, options: Mapping[str, Any]) -> str:
+    """Half precision in the Trainer's sense keeps master weights in float32, as auto does where all weights learn."""
+    if value not in YES:
+        return "float32"
+    return "auto" if options.get("lora") == "none" else "bfloat16"
+
+
+def _steps(episodes: Any, options: Mapping[str, Any]) -> int:
+    """Episodes are samples; what makes one of a demonstration or a pair has no `num_generations`."""
+    return max(1, int(episodes) // (options["prompts_per_step"] * options.get("num_generations", 1)))
+
+
+_NORMS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
+
+ALIASES: dict[str, Became | Gone | Moot] = {
+    # model
+    "model": Became("model_name_or_path"),
+    "model_name": Became("model_name_or_path"),
+    "sft_model_path": Became("model_name_or_path"),
+    "lora_rank": Became("lora_r"),
+    "lora_target_modules": Became("lora", lambda v, _: v if isinstance(v, str) else ",".join(v)),
+    "use_peft": Became("lora", lambda v, _: "all-linear" if v in YES else "none"),
+    "torch_dtype": Became("dtype"),
+    "bf16": Became("dtype", _kind),
+    "fp16": Gone("its gradients would need scaling; use bf16, or dtype float32"),
+    # rollout
+    "max_new_tokens": Became("max_completion_length"),
+    "response_length": Became("max_completion_length"),
+    "max_response_length": Became("max_completion_length"),
+    "group_size": Became("num_generations"),
+    "rollout_n": Became("num_generations"),
+    "rloo_k": Became("num_generations"),
+    "use_vllm": Became("engine", lambda v, _: "vllm" if v in YES else "hf"),
+    "vllm_gpu_memory_utilization": Gone("the memory plan sizes the engine; gpu_memory_gib says how much there is"),
+    "vllm_enable_sleep_mode": Became("offload", lambda v, _: "auto" if v in YES else "never"),
+    "vllm_mode": Gone("the engine always runs inside the trainer's process"),
+    "rollout_batch_size": Became("prompts_per_step"),
+    "train_batch_size": Became("prompts_per_step"),
+    # reward
+    "reward_model_path": Became("reward_funcs", lambda v, _: f"model:{v}"),
+    "reward_model": Became("reward_funcs", lambda v, _: f"model:{v}"),
+    "reward_fn": Became("reward_funcs"),
+    "brevity_penalty_scale": Became("reward_options", lambda v, _: {"lexical_richness": {"brevity_penalty_scale": v}}),
+    # training
+    "lr": Became("learning_rate"),
+    "beta": Became("kl_coef"),
+    "init_kl_coef": Became("kl_coef"),
+    "kl_loss_coef": Became("kl_coef"),
+    "kl_beta": Became("kl_coef"),
+    "epsilon": Became("clip_low"),
+    "epsilon_low": Became("clip_low"),
+    "epsilon_high": Became("clip_high"),
+    "cliprange": Became("clip_low"),
+    "clip_ratio": Became("clip_low"),
+    "num_ppo_epochs": Became("epochs_per_step"),
+    "ppo_epochs": Became("epochs_per_step"),
+    "num_iterations": Became("epochs_per_step"),
+    "num_mini_batches": Became("updates_per_step"),
+    "num_steps": Became("max_steps"),
+    "total_steps": Became("max_steps"),
+    "total_episodes": Became("max_steps", _steps),
+    "loss_type": Became("norm", lambda v, _: _NORMS.get(v, v)),
+    "max_token_len_per_gpu": Became("token_budget"),
+    "per_device_train_batch_size": Gone(
+        "a step is prompts_per_step x num_generations; micro-batches follow from token_budget"
+    ),
+    "gradient_accumulation_steps": Gone("micro-batches follow from token_budget, and add up to the same gradient"),
+    # run
+    "resume_from_checkpoint": Became("resume"),
+    "wandb_project": Became("project"),
+    "logging_steps": Moot("every step is logged"),
+    "eval_every": Became("eval_steps"),
+    "save_every": Became("save_steps"),
+}
+
+
+def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names they have here, each translation said; `below` are all names here, with values so far."""
+    foreign = {name: value for name, value in options.items() if name in ALIASES and name not in below}
+    ours = {name: value for name, value in options.items() if name not in foreign}
+    for name, value in foreign.items():
+        match ALIASES[name]:
+            case Moot(why):
+                tell(f"{name} changes nothing here: {why}")
+            case Gone(instead):
+                if value in (False, "false", "False"):
+                    continue  # it is not asked for
+                raise UsageError(f"{name} has no counterpart here: {instead}")
+            case Became(target, translate):
+                if target in ours:
+                    raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
+                try:
+                    ours[target] = translate(value, {**below, **options})
+                except (TypeError, ValueError, OverflowError):
+                    raise UsageError(f"{name}={value!r} is of the wrong type to become {target}") from None
+                tell(f"{name} is {target} here: {ours[target]}")
+    return ours

@@ -1,0 +1,87 @@
+"""How options are made: frozen dataclasses that check themselves and know other trainers' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+import typeguard
+
+from nanorlhf.config.aliases import rename
+from nanorlhf.errors import UsageError, nearest
+
+C = TypeVar("C")
+LARGEST = 2**53  # beyond, not every whole number is a float
+
+
+def option(default: Any, about: str, group: str) -> Any:
+    """A dataclass field with its line of help."""
+    metadata = {"help": about, "group": group}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type[C]) -> type[C]:
+    """A frozen dataclass that understands other trainers' names and refuses unknown ones and wrong types."""
+    cls = dataclass(frozen=True, kw_only=True)(cls)
+    plain_init: Callable[..., None] = cls.__init__
+    hints = get_type_hints(cls)
+    known = defaults(cls)
+
+    @functools.wraps(plain_init)
+    def checked_init(self: C, **options: Any) -> None:
+        options = rename(options, known)
+        for name, given in options.items():
+            if name not in known:
+                raise UsageError(f"unknown option {name!r}: {nearest(name, known)}")
+            options[name] = value = as_list(given, hints[name])
+            try:
+                typeguard.check_type(value, hints[name])
+            except typeguard.TypeCheckError:
+                wanted = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
+                wanted = wanted or str(hints[name]).replace("typing.", "")
+                raise UsageError(f"{name}={value!r} is of the wrong type: it takes {wanted}") from None
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) < LARGEST):
+                    raise UsageError(f"{name}={value!r} cannot work: a finite number below 2^53 is wanted")
+        plain_init(self, **options)
+        self.validate()  # type: ignore[attr-defined]
+
+    cls.__init__ = checked_init
+    return cls
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """Every option's name with its default."""
+    fields = dataclasses.fields(cls)
+    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+
+
+def split_names(value: str | list[str]) -> list[str]:
+    """Names from a list or from one string with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [part.strip() for part in parts if part.strip()]
+
+
+def item_type(hint: Any) -> type | None:
+    """Type of the items where an option takes a list and no text of its own: such a list may come as one string."""
+    kinds = (hint,) if get_origin(hint) is list else get_args(hint)
+    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
+    return lists[0] if lists and str not in kinds else None
+
+
+def as_list(value: Any, hint: Any) -> Any:
+    """A list from one string with commas, where the option takes one; what is no such string stays as it is."""
+    item = item_type(hint)
+    if item is None or not isinstance(value, str) or value.strip().startswith(("[", "{")):
+        return value
+    try:
+        return [item(part) for part in split_names(value)]
+    except ValueError:
+        return value

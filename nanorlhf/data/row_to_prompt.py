@@ -1,0 +1,128 @@
+"""How a run reads a dataset's rows: columns named, the form recognised, the answer taken out, the prompt worded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.data.answers import after, last_boxed, last_number
+from nanorlhf.data.row_schemas import Row, UnfitError, recognised, words
+from nanorlhf.errors import UsageError, nearest
+from nanorlhf.types import Text
+
+READY: dict[str, Callable[[Any], str | None]] = {
+    "gsm8k": partial(after, "####"),
+    "boxed": last_boxed,
+    "last_number": last_number,
+}
+FIELD = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a row held: the prompt, what rewards are given, and what there is to copy or to prefer."""
+
+    prompt: Text
+    columns: dict[str, Any]
+    answers: dict[str, Any]  # completion, chosen and rejected, where there are
+    names: list[str]  # of all its columns
+
+
+def require(column: str, names: Collection[str], option: str, otherwise: str = "") -> None:
+    """Refuses a dataset that lacks a column something needs."""
+    if column not in names:
+        there = f"the dataset has {', '.join(names)}; {nearest(column, names, listed=True)}"
+        raise UsageError(f"{option} needs the column {column!r}, and {there}{otherwise}")
+
+
+class Reading:
+    """Rows to what they held; made for one dataset after one of its rows."""
+
+    def __init__(self, config: TrainConfig, row: Row) -> None:
+        self.template, self.names = config.prompt_template, list(row)
+        self.renames = dict(config.columns)
+        if config.prompt_column != "prompt":
+            self.renames["prompt"] = config.prompt_column
+        self.hidden = {"prompt", config.prompt_column}
+        for ours, theirs in self.renames.items():
+            option = "prompt_column" if theirs == config.prompt_column and ours == "prompt" else "columns"
+            require(theirs, self.names, option)
+        named = self.named(row)
+        self.form = recognised(named)
+        if self.form is None and self.template is None:
+            require("prompt", named, "prompt_column", ", or make prompts with prompt_template")
+        self.extract = None if config.answer_pattern is None else extractor(config.answer_pattern)
+        for field in self.fields():
+            require(
+                field,
+                [*named, *(["prompt"] if self.form else [])],
+                "prompt_template",
+                " (a brace of its own is written twice)",
+            )
+
+    def fields(self) -> list[str]:
+        """The columns that the template names."""
+        return [field for field in FIELD.findall(self.template or "") if field]
+
+    def named(self, row: Row) -> dict[str, Any]:
+        """A row with its columns under all their names; what it lacks is None."""
+        full = {**dict.fromkeys(self.names), **row}
+        return {**full, **{ours: full[theirs] for ours, theirs in self.renames.items()}}
+
+    def __call__(self, row: Row) -> Read:
+        """What this row holds; UnfitError where that is nothing."""
+        row = self.named(row)
+        known = self.form.read(row) if self.form else {}
+        columns = {name: value for name, value in row.items() if name not in self.hidden}
+        columns |= {name: known[name] for name in ("answer", "ground_truth") if name in known}
+        if self.extract:
+            columns["answer"] = self.extract(row["answer"] if "answer" in row else known.get("answer"))
+        answers = {name: known[name] for name in ("completion", "chosen", "rejected") if name in known}
+        return Read(self.worded(row, known.get("prompt")), columns, answers, list(row))
+
+    def worded(self, row: Row, prompt: Any) -> Text:
+        """The prompt as the template words it; of a conversation, its last turn."""
+        if self.template is None or "prompt" in self.fields():
+            prompt = words(prompt)
+        if self.template is None:
+            return prompt
+        if isinstance(prompt, list) and "prompt" in self.fields():
+            *before, last = prompt
+            return [*before, {**last, "content": filled(self.template, {**row, "prompt": last["content"]})}]
+        return filled(self.template, {**row, "prompt": prompt})
+
+
+def filled(template: str, values: Mapping[str, Any]) -> str:
+    """The template with its {names} replaced; other braces stay, and {{ and }} are one brace each."""
+
+    def one(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0][0]
+        if values[found[1]] is None:
+            raise UnfitError(f"with an empty column {found[1]!r}")
+        return str(values[found[1]])
+
+    return FIELD.sub(one, template)
+
+
+def extractor(pattern: str) -> Callable[[Any], str | None]:
+    """Takes the answer out of a text: by a ready name, or what the group holds where the pattern matches last."""
+    if pattern in READY:
+        return READY[pattern]
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"answer_pattern={pattern!r} is no regular expression: {error}") from None
+    if compiled.groups != 1:
+        known = f"ready are {', '.join(READY)}; {nearest(pattern, READY, listed=True)}"
+        raise UsageError(f"answer_pattern={pattern!r} has {compiled.groups} groups and takes one; {known}")
+
+    def extract(text: Any) -> str | None:
+        found = compiled.findall(text) if isinstance(text, str) else []
+        return found[-1].strip() if found else None
+
+    return extract

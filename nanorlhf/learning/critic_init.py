@@ -1,0 +1,214 @@
+"""A critic that knows what the starting policy earns, before step 1: head by least squares, adapter by descent."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nanorlhf.algorithm import OnPolicy
+from nanorlhf.config.training import CriticConfig
+from nanorlhf.formulas.advantages import reward_to_go, token_rewards
+from nanorlhf.learning.critic import Critic, explained_variance
+from nanorlhf.learning.packing import pack
+from nanorlhf.loop import Loop
+from nanorlhf.records.metrics import Clock
+from nanorlhf.rollouts.on_policy import Sampler
+from nanorlhf.system import random_state
+from nanorlhf.system.distributed import team
+from nanorlhf.system.files import whole_folder
+from nanorlhf.system.seeds import derive
+from nanorlhf.types import MicroBatch, Progress, Rollout
+
+FOLDER, WEIGHTS, RESULT = "value_init", "critic.safetensors", "result.json"
+EVERY = 5  # one prompt in so many is held out
+BATCH = 16  # episodes in an optimizer step
+PATIENCE = 2  # epochs that may pass without a better held-out explained variance
+RIDGES = [10.0**k for k in range(-6, 3)]  # penalties on the head, as shares of its input's mean variance
+
+R = TypeVar("R")
+
+Say = Callable[[str], None]
+Result = dict[str, Any]
+
+
+def initialise(loop: Loop, run: Path, progress: Progress, say: Say) -> Result:
+    """Teaches the critic once in a run's life, and gives the metrics of it; a run that goes on takes what is kept."""
+    critic, folder = loop.critic, run / FOLDER
+    assert critic is not None
+    if not team().once(folder.is_dir):
+        before = random_state.random_state()
+        learned = learn(loop, critic, progress, say)
+        team().once(lambda: keep(folder, *learned))
+        random_state.restore_random(before)  # what follows is the same, whether this was done now or earlier
+    critic.restore(load_file(folder / WEIGHTS))
+    return json.loads((folder / RESULT).read_text())
+
+
+def keep(folder: Path, weights: dict[str, Tensor], result: Result) -> None:
+    """Writes the folder so that it is there whole or not at all."""
+    with whole_folder(folder) as draft:
+        save_file(weights, draft / WEIGHTS)
+        (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def learn(loop: Loop, critic: Critic, progress: Progress, say: Say) -> tuple[dict[str, Tensor], Result]:
+    """The critic's weights after it saw episodes of the starting policy, and how well they explain held-out ones."""
+    start = time.perf_counter()
+    rollout = episodes(loop, critic.config, progress)
+    assert isinstance(loop.algorithm, OnPolicy)
+    usable = loop.algorithm.counted(rollout)
+    held_out = rollout.group % EVERY == 0
+    say(f"value initialisation: {int(usable.sum())} episodes in {time.perf_counter() - start:.0f} s")
+    study = Study(loop, critic, rollout, usable & ~held_out, usable & held_out)
+    with loop.residency.phase("update"):
+        before = study.explained()
+        study.solve_head()
+        with_head = study.explained()
+        epochs = study.fit(say) if with_head is not None else 0
+        after = study.explained()
+    seconds = time.perf_counter() - start
+    shown = " -> ".join("-" if x is None else f"{x:.3f}" for x in (before, with_head, after))
+    say(
+        f"value initialisation: explained variance of held-out returns {shown} "
+        f"(untrained, head, {epochs} epochs of head and adapter), {seconds:.0f} s"
+    )
+    named = {
+        "explained_variance_before": before,
+        "explained_variance_head": with_head,
+        "explained_variance_after": after,
+        "epochs": epochs,
+        "episodes": int(usable.sum()),
+        "seconds": seconds,
+    }
+    return critic.snapshot(), {f"value_init/{name}": value for name, value in named.items()}
+
+
+def episodes(loop: Loop, config: CriticConfig, progress: Progress) -> Rollout:
+    """What the starting policy writes to prompts of its own choice, with its Monte-Carlo returns."""
+    source = loop.source
+    assert isinstance(source, Sampler)
+    draw = random.Random(derive(config.seed, "value_init"))
+    prompts = source.prompts.sample(config.value_init_prompts, draw)
+    rollout = source.sample(prompts, ("value_init",), Clock(), progress)
+    # No KL in these rewards: the policy still is the reference.
+    scores = rollout.rewards.nan_to_num(0.0)
+    rewards = token_rewards(scores, torch.zeros(int(rollout.lengths.sum())), rollout.lengths)
+    rollout.columns["returns"] = reward_to_go(rewards, rollout.lengths, config.gamma)
+    return rollout
+
+
+class Study:
+    """Episodes to learn from, and episodes to be examined on."""
+
+    def __init__(self, loop: Loop, critic: Critic, rollout: Rollout, train: Tensor, held_out: Tensor) -> None:
+        self.loop, self.critic, self.rollout = loop, critic, rollout
+        self.train, self.held_out = train, held_out
+
+    def batches(self, chosen: Tensor) -> Iterator[MicroBatch]:
+        """Rows of this process's part of the samples `chosen (S,)`."""
+        body, returns = self.critic.body, self.rollout.columns["returns"]
+        mine = self.loop.share(self.rollout, chosen)
+        rows = pack(self.rollout, mine, torch.ones_like(returns), self.loop.token_budget, body.one_per_row)
+        for batch in self.loop.in_step(self.rollout, rows):
+            yield batch.to(body.device)
+
+    def fitting(self, chosen: Tensor, work: Callable[[], R]) -> R:
+        """What `work` makes of the samples `chosen (S,)`, even where memory runs out."""
+        return self.loop.fit("value initialisation", self.rollout, chosen, work)
+
+    @torch.no_grad()
+    def explained(self) -> float | None:
+        """Explained variance of the held-out returns."""
+
+        def told() -> list[tuple[Tensor, Tensor]]:
+            mine = [(self.critic.values(b).cpu(), b.columns["returns"].cpu()) for b in self.batches(self.held_out)]
+            return team().joined(mine)
+
+        if not (pairs := self.fitting(self.held_out, told)):
+            return None
+        return explained_variance(*(torch.cat(column) for column in zip(*pairs, strict=True)))
+
+    @torch.no_grad()
+    def solve_head(self) -> None:
+        """Ridge regression of returns on features: exact, in one pass; held-out episodes choose the penalty."""
+        if not self.train.any():
+            return
+        mean, covariance = self.moments(self.train)
+        inputs, towards = covariance[:-1, :-1], covariance[:-1, -1]
+        variances, directions = torch.linalg.eigh(inputs)
+        along = directions.T @ towards
+        scale = inputs.diagonal().mean()
+        weights = [directions @ (along / (variances.clamp(min=0) + ridge * scale)) for ridge in RIDGES if scale > 0]
+        weights.append(torch.zeros_like(towards))  # if nothing carries over, the mean is the best guess
+        _, unseen = self.moments(self.held_out) if self.held_out.any() else (mean, covariance)
+        misses = [float(w @ unseen[:-1, :-1] @ w - 2 * w @ unseen[:-1, -1]) for w in weights]
+        best = weights[misses.index(min(misses))]
+        self.critic.head.weight.copy_(best[None])
+        self.critic.head.bias.copy_(mean[-1] - mean[:-1] @ best)
+
+    def moments(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """(H + 1,) means and (H + 1, H + 1) covariance of features and return, with no more kept than these."""
+        return self.fitting(chosen, partial(self.summed, chosen))
+
+    def summed(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, in one go."""
+        size = self.critic.head.in_features + 1
+        device = torch.device("cpu") if self.critic.body.device.type == "mps" else self.critic.body.device  # no float64
+        count, total = 0, torch.zeros(size, dtype=torch.double, device=device)
+        products = torch.zeros(size, size, dtype=torch.double, device=device)
+        with self.critic.active():
+            for batch in self.batches(chosen):
+                both = torch.cat([self.critic.features(batch), batch.columns["returns"][:, None]], 1)
+                both = both.to(device).double()
+                count, total, products = count + len(both), total + both.sum(0), products + both.T @ both
+        seen = torch.tensor([count], dtype=torch.double)
+        team().add_up([seen, total, products])
+        count = int(seen.item())
+        mean = total / count
+        return mean, products / count - mean.outer(mean)
+
+    def fit(self, say: Say) -> int:
+        """Adapter and head by Adam while the held-out explained variance rises; the best epoch's weights stay."""
+        critic, limit = self.critic, self.critic.config.value_init_epochs
+        adam = torch.optim.Adam(critic.weights.values(), critic.config.value_init_learning_rate)
+        order = torch.Generator().manual_seed(derive(critic.config.seed, "value_init"))
+        best, best_epoch, weights = self.explained(), 0, critic.snapshot()
+        for epoch in range(1, limit + 1):
+            trained = self.train.nonzero().flatten()
+            for chosen in trained[torch.randperm(len(trained), generator=order)].split(BATCH):
+                self.descend(chosen, adam)
+            now = self.explained()
+            say(f"value initialisation: epoch {epoch} of at most {limit}, explained variance {now or 0.0:.3f}")
+            if now is not None and best is not None and now > best:
+                best, best_epoch, weights = now, epoch, critic.snapshot()
+            elif epoch - best_epoch >= PATIENCE:
+                break
+        critic.restore(weights)
+        return best_epoch
+
+    def descend(self, chosen: Tensor, adam: torch.optim.Optimizer) -> None:
+        """One step on the squared error of the samples at `chosen`."""
+        mask = torch.zeros_like(self.train).index_fill(0, chosen, True)
+        total = int(self.rollout.lengths[chosen].sum())
+
+        def backward() -> None:
+            with self.critic.active(), self.critic.body.training():
+                for batch in self.batches(mask):
+                    error = self.critic.evaluate(self.critic.features(batch)) - batch.columns["returns"]
+                    (0.5 * (error**2).sum() / total).backward()
+
+        self.fitting(mask, backward)
+        weights = list(self.critic.weights.values())
+        team().add_gradients(weights, 0.0)
+        nn.utils.clip_grad_norm_(weights, self.critic.config.max_grad_norm)
+        adam.step()
+        adam.zero_grad(set_to_none=True)

@@ -1,0 +1,107 @@
+"""AdamW and the course of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.system.distributed import team
+
+FUSED = ("cuda",)  # devices on which a step is one pass in place, with nothing to make room for
+
+
+class Optimizer:
+    """One optimizer step from the gradients there are: clipped, taken, scheduled, cleared."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        device: torch.device,  # on which steps are taken; the parameters may be away from it now
+    ) -> None:
+        self.parameters, self.max_norm = list(parameters), config.max_grad_norm
+        betas = (config.adam_beta1, config.adam_beta2)
+        fused = device.type in FUSED or None
+        self.adam = torch.optim.AdamW(
+            self.parameters, learning_rate, betas, weight_decay=config.weight_decay, fused=fused
+        )
+        self.scheduler = schedule(config, self.adam)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.scheduler.get_last_lr()[0])
+
+    def step(self, loss: float = 0.0) -> tuple[float, float]:
+        """Loss and gradient's norm before clipping, of all processes; unsound ones, or none, leave the parameters."""
+        loss = team().add_gradients(self.parameters, loss)
+        norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
+        if sound(loss, norm):
+            self.take()
+            self.scheduler.step()
+        self.clear()
+        return loss, norm
+
+    def take(self) -> None:
+        """Adam's step, whole or not at all; where it broke off in the middle there is no going on."""
+        known, changes = set(self.adam.state), self.changes()
+        try:
+            self.adam.step()
+        except RuntimeError as error:
+            halfway = self.changes() != changes  # a fused step counts itself in `step` before it writes anything else
+            for p in self.adam.state.keys() - known:
+                del self.adam.state[p]  # made just now, and perhaps not to the end
+            if halfway:
+                raise RuntimeError(
+                    "an optimizer step broke off in the middle, so the weights are neither the old nor the new ones; "
+                    "go on from the last checkpoint with --resume"
+                ) from error
+            raise
+        # A fused step's writes are not counted by autograd, and whoever keeps copies goes by that count.
+        torch.autograd.graph.increment_version([*self.parameters, *self.moments()])
+
+    def moments(self) -> list[torch.Tensor]:
+        """What it remembers of past gradients."""
+        return [t for state in self.adam.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+
+    def changes(self) -> int:
+        """How often parameters and their moments have been written to."""
+        return sum(t._version for t in [*self.parameters, *self.moments()])  # noqa: SLF001  # autograd's count, of which there is no other reader
+
+    def clear(self) -> None:
+        """Forgets the gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, object]:
+        """What a resumed run must know."""
+        return {"adam": self.adam.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.adam.load_state_dict(state["adam"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+def sound(loss: float, norm: float) -> bool:
+    """Whether an update has a loss and a gradient that are numbers, without which it is not taken."""
+    return math.isfinite(loss) and math.isfinite(norm)
+
+
+def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Warm-up, then cosine to `lr_min_ratio`, linear to nothing, or constant, over the whole run."""
+    names = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup", "linear": "linear"}
+    return get_scheduler(
+        names[config.lr_scheduler_type],
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.max_steps * config.updates * config.epochs,
+        scheduler_specific_kwargs={"min_lr_rate": config.lr_min_ratio}
+        if config.lr_scheduler_type == "cosine"
+        else None,
+    )

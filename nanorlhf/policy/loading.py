@@ -1,0 +1,192 @@
+"""Base models and adapters from files, and what cannot be trained or served."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from nanorlhf.config import names
+from nanorlhf.config.names import shipped_model
+from nanorlhf.config.option import split_names
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.errors import UsageError, first_line, told
+from nanorlhf.policy.lora import fuse
+from nanorlhf.system.device import ran_out
+
+POLICY = "default"  # PEFT's name for the adapter that learns
+REFERENCE = "reference"  # a second adapter, where the first one does not start from nothing
+
+
+def load(config: TrainConfig, device: torch.device) -> PreTrainedModel:
+    """The base model: bfloat16 under an adapter on CUDA, float32 elsewhere and for full fine-tuning."""
+    half = config.dtype == "bfloat16" or (
+        config.dtype == "auto" and device.type == "cuda" and not config.full_finetuning
+    )
+    with reading("model_name_or_path", config.model_name_or_path):
+        return AutoModelForCausalLM.from_pretrained(
+            shipped_model(config.model_name_or_path),
+            dtype=torch.bfloat16 if half else torch.float32,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+
+@contextlib.contextmanager
+def reading(option: str, name: str) -> Iterator[None]:
+    """Files that cannot be read as weights are the user's to mend."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) and ran_out(error):
+            raise
+        raise UsageError(f"{option}={name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def with_adapter(
+    config: TrainConfig, model: PreTrainedModel | PeftModel, peft_config: LoraConfig | None
+) -> PreTrainedModel | PeftModel:
+    """The model with a new adapter, with the one named to go on from, or as it came; only adapters learn."""
+    if isinstance(model, PeftModel) or (config.full_finetuning and peft_config is None):
+        return model
+    if config.adapter_name_or_path:
+        with reading("adapter_name_or_path", config.adapter_name_or_path):
+            return PeftModel.from_pretrained(model, find_adapter(config.adapter_name_or_path), is_trainable=True)
+    targets = split_names(config.lora) if config.lora != "all-linear" else linear_layers(model)
+    adapter = peft_config or LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, adapter)  # type: ignore[return-value]
+    except ValueError as error:
+        raise UsageError(f"lora={config.lora!r} cannot work: {told(error).partition(': ')[2]}") from None
+
+
+def fuse_adapters(model: nn.Module) -> None:
+    """Runs linear layers and their adapters as one function, where both are plain."""
+    for module in model.modules():
+        if type(module) is LoraLinear:
+            fuse(module)
+
+
+def let_lora_drop(model: nn.Module) -> None:
+    """Puts LoRA's own dropout, and nothing else, into training mode."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.train()
+
+
+def expert_blocks(model: nn.Module) -> set[str]:
+    """Names of the blocks that hold experts, such as mlp; none in a dense model."""
+    return {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".experts")}
+
+
+def linear_layers(model: PreTrainedModel) -> str | list[str]:
+    """The layers that all-linear stands for: in a model with experts, names of those outside of their blocks."""
+    blocks = expert_blocks(model)
+    if not blocks:
+        return "all-linear"
+    head = model.get_output_embeddings()
+    linear = [name.split(".") for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    inside = {name[-1] for name in linear if blocks & set(name)}
+    return sorted({name[-1] for name in linear} - inside)
+
+
+def rank_of(model: nn.Module) -> int:
+    """The largest rank of a model's adapter; 0 without one."""
+    if not isinstance(model, PeftModel):
+        return 0
+    lora = model.peft_config[POLICY]
+    assert isinstance(lora, LoraConfig)
+    return max([lora.r, *(lora.rank_pattern or {}).values()])
+
+
+def saved_adapter(name: str) -> LoraConfig:
+    """The form of an adapter that was trained before."""
+    found = PeftConfig.from_pretrained(find_adapter(name))
+    assert isinstance(found, LoraConfig)
+    return found
+
+
+def find_adapter(name: str) -> str:
+    """The adapter's folder or name on the hub; a run's directory means its newest checkpoint."""
+    found = str(names.latest(Path(name)) or name)
+    try:
+        PeftConfig.from_pretrained(found)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def refuse_router_loss(about: PretrainedConfig) -> None:
+    """A router's auxiliary loss is refused, for no trainer here adds it."""
+    if getattr(about.get_text_config(), "output_router_logits", False):
+        raise UsageError(
+            f"the config of {about.name_or_path or 'the model'} asks for a router's auxiliary loss, which is not "
+            "trained here: set output_router_logits to false in its config.json (of a model object: in model.config)"
+        )
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Models and adapters that the loss, the chunked head or the engine could not serve are refused with the reason."""
+    refuse_router_loss(model.config)  # type: ignore[arg-type]
+    if not isinstance(model, PeftModel):
+        return
+    lora = model.peft_config[POLICY]
+    if not isinstance(lora, LoraConfig):
+        raise UsageError(f"{lora.peft_type} adapters are not served by the engine; use LoRA")
+    if lora.modules_to_save:
+        raise UsageError(
+            f"modules_to_save={lora.modules_to_save} is not served by the engine; use lora: none to train whole layers"
+        )
+    if lora.target_parameters:
+        raise UsageError(
+            "LoRA on experts is not served by the engine; leave their layers out of lora (all-linear does), "
+            "or use lora: none"
+        )
+    if lora.use_dora:
+        raise UsageError("DoRA adapters are not served by the engine; use plain LoRA")
+    head = model.get_base_model().get_output_embeddings()  # type: ignore[operator]
+    if isinstance(head, LoraLayer) or any(isinstance(m, LoraEmbedding) for m in model.modules()):
+        raise UsageError("LoRA on embeddings or on the LM head is not supported; leave them out of target_modules")
+
+
+def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
+    """The model's config; refuses one that cannot be found or whose context is too short, before weights are loaded."""
+    if config.adapter_name_or_path:
+        config.require(not config.full_finetuning, "lora", "there is an adapter to go on from; leave lora as it is")
+        find_adapter(config.adapter_name_or_path)
+    if model is None:
+        if not config.model_name_or_path:
+            raise UsageError("no model: say model_name_or_path (a Hugging Face name, a folder, or nanorlhf:adder)")
+        try:
+            about = AutoConfig.from_pretrained(
+                shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            why = first_line(error) + ("; --trust_remote_code runs it" if "trust_remote_code" in str(error) else "")
+            raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {why}") from None
+    else:
+        about = model.config
+    refuse_router_loss(about)
+    context = getattr(about.get_text_config(), "max_position_embeddings", None)
+    wanted = config.max_prompt_length + config.max_completion_length
+    if context and wanted > context:
+        raise UsageError(
+            f"max_prompt_length={config.max_prompt_length} and max_completion_length={config.max_completion_length} "
+            f"make {wanted} tokens, and the model takes {context}; shorten one"
+        )
+    return about

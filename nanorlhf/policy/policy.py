@@ -1,0 +1,257 @@
+"""The model that learns: base weights, an adapter on top, and the reference it started from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.policy import attention, recomputation, self_check
+from nanorlhf.policy.loading import (
+    POLICY,
+    REFERENCE,
+    expert_blocks,
+    fuse_adapters,
+    let_lora_drop,
+    load,
+    rank_of,
+    refuse_unsupported,
+    with_adapter,
+)
+from nanorlhf.policy.logprobs import backbone_hidden, head_of, token_logprobs
+from nanorlhf.policy.sharding import layers_of, shard, whole
+from nanorlhf.system.device import pick_device
+from nanorlhf.types import MicroBatch, WeightSync
+
+
+class Policy:
+    """A causal language model with (or without) a LoRA adapter; every weight it serves is counted by `version`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel | PeftModel | None = None,
+        peft_config: LoraConfig | None = None,
+    ) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.version = 0
+        self.came_as_object = model is not None
+        if model is None:
+            model = load(config, self.device)
+        self.model = with_adapter(config, model, peft_config)
+        fuse_adapters(self.model)
+        self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
+        if config.shard_base:
+            shard(self.base, self.device)
+        self.model.to(self.device)  # type: ignore[arg-type]
+        refuse_unsupported(self.model)
+        self.base.set_attn_implementation(attention.NAME)
+        self.recomputes = False  # all layers, that is
+        if config.gradient_checkpointing is True:  # auto is the memory plan's to settle
+            self.recompute()
+        self.head = head_of(self.model)
+        self.one_per_row = attention.one_per_row(self.base)
+        self.frozen: PreTrainedModel | None = None
+        self.model.eval()
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    @property
+    def lora_rank(self) -> int:
+        """The adapter's largest rank; 0 without one."""
+        return rank_of(self.model)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the engine serves too: bfloat16 on CUDA even where full fine-tuning keeps float32 masters."""
+        on_cuda = self.device.type == "cuda" and self.config.dtype == "auto"
+        return torch.bfloat16 if on_cuda else self.base.dtype
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def coverage(self) -> str:
+        """How much of the model learns, in words."""
+        total = sum(p.numel() for p in self.base.parameters())
+        if not isinstance(self.model, PeftModel):
+            return f"all {total:,} weights are trained"
+        adapted = [m for m in self.base.modules() if isinstance(m, LoraLayer)]
+        trained = sum(p.numel() for p in self.trainable.values())
+        total -= sum(p.numel() for n, p in self.base.named_parameters() if "lora_" in n)
+        covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
+        share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
+        without = "; experts are left out" if expert_blocks(self.base) else ""
+        return f"LoRA adapts {share}{without}; {trained:,} are trained"
+
+    def recompute(self, share: Fraction | int = 1) -> None:
+        """This share of the layers (rounded up) keep nothing but their input for backward from now on."""
+        layers = len(layers_of(self.base))
+        count = math.ceil(share * layers)
+        recomputation.recompute(self.base, self.config.activation_offload, self.device, count)
+        self.recomputes = count == layers
+
+    def tensors(self) -> list[Tensor]:
+        """Every weight and buffer that this process has whole, all adapters' too."""
+        return [t for t in (*self.model.parameters(), *self.model.buffers()) if not isinstance(t, DTensor)]
+
+    def add_adapter(self, name: str) -> None:
+        """A second adapter of the same shape on the same base; the policy's own stays the active one."""
+        assert isinstance(self.model, PeftModel), "full fine-tuning has no adapters"
+        if name not in self.model.peft_config:
+            self.model.add_adapter(name, self.model.peft_config[POLICY])
+            self.model.to(self.device).eval()  # what is new comes in training mode
+        self.model.set_adapter(POLICY)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """With LoRA's own dropout, where there is any; the base computes what the engine serves."""
+        let_lora_drop(self.base)
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    @contextlib.contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """With another adapter in place of the policy's; gradients of one must be taken before the other comes back."""
+        assert isinstance(self.model, PeftModel)
+        self.model.set_adapter(name)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(POLICY)
+
+    def keep_reference(self) -> None:
+        """The reference is the policy as it is now; switching the adapter off gives it as long as that is empty."""
+        if self.frozen is not None:
+            self.frozen.load_state_dict(self.base.state_dict())  # in place, wherever it is
+        elif not isinstance(self.model, PeftModel):
+            self.frozen = copy.deepcopy(self.base).requires_grad_(False).eval()
+        elif any(p.any() for n, p in self.trainable.items() if "lora_B" in n):
+            self.add_adapter(REFERENCE)
+            set_peft_model_state_dict(self.model, self.adapter()[1], adapter_name=REFERENCE)
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """The model as it was when the reference was kept."""
+        if self.frozen is not None:
+            yield self.frozen
+        elif isinstance(self.model, PeftModel) and REFERENCE in self.model.peft_config:
+            with self.using(REFERENCE):
+                yield self.model
+        else:
+            assert isinstance(self.model, PeftModel), (
+                "full fine-tuning needs keep_reference() before it needs a reference"
+            )
+            with self.model.disable_adapter():
+                yield self.model
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 arithmetic where that is what the engine computes in."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
+
+    def verify(self) -> None:
+        """Refuses a model whose packed rows would not give its own log-probabilities."""
+        with self.autocast():
+            self_check.verify(self.model)
+
+    def hidden(self, batch: MicroBatch, model: nn.Module | None = None) -> Tensor:
+        """(T, H) last hidden states of a row."""
+        with self.autocast():
+            return backbone_hidden(model or self.model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+
+    def logprobs(
+        self, batch: MicroBatch, model: nn.Module | None = None, entropy_grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(N,) log-probabilities of the targets under the sampled distribution, and its entropy."""
+        head = self.head if model is None else head_of(model)
+        hidden = self.hidden(batch, model)[batch.predict_at]
+        with self.autocast():
+            return token_logprobs(hidden, head, batch.targets, self.config.temperature, entropy_grad=entropy_grad)
+
+    def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """PEFT's adapter config as a dict, and its tensors by PEFT's names."""
+        assert isinstance(self.model, PeftModel), "without an adapter only merged weights can be served"
+        return self.model.peft_config[POLICY].to_dict(), get_peft_model_state_dict(self.model)
+
+    @torch.no_grad()
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of the plain model by its Hugging Face name, merged out of place: the base never drifts."""
+        deltas = {id(m.get_base_layer().weight): m for m in self.base.modules() if isinstance(m, LoraLayer)}  # type: ignore[union-attr]
+        for name, parameter in self.base.named_parameters():
+            if "lora_" in name:
+                continue
+            adapted = deltas.get(id(parameter))
+            weight = whole(parameter.detach())
+            if adapted is not None:
+                weight = weight + adapted.get_delta_weight(POLICY).to(weight.dtype)  # type: ignore[operator]
+            yield name.replace(".base_layer.", "."), weight
+
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """The same by the names and in the shapes of a checkpoint: a layer's experts are one tensor here, and many
+        there."""
+        if getattr(self.base, "_weight_conversions", None) == []:
+            yield from self.merged()
+            return
+        for _, layer in groupby(self.merged(), lambda named: re.match(r".*?\.\d+\.|", named[0])[0]):  # type: ignore[index]
+            yield from revert_weight_conversion(self.base, dict(layer)).items()
+
+    def serving_copy(self, sync: WeightSync) -> nn.Module:
+        """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""
+        model = copy.deepcopy(self.model)
+        if isinstance(model, PeftModel):
+            for name in model.peft_config.keys() - {POLICY}:
+                model.delete_adapter(name)
+            if sync == "merged":
+                model = model.merge_and_unload()  # type: ignore[operator]
+        return model.requires_grad_(False).eval()
+
+    def save_base(self, folder: Path) -> None:
+        """The model without what was learned, for an engine to load."""
+        base = copy.deepcopy(self.model).unload() if isinstance(self.model, PeftModel) else self.base  # type: ignore[operator]
+        base.save_pretrained(str(folder))
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's format (or the whole model), as PEFT and vLLM load it; a kept reference beside it."""
+        if isinstance(self.model, PeftModel):
+            kept = [name for name in (POLICY, REFERENCE) if name in self.model.peft_config]
+            self.model.save_pretrained(str(folder), selected_adapters=kept)
+            return
+        self.model.save_pretrained(str(folder))
+        if self.frozen is not None:
+            self.frozen.save_pretrained(str(folder / REFERENCE))
+
+    def restore(self, folder: Path) -> None:
+        """Takes back what `save` wrote."""
+        beside = folder / REFERENCE
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+            if beside.is_dir():
+                self.add_adapter(REFERENCE)
+                set_peft_model_state_dict(self.model, load_file(beside / "adapter_model.safetensors"), REFERENCE)
+            return
+        kind, how = AutoModelForCausalLM, {"dtype": self.base.dtype, "use_safetensors": True}
+        self.model.load_state_dict(kind.from_pretrained(folder, **how).state_dict())
+        if self.frozen is not None:
+            self.frozen.load_state_dict(kind.from_pretrained(beside, **how).state_dict())

@@ -1,0 +1,241 @@
+"""What is refused before anything costly starts: models, algorithms and datasets that cannot serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from datasets import Dataset
+from transformers import PretrainedConfig
+
+from nanorlhf.algorithm import Algorithm, OnPolicy, Samples
+from nanorlhf.config.names import run_of
+from nanorlhf.config.option import split_names
+from nanorlhf.config.task import TaskConfig
+from nanorlhf.config.training import OnPolicyConfig, PolicyGradientConfig, TrainConfig
+from nanorlhf.data.prompts import Reader, first_rows
+from nanorlhf.data.row_schemas import UnfitError
+from nanorlhf.data.row_to_prompt import Reading, require
+from nanorlhf.data.sources import Rows, as_rows, load, only_split
+from nanorlhf.engines.launch import check_engine, engine_name
+from nanorlhf.environments.protocol import Environment, environment, find_environment, own_questions
+from nanorlhf.environments.tools import ToolCalls, tool_environment
+from nanorlhf.errors import UsageError, nearest
+from nanorlhf.memory.activation_sizes import skeleton
+from nanorlhf.memory.plan import Plan
+from nanorlhf.memory.planning import plan_run
+from nanorlhf.policy import loading
+from nanorlhf.policy.loading import check_model
+from nanorlhf.records.rollout_files import find_rollouts
+from nanorlhf.scoring.reward import Reward, file_of, find_rewards
+from nanorlhf.system.device import pick_device
+from nanorlhf.system.terminal import launched, tell
+from nanorlhf.system.user_code import from_file
+
+C = TypeVar("C", bound=TaskConfig)
+COMPLETION, TOKEN, WORKER = 376, 8, 32 * 2**20  # bytes that an empty one, an id in a list, and a process take at least
+ADAM = 16  # bytes of a weight that learns: itself, its gradient and two moments in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What passed the door: everything a run is made of, before anything is loaded."""
+
+    config: TrainConfig
+    about: PretrainedConfig
+    rewards: list[Reward]
+    train: Rows
+    held_out: Rows | None
+    algorithm: type[Algorithm]
+    environment: type[Environment] | None
+    replays: str | None  # another run, whose rollouts are trained on
+    samples: bool  # whether the policy writes what it trains on
+    generates: bool  # or at least what it is evaluated on
+
+
+def enter(
+    config: TrainConfig,
+    model: Any,
+    reward_funcs: Any,
+    train: Any,
+    held_out: Any,
+    reader: Reader | None,
+    algorithm: type[Algorithm],
+    tools: Any = None,
+) -> Entry:
+    """Looks at everything that was asked for; a mistake is a UsageError."""
+    if config.resume and config.output_dir:
+        stays = Path(config.output_dir).resolve() == run_of(config.resume).resolve()
+        new = f"a new run goes on from its weights with adapter_name_or_path={config.resume!r}"
+        config.require(stays, "output_dir", f"what is resumed goes on where it is, in {run_of(config.resume)}; {new}")
+    if isinstance(config, PolicyGradientConfig) and config.rollouts_from and config.importance_correction == "none":
+        config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them
+    replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
+    config, environment_class = find_world(config, tools)
+    rewards = find_judges(config, reward_funcs, environment_class)
+    chosen = find_algorithm(config, algorithm)
+    check_sizes(config, chosen)
+    if replays:
+        find_rollouts(replays)
+    samples = not (reader or replays)
+    if samples and not rewards:
+        find_rewards([])
+    about = check_model(config, model)
+    check_rank(config, about)
+    if environment_class and train is None and not config.dataset_name:
+        train, held_out = own_questions(environment_class, config)
+    train, held_out = load_datasets(config, rewards, reader, train, held_out)
+    config = with_steps(config, train)
+    generates = bool(rewards) and (samples or held_out is not None)
+    if generates:
+        check_engine(config, about)
+    if config.shard_base:
+        config.require(launched(), "shard_base", "there is one process; start several with accelerate launch")
+        whole = engine_name(config) == "hf" and generates
+        config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
+        config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")
+    return Entry(config, about, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
+
+
+def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
+    """The steps that so many passes over the rows are; each row counts, whether it turns out to be of use or not."""
+    if config.num_train_epochs is None:
+        return config
+    if not isinstance(train, Dataset):
+        raise UsageError("num_train_epochs: a stream has no number of rows; say max_steps")
+    steps = math.ceil(config.num_train_epochs * len(train) / config.prompts_per_step)
+    tell(f"num_train_epochs {config.num_train_epochs:g} is max_steps {steps:,} here, of {len(train):,} rows")
+    return dataclasses.replace(config, max_steps=steps, num_train_epochs=None)
+
+
+def check_sizes(config: TrainConfig, algorithm: type[Algorithm]) -> None:
+    """Refuses a step, or workers, that this machine could not hold."""
+    wanted = Samples(algorithm.together)
+    if isinstance(config, OnPolicyConfig) and issubclass(algorithm, OnPolicy):
+        wanted = algorithm(config).samples()
+    check_size(config, {"prompts_per_step": config.prompts_per_step, "num_generations": wanted.each + wanted.greedy})
+    config.require_memory("reward_workers", WORKER * config.workers, "such processes")
+
+
+def check_size(config: TaskConfig, counts: Mapping[str, int]) -> None:
+    """Refuses completions, as many as the product of `counts`, whose ids alone would not fit at their full length."""
+    sizes = {**counts, "max_completion_length": config.max_completion_length}
+    needed = math.prod(counts.values()) * (COMPLETION + TOKEN * config.max_completion_length)
+    words = f"{' x '.join(f'{name} {size:,}' for name, size in sizes.items())} token ids"
+    config.require_memory(max(sizes, key=lambda name: sizes[name]), needed, words)
+
+
+def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algorithm]:
+    """A user's own algorithm from `path/to/file.py:Class`, or the one whose trainer this is."""
+    spec = config.algorithm if isinstance(config, OnPolicyConfig) else None
+    if spec is None:
+        return default
+    found = from_file(spec)
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise UsageError(
+            f"algorithm={spec!r} must be a class derived from OnPolicy or PolicyGradient in nanorlhf.algorithm"
+        )
+    config.require(
+        re.fullmatch(r"\w[\w.-]*", found.name) is not None,
+        "algorithm",
+        f"folders are named after its name, which is {found.name!r}; use letters, digits, . _ and -",
+    )
+    return found
+
+
+def find_world(config: C, tools: Any = None) -> tuple[C, type[Environment] | None]:
+    """The environment that episodes are played in, if any; of tools the chat template must know too."""
+    tools = split_names(config.tools) if tools is None else tools
+    if not tools:
+        return config, find_environment(config.environment) if config.environment else None
+    config.require(config.environment is None, "environment", "tools are an environment themselves; choose one")
+    found, described = tool_environment(tools)
+    return dataclasses.replace(config, chat_template_kwargs=config.chat_template_kwargs | {"tools": described}), found
+
+
+def find_judges(config: TaskConfig, given: Any, environment_class: type[Environment] | None) -> list[Reward]:
+    """The rewards given or named, behind what the environment itself gives; tools give none."""
+    specs = config.rewards if given is None else given
+    found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
+    for name in config.reward_secrets:
+        config.require(name in os.environ, "reward_secrets", f"the environment has no {name}")
+    names = [reward.name for reward in found]
+    for name in split_names(config.reward_together):
+        config.require(name in names, "reward_together", f"it is none of this run's rewards; {nearest(name, names)}")
+    for reward in found:
+        seconds = reward.options.get("seconds", 0)
+        longer = f"reward {reward.name!r} itself takes up to {seconds:g} s (its option seconds), so it must be more"
+        config.require(seconds < config.reward_timeout, "reward_timeout", longer)
+    if environment_class is None or issubclass(environment_class, ToolCalls):
+        return found
+    return [Reward("environment", environment, file=file_of(environment_class.step)), *found]
+
+
+def check_rank(config: TrainConfig, about: PretrainedConfig) -> None:
+    """Refuses an adapter that main memory cannot hold, with gradients and moments; on a card the memory plan does."""
+    new = not (config.full_finetuning or config.adapter_name_or_path)
+    if new and config.lora_r > about.get_text_config().hidden_size and pick_device(config.device).type != "cuda":
+        thinnest = skeleton(dataclasses.replace(config, lora_r=1), about)
+        trained = config.lora_r * sum(p.numel() for p in thinnest.parameters() if p.requires_grad)
+        config.require_memory("lora_r", ADAM * trained, f"{trained:,} weights, their gradients and moments")
+
+
+def load_datasets(
+    config: TrainConfig, rewards: Sequence[Reward], reader: Reader | None, train: Any, held_out: Any
+) -> tuple[Rows, Rows | None]:
+    """The datasets given or named, with every column that the rewards cannot do without."""
+    if train is None and not config.dataset_name:
+        raise UsageError("no dataset: say dataset_name (a hub name, a file, a folder, or arithmetic, built in)")
+    if held_out is None and (config.dataset_test_name or (train is None and config.dataset_test_split)):
+        name, subset = config.dataset_test_name or config.dataset_name, config.dataset_test_config
+        subset = subset if config.dataset_test_name else subset or config.dataset_config
+        held_out = load(name, subset, config.dataset_test_split or only_split(name) or "test", config.streaming)
+    if train is None:
+        train = load(config.dataset_name, config.dataset_config, config.dataset_train_split, config.streaming)
+    if reader and rewards and held_out is None:
+        raise UsageError("reward_funcs judge held-out prompts here, and there are none: say dataset_test_split")
+    train = as_rows(train)
+    check_rows(config, "training", train, [] if reader else rewards, reader)
+    if held_out is not None:
+        held_out = as_rows(held_out)
+        check_rows(config, "held-out", held_out, rewards, reader)
+    return train, held_out
+
+
+def check_rows(config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Reward], reader: Reader | None) -> None:
+    """Refuses rows that lack what is needed, by the first that can be read; says how they are read."""
+    first = first_rows(rows, 100)
+    reading = Reading(config, first[0])
+    names = list(reading.named(first[0]))
+    for row in first:
+        with suppress(UnfitError):
+            read = reading(row)
+            names = list(read.columns)
+            if reading.form and reading.form.foreign:
+                made = ", ".join(["prompt", *read.answers, *({"answer", "ground_truth"} & read.columns.keys())])
+                tell(f"{which} rows are read as {reading.form.name} ({made})")
+            if reader:
+                reader(read)
+            break
+    for reward in rewards:
+        for column in reward.missing(names):
+            require(column, names, f"reward {reward.name!r}")
+
+
+def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -> Plan:
+    """The plan of a command line as on CUDA, on any machine; `reads`: it learns from the dataset's own answers."""
+    about = loading.check_model(config, None)
+    check_rank(config, about)
+    chosen = find_algorithm(config, algorithm)
+    rewards = find_judges(config, None, find_world(config)[1])
+    replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
+    evaluates = bool(rewards) and bool(config.dataset_test_name or config.dataset_test_split)
+    engine = config.engine if config.engine == "hf" else "vllm"
+    return plan_run(config, about, chosen(config), rewards, engine if evaluates or not (reads or replays) else None)

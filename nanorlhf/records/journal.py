@@ -1,0 +1,91 @@
+"""What a run writes down of itself, step by step; of several processes only the first puts it on a disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.errors import RunError
+from nanorlhf.records import diagnosis, directory, rollout_files, skipped_updates
+from nanorlhf.records.history import History
+from nanorlhf.records.metrics import finite
+from nanorlhf.records.plots import draw_png
+from nanorlhf.records.tracking import Tracker
+from nanorlhf.system.distributed import team
+from nanorlhf.types import Step
+
+
+class Journal:
+    """The history of a run, and the files that it is read from."""
+
+    def __init__(self, run: Path, config: TrainConfig, algorithm: str, done: int, keeps_rollouts: bool) -> None:
+        self.run, self.config, self.algorithm, self.keeps_rollouts = run, config, algorithm, keeps_rollouts
+        self.history = History(directory.read_metrics(run, done))
+        self.tracker: Tracker | None = None
+        self.left_out = 0  # updates in a row that were not finite
+
+    def open(self, done: int) -> None:
+        """Begins, or goes on after step `done`; what came after it is forgotten."""
+        if not team().first:
+            return
+        for name in (rollout_files.FOLDER, skipped_updates.FOLDER):
+            directory.forget_after(self.run / name, done)
+        if done:
+            self.draw()  # whoever killed the run may have done it before it had drawn its last steps
+        self.tracker = Tracker(self.run, self.config, self.algorithm, done)
+
+    def settle(self) -> None:
+        """Makes sure that what a checkpoint counts on has reached the disk before it."""
+        if self.tracker:
+            self.tracker.settle()
+
+    def close(self) -> None:
+        """Ends the trackers' runs and closes the files."""
+        if self.tracker:
+            self.tracker.close()
+            self.tracker = None
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Puts metrics into the history and wherever they are tracked; what is no number was not measured."""
+        clean = {name: finite(value) for name, value in metrics.items()}
+        self.history.append(clean)
+        if self.tracker:
+            self.tracker.log(clean["step"], clean)
+
+    def write(self, step: Step) -> None:
+        """A step's metrics, samples and rollout."""
+        self.record(step.metrics)
+        if not self.tracker:
+            return
+        number, ends = step.metrics["step"], step.rollout.lengths.cumsum(0) - 1
+        self.tracker.log_samples(number, step.rollout.samples, step.credit.advantages[ends].tolist())
+        if self.keeps_rollouts:
+            rollout_files.keep(self.run, number, step.rollout, step.credit.advantages)
+
+    def faults(self, step: Step) -> list[str]:
+        """Updates that were left out, in words, with a report."""
+        if not step.faults:
+            self.left_out = 0
+            return []
+        path = team().once(lambda: skipped_updates.keep(self.run, step.metrics["step"], step.faults))
+        taken = step.metrics["loss"] is not None
+        self.left_out = 0 if taken else self.left_out + len(step.faults)
+        return [f"{fault.words}; the report is {path}" for fault in step.faults]
+
+    def refuse_the_hopeless(self) -> None:
+        """Ends a run of which update after update is left out."""
+        if self.left_out >= skipped_updates.IN_A_ROW:
+            raise RunError(
+                f"{self.left_out} updates in a row had numbers that are not finite; "
+                f"see {self.run / skipped_updates.FOLDER} and "
+                f"go on from the last checkpoint with --resume {self.run} and a lower learning_rate, or dtype float32"
+            )
+
+    def ailments(self) -> list[diagnosis.Remark]:
+        """What has begun to be wrong with the last step."""
+        return diagnosis.begun(self.history.telling)
+
+    def draw(self) -> None:
+        """The learning curve."""
+        draw_png(self.history.drawn, self.run / "learning_curve.png", self.run.name)

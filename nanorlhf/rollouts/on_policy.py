@@ -1,0 +1,75 @@
+"""Rollouts that the policy of now writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nanorlhf.algorithm import Samples
+from nanorlhf.config.training import OnPolicyConfig
+from nanorlhf.data.prompts import Prompts
+from nanorlhf.formulas.advantages import has_spread
+from nanorlhf.records.metrics import Clock
+from nanorlhf.rollouts.sampler import Author
+from nanorlhf.rollouts.source import shared
+from nanorlhf.system.seeds import derive
+from nanorlhf.types import Progress, Prompt, Rollout, Sample, as_tensor
+
+
+class Sampler:
+    """The policy's own samples of a step."""
+
+    def __init__(self, config: OnPolicyConfig, wanted: Samples, author: Author, prompts: Prompts) -> None:
+        self.config, self.wanted, self.author, self.prompts = config, wanted, author, prompts
+
+    def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
+        """A step's samples; groups without spread are replaced for some rounds, where that is asked for."""
+        size = self.config.prompts_per_step
+        rollout = self.sample(self.prompts.batch(step - 1, size), ("step", step), clock, progress)
+        for attempt in range(self.config.dynamic_sampling):
+            teaching = has_spread(rollout.rewards, rollout.group)
+            wanting = size - len(rollout.group[teaching].unique())
+            if not wanting:
+                break
+            fresh = self.sample(self.prompts.beside(wanting, step, attempt), ("refill", step, attempt), clock, progress)
+            rollout = refilled(rollout, fresh)
+        return rollout
+
+    def sample(
+        self, prompts: Sequence[Prompt], what: tuple[str | int, ...], clock: Clock, progress: Progress
+    ) -> Rollout:
+        """Samples for these prompts, with the occasion's seed; the engine's log-probabilities are the first column."""
+        seed, each = derive(self.config.seed, *what), self.wanted.each
+        with clock("rollout"):
+            samples, greedy = self.author.write(prompts, self.wanted, seed, progress=progress)
+        with clock("reward"):
+            self.author.scorer.finish([*samples, *greedy])
+            if self.config.overlong_buffer:
+                punish_overlong(samples, self.config.max_completion_length, self.config.overlong_buffer)
+            samples, greedy = shared(samples), shared(greedy)
+        return Rollout(
+            samples=samples,
+            group=torch.arange(len(prompts)).repeat_interleave(each),
+            rewards=as_tensor(samples),
+            written=sum(s.trained for s in [*samples, *greedy]),
+            baselines=as_tensor(greedy).repeat_interleave(each) if greedy else None,
+            columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
+        )
+
+
+def punish_overlong(samples: Sequence[Sample], limit: int, buffer: int) -> None:
+    """DAPO's soft punishment (arXiv:2503.14476): from 0 where the last `buffer` tokens begin to -1 at the limit."""
+    for s in samples:
+        excess = max(0, len(s.completion_ids) - (limit - buffer))
+        if s.reward is not None:
+            s.reward -= excess / buffer
+
+
+def refilled(rollout: Rollout, fresh: Rollout) -> Rollout:
+    """As many groups as before: those with spread from both, then as many of the others as are wanting."""
+    groups = int(rollout.group.max()) + 1
+    both = rollout.followed_by(fresh)
+    teaching = has_spread(both.rewards, both.group)
+    order = sorted(range(int(both.group.max()) + 1), key=lambda g: (not teaching[both.group == g].any(), g))
+    return both.groups(order[:groups])

@@ -1,0 +1,116 @@
+"""Prompts to scored samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from nanorlhf.algorithm import Samples
+from nanorlhf.config.task import TaskConfig
+from nanorlhf.engines.base import Completion, Engine, Request, Sampling
+from nanorlhf.environments.episodes import Stage
+from nanorlhf.environments.protocol import Environment
+from nanorlhf.memory.residency import Residency
+from nanorlhf.scoring.scorer import Scorer
+from nanorlhf.system.distributed import team
+from nanorlhf.system.seeds import derive
+from nanorlhf.types import Progress, Prompt, Sample
+
+
+class Author:
+    """Prompts to samples: completions by the engine, episodes where there is an environment, rewards as they finish."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        scorer: Scorer,
+        limit: int,
+        stage: Stage | None = None,
+        turns: int = 1,
+        residency: Residency | None = None,
+    ) -> None:
+        self.engine, self.tokenizer, self.scorer, self.limit = engine, tokenizer, scorer, limit
+        self.stage, self.turns = stage, turns if stage else 1
+        self.residency = residency or Residency()
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        wanted: Samples,
+        seed: int,
+        sampling: Sampling | None = None,
+        progress: Progress = lambda tokens: None,
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Samples in the order of the prompts, and each prompt's greedy one where planned; not scored to the end.
+
+        Among several processes these are those of one's own share of the prompts; `shared` gives everyone all.
+        """
+        each, rank = wanted.each, team().rank
+        prompts, seed = team().share(prompts), derive(seed, "process", rank) if rank else seed
+        samples = [Sample(prompt, [], [], False, "") for prompt in prompts for _ in range(each)]
+        greedy = [Sample(prompt, [], [], False, "") for prompt in prompts if wanted.greedy]
+        everyone, limit = [*samples, *greedy], sampling.max_new_tokens if sampling else self.limit
+        if self.stage:
+            for sample in everyone:
+                self.stage.open(sample)
+        playing = list(range(len(everyone)))
+        for turn in range(self.turns):
+            if not playing:
+                break
+            asked = [self.request(i, everyone[i], i >= len(samples), limit) for i in playing]
+            playing = []
+            with self.residency.phase("generate"):
+                if not turn:
+                    self.engine.forget()
+                for completion in self.engine.generate(asked, derive(seed, "turn", turn) if turn else seed, sampling):
+                    sample = everyone[completion.id]
+                    if self.extend(sample, completion, turn == self.turns - 1):
+                        playing.append(completion.id)
+                    else:
+                        self.scorer.begin(sample)
+                    progress(len(completion.token_ids))
+            playing.sort()
+        assert not playing and all(s.completion_ids for s in everyone), "the engine must finish every request"
+        return samples, greedy
+
+    def request(self, number: int, sample: Sample, greedy: bool, limit: int) -> Request:
+        """The sample's next turn."""
+        context, room = [*sample.prompt.ids, *sample.completion_ids], limit - len(sample.completion_ids)
+        return Request(number, context, greedy, room)
+
+    def extend(self, sample: Sample, completion: Completion, last: bool) -> bool:
+        """Takes what the engine wrote into the sample; True where the episode goes on."""
+        ids = completion.token_ids
+        sample.completion_ids = sample.completion_ids + ids
+        sample.engine_logprobs = sample.engine_logprobs + completion.logprobs
+        sample.stopped = completion.stopped
+        written = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if self.stage is None:
+            sample.text = sample.prompt.prefill + written
+            return False
+        assert sample.own is not None
+        sample.own += [True] * len(ids)
+        if self.stage.goes_on(sample, completion, sample.prompt.prefill + written, last):
+            return True
+        whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
+        sample.text = sample.prompt.prefill + whole
+        return False
+
+
+def make_author(
+    config: TaskConfig,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    ends: tuple[int, ...],
+    environment: type[Environment] | None,
+    residency: Residency | None = None,
+) -> Author:
+    """Who writes the completions that this task asks for, or plays its episodes."""
+    limit = config.max_completion_length
+    if environment is None:
+        return Author(engine, tokenizer, scorer, limit, residency=residency)
+    stage = Stage(environment, tokenizer, ends, limit, config.chat_template_kwargs)
+    return Author(engine, tokenizer, scorer, limit, stage, config.max_turns, residency)

@@ -1,0 +1,33 @@
+"""Which engine, and how weights reach it."""
+
+from __future__ import annotations
+
+import pytest
+
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.engines.launch import check_engine, sync_way
+from nanorlhf.errors import UsageError
+from nanorlhf.policy.policy import Policy
+from tests.models import tiny
+
+FEW = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
+def test_adapters_of_models_with_experts_are_merged_where_vllm_cannot_serve_them(architecture: str) -> None:
+    model = tiny(architecture, **FEW).bfloat16()
+    options = {"engine": "vllm", "device": "cpu", "lora_r": 4}
+    with pytest.raises(UsageError, match=r"weight_sync='lora' .* for models with experts; use merged"):
+        check_engine(TrainConfig(**options, weight_sync="lora"), model.config)  # type: ignore[arg-type]
+    auto = TrainConfig(**options)  # type: ignore[arg-type]
+    check_engine(auto, model.config)
+    assert sync_way(auto, Policy(auto, model)) == "merged"
+    dense = tiny("qwen3").bfloat16()
+    check_engine(TrainConfig(**options, weight_sync="lora"), dense.config)  # type: ignore[arg-type]
+    assert sync_way(auto, Policy(auto, dense)) == "lora"
+    assert sync_way(auto, Policy(auto, tiny("qwen3"))) == "merged"
+
+
+def test_the_precision_of_logits_is_an_option_of_vllm_alone() -> None:
+    with pytest.raises(UsageError, match=r"head_dtype.*float32 is for engine vllm"):
+        check_engine(TrainConfig(engine="hf", head_dtype="float32"), tiny("qwen3").config)

@@ -1,0 +1,238 @@
+"""Full memory in every phase of a step: survived, with what a smaller budget from the start would have given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanorlhf.errors import UsageError
+from nanorlhf.evaluation import judged
+from nanorlhf.grpo import GRPO, GRPOConfig
+from nanorlhf.learning import optimizer
+from nanorlhf.learning.critic import Critic
+from nanorlhf.learning.passes import Budget
+from nanorlhf.loop import Loop
+from nanorlhf.policy.policy import Policy
+from nanorlhf.ppo import PPO, PPOConfig
+from nanorlhf.types import MicroBatch, Rollout
+from tests.samples import rollout, sample
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def made_up(token_budget: int, lora_dropout: float = 0.0) -> Loop:
+    """Everything that a step can hold: two adapters, a reference, two updates."""
+    config = PPOConfig(
+        model_name_or_path="nanorlhf:adder", device="cpu", token_budget=token_budget, updates_per_step=2,
+        prompts_per_step=16, learning_rate=1e-3, critic_learning_rate=1e-3, lora_dropout=lora_dropout, kl_coef=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    policy = Policy(config)
+    policy.keep_reference()
+    critic = Critic(config, policy)
+    for p in (*policy.trainable.values(), *critic.weights.values()):
+        p.data += 0.02 * torch.randn(p.shape)
+
+    class Given:
+        def rollout(self, step: int, clock: Any, progress: Any) -> Rollout:
+            return rollout([sample(3 + i % 4, 4 + 3 * i, seed=i) for i in range(16)])
+
+    return Loop(config, PPO(config), policy, Given(), critic=critic)
+
+
+class FullMemory:
+    """Raises once, when `phase` asks for its `nth` row: on the way there, or on the way back."""
+
+    def __init__(self, loop: Loop, phase: str, nth: int, back: bool = False) -> None:
+        self.loop, self.wanted, self.nth, self.back = loop, phase, nth, back
+        self.phase, self.asked, self.raised = "", Counter[str](), 0
+        self.fit, self.hidden, self.column = loop.fit, loop.policy.hidden, loop.column
+        loop.fit, loop.policy.hidden, loop.column = self.in_phase, self.seen, self.named  # type: ignore[method-assign]
+
+    def in_phase(self, phase: str, *rest: Any, **options: Any) -> Any:
+        self.phase = phase
+        return self.fit(phase, *rest, **options)
+
+    def named(self, name: str, *rest: Any) -> Any:
+        self.phase = name
+        return self.column(name, *rest)
+
+    def seen(self, batch: MicroBatch, model: Any = None) -> Tensor:
+        self.asked[self.phase] += 1
+        hidden = self.hidden(batch, model)
+        if self.phase == self.wanted and self.asked[self.phase] == self.nth and not self.raised:
+            if not self.back:
+                self.run_out()
+            hidden.register_hook(self.run_out)
+        return hidden
+
+    def run_out(self, *_: Any) -> None:
+        self.raised += 1
+        raise torch.OutOfMemoryError(FULL)
+
+
+def weights(loop: Loop) -> list[Tensor]:
+    assert loop.critic is not None
+    return [p.detach().clone() for p in (*loop.policy.trainable.values(), *loop.critic.weights.values())]
+
+
+def expect_same(loop: Loop, other: Loop, metrics: dict[str, Any], expected: dict[str, Any], exact: bool) -> None:
+    """The same weights, and everything that the step says of them; to the last bit where all of it was done alike."""
+    for a, b in zip(weights(loop), weights(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-5)
+    for name in ("loss", "grad_norm", "kl", "entropy", "value/loss", "clip_fraction", "tokens/trained"):
+        assert metrics[name] == pytest.approx(expected[name], rel=0 if exact else 1e-4, abs=0 if exact else 1e-7), name
+    for p in loop.policy.model.parameters():
+        assert p.grad is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "back", "dropout"),
+    [("logprobs", False, 0.2), ("ref_logprobs", False, 0.2), ("values", False, 0.2), ("update", False, 0.2),
+     ("update", True, 0.2), ("critic", False, 0.0), ("critic", True, 0.0)],
+)  # fmt: skip
+def test_every_phase_is_done_again_in_smaller_rows(phase: str, back: bool, dropout: float) -> None:
+    loop = made_up(100, dropout)
+    memory = FullMemory(loop, phase, 2, back)
+    step = loop.step(1)
+    assert memory.raised == 1
+    measuring = phase in ("logprobs", "ref_logprobs", "values")
+    assert loop.token_budget == (55 if measuring else 50)  # the longest of the samples; of the first update 31
+    assert step.metrics["memory/token_budget"] == loop.token_budget
+    shown = "measure" if measuring else phase
+    assert len(step.warnings) == 1 and step.warnings[0].startswith(f"out of memory ({shown}), nothing is lost")
+    assert loop.policy.version == 2
+    other = made_up(loop.token_budget, dropout)
+    expect_same(loop, other, step.metrics, other.step(1).metrics, exact=phase == "logprobs")
+    assert loop.step(2).warnings == []  # said once, and the budget stays
+
+
+def test_the_second_update_is_done_again_alone() -> None:
+    loop, other = made_up(100), made_up(100)
+    batches = -(-sum(s.row_length for s in other.source.rollout(1, None, None).samples[:8]) // 100)  # type: ignore[arg-type]
+    memory = FullMemory(loop, "update", batches + 3)
+    step = loop.step(1)
+    assert memory.raised == 1 and loop.policy.version == 2 and len(step.warnings) == 1
+    assert loop.optimizer.scheduler.last_epoch == 2
+    expect_same(loop, other, step.metrics, other.step(1).metrics, exact=False)
+
+
+adam: Any = import_module("torch.optim.adam")
+ADAM = adam.adam  # what AdamW.step comes to, once the moments are there
+
+
+@pytest.mark.parametrize("fused", [(), ("cpu",)], ids=["by-tensor", "fused"])
+@pytest.mark.parametrize("broken", [False, True], ids=["before", "while-the-moments-are-made"])
+def test_an_optimizer_step_is_whole_or_not_at_all(
+    broken: bool, fused: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizer, "FUSED", fused)
+    loop, raised = made_up(100), []
+
+    def run_out(*lists: Any, **options: Any) -> None:
+        if not raised:
+            raised.append(1)
+            if broken:
+                del loop.optimizer.adam.state[loop.optimizer.parameters[0]]["exp_avg_sq"]
+            raise torch.OutOfMemoryError(FULL)
+        ADAM(*lists, **options)
+
+    monkeypatch.setattr(adam, "adam", run_out)
+    metrics = loop.step(1).metrics
+    assert raised and loop.policy.version == 2
+    other = made_up(loop.token_budget)
+    expect_same(loop, other, metrics, other.step(1).metrics, exact=False)
+
+
+@pytest.mark.parametrize("fused", [(), ("cpu",)], ids=["by-tensor", "fused"])
+def test_a_half_taken_step_ends_the_run(fused: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "FUSED", fused)
+    loop = made_up(100)
+
+    def half(*lists: Any, **options: Any) -> None:
+        ADAM(*(x[: len(x) // 2] for x in lists), **options)
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(adam, "adam", half)
+    with pytest.raises(RuntimeError, match="neither the old nor the new ones; go on from the last checkpoint"):
+        loop.step(1)
+    assert loop.policy.version == 1  # not what the last whole step left, so nothing is saved as if it were
+
+
+def test_below_the_longest_sample_there_is_nothing_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = made_up(100)
+
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(loop.policy, "hidden", full)
+    with pytest.raises(UsageError, match=r"a row of 55 tokens does not fit on its own; lower max_completion_length"):
+        loop.step(1)
+    assert loop.token_budget == 55
+
+
+def test_other_errors_are_nobodys_business_here() -> None:
+    budget = Budget(100)
+    with pytest.raises(RuntimeError, match="shapes"):
+        budget.fit("update", [10, 10], failing(RuntimeError("shapes do not fit")), lambda: None)
+    assert budget.tokens == 100 and budget.told() == []
+
+
+@pytest.mark.parametrize("words", [FULL, "CUDA error: out of memory", "cublas: CUBLAS_STATUS_ALLOC_FAILED when"])
+def test_what_the_driver_calls_it(words: str) -> None:
+    budget, calls = Budget(100), []
+
+    def work() -> int:
+        calls.append(budget.tokens)
+        if budget.tokens > 30:
+            raise RuntimeError(words)
+        return 7
+
+    assert budget.fit("update", [20] * 9, work, lambda: None) == 7
+    assert calls == [100, 50, 25] and len(budget.told()) == 2
+
+
+def test_what_was_tried_counts_not_what_was_allowed() -> None:
+    budget, calls = Budget(10_000), []
+
+    def work() -> None:
+        calls.append(budget.tokens)
+        if budget.tokens > 30:
+            raise torch.OutOfMemoryError(FULL)
+
+    budget.fit("update", [20] * 3, work, lambda: None)
+    assert calls == [10_000, 30]
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_a_resumed_run_starts_with_the_lowered_budget() -> None:
+    loop, other = made_up(100), made_up(100)
+    assert loop.state_dict()["token_budget"] is None
+    loop.budget.lower("update", [20] * 9)
+    other.load_state_dict(loop.state_dict())
+    assert other.token_budget == 50 and other.state_dict()["token_budget"] == 50
+
+
+def test_held_out_answers_are_judged_in_smaller_rows_too() -> None:
+    config = GRPOConfig(model_name_or_path="nanorlhf:adder", device="cpu", token_budget=100, num_generations=4)
+    torch.manual_seed(0)
+    loop = Loop(config, GRPO(config), Policy(config), source=None)  # type: ignore[arg-type]
+    step = rollout([sample(3 + i % 4, 4 + 3 * i, seed=i) for i in range(16)], group_size=4)
+    step.columns["old_logprobs"] = step.columns["engine_logprobs"]
+    expected = judged(loop, step)
+    FullMemory(loop, "evaluation", 3)
+    found = judged(loop, step)
+    assert loop.token_budget == 55 and len(loop.budget.told()) == 1
+    assert found == pytest.approx(expected, rel=1e-5)
