@@ -1,18 +1,18 @@
-"""How good is it on prompts it never trained on?"""
+"""Rewards and losses on prompts that are never trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from nanorlhf.algorithm import Samples
 from nanorlhf.engines.base import Sampling
-from nanorlhf.loop import Loop
-from nanorlhf.records.metrics import Averages
+from nanorlhf.learning.learner import PolicyLearner
+from nanorlhf.learning.passes import Passes
 from nanorlhf.rollouts.sampler import Author
 from nanorlhf.rollouts.source import shared
-from nanorlhf.system.distributed import team
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Prompt, Rollout, Sample
 
@@ -38,27 +38,11 @@ def mean_scored(values: Sequence[float | None]) -> float:
     return sum(scored) / len(scored) if scored else float("nan")
 
 
-@torch.no_grad()
-def judged(loop: Loop, rollout: Rollout) -> dict[str, float | None]:
-    """The loss, and what it says of itself, on answers that were never trained on; measures them the first time."""
+def held_out_loss(learner: PolicyLearner, passes: Passes, rollout: Rollout, weights: Tensor) -> dict[str, float | None]:
+    """The loss, and what it says of itself, on answers that are never trained on, whose tokens weigh `weights (N,)`."""
     everything = torch.ones(len(rollout.samples), dtype=torch.bool)
-    if not rollout.columns:
-        loop.measure(rollout, everything)
-
-    def judge() -> dict[str, float | None]:
-        averages, total = Averages(), 0.0
-        for batch in loop.batches(rollout, loop.algorithm.credit(rollout), everything, everything):
-            here = batch.to(loop.policy.device)
-            logprobs, entropy = loop.policy.logprobs(here)
-            if not len(here.targets):
-                continue
-            loss = loop.algorithm.loss(logprobs, entropy, here)
-            total += (here.weights * loss.tokens).sum().item()
-            for name, values in loss.stats.items():
-                averages.add(name, values)
-        loss = torch.tensor([total], dtype=torch.double)
-        team().add_up([loss])
-        averages = averages.joined()
-        return {"eval/loss": loss.item()} | {f"eval/{name}": mean for name, mean in averages.metrics(()).items()}
-
-    return loop.fit("evaluation", rollout, everything, judge, loop.algorithm.together)
+    for attempt in passes.attempts("evaluation", rollout, everything, weights, learner.algorithm.together):
+        with attempt as rows:
+            total, figures = learner.loss(rows)
+            return {"eval/loss": total} | {f"eval/{name}": mean for name, mean in figures.metrics(()).items()}
+    raise AssertionError("the last attempt succeeds, or fails with an error")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
@@ -27,10 +28,11 @@ from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.environments.protocol import stops
 from nanorlhf.errors import UsageError
-from nanorlhf.evaluation import evaluate, judged
+from nanorlhf.evaluation import evaluate, held_out_loss
 from nanorlhf.learning import critic_init
 from nanorlhf.learning.critic import Critic, check_critic
 from nanorlhf.loop import Loop
+from nanorlhf.memory import rehearsal
 from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.planning import plan_run
 from nanorlhf.memory.residency import Residency, Served, Tensors
@@ -48,7 +50,7 @@ from nanorlhf.system import files, signals
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.distributed import LostError, join
 from nanorlhf.system.terminal import tell
-from nanorlhf.types import Prompt
+from nanorlhf.types import Prompt, Rollout
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -228,11 +230,12 @@ class Trainer:
         progress = Progress(self.config.max_steps, self.done)
         try:
             with self.finishing_on_signals(progress):
-                self.remarks += self.loop.probe()
+                if rehearsal.is_needed(self.config, self.policy.device):
+                    self.rehearse()
                 if self.check and not self.over():
                     self.check.before_training()
                 if self.done == 0:
-                    self.journal.record({"step": 0} | self.initialised(progress) | self.evaluated())
+                    self.journal.record({"step": 0} | self.initialise_critic(progress) | self.evaluated())
                 while not self.ends():
                     yield self.one_step(progress)
         finally:
@@ -278,11 +281,25 @@ class Trainer:
         self.ending = next((why for why in self.team.gathered(self.ending) if why), None)
         return self.over() or self.ending is not None
 
-    def initialised(self, progress: Progress) -> dict[str, Any]:
-        """What a critic learned before the first update, where there is one."""
+    def initialise_critic(self, progress: Progress) -> dict[str, Any]:
+        """Teaches a critic before the first update, if there is one; its metrics."""
         if not (isinstance(self.config, CriticConfig) and self.config.value_init_prompts):
             return {}
-        return critic_init.initialise(self.loop, self.run, progress.writing, progress.say)
+        source, algorithm, wanted = self.loop.source, self.algorithm, self.config.value_init_prompts
+        assert isinstance(source, Sampler) and isinstance(algorithm, OnPolicy) and self.critic is not None
+
+        def episodes() -> tuple[Rollout, torch.Tensor]:
+            rollout = source.beforehand(wanted, progress.writing)
+            return rollout, algorithm.counted(rollout)
+
+        phase = self.residency.phase("update")
+        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, phase, progress.say)
+
+    def rehearse(self) -> None:
+        """Tries out the longest rows, and lowers the token budget until they fit."""
+        with self.residency.phase("update"):
+            rehearsal.rehearse(self.loop.learners, self.loop.passes, self.config, self.algorithm.together)
+        self.remarks += self.loop.passes.told()
 
     def evaluated(self) -> dict[str, Any]:
         """Held-out rewards, and how held-out answers fare, where there is a held-out set."""
@@ -291,12 +308,20 @@ class Trainer:
         start, source, metrics = time.perf_counter(), self.loop.source, {}
         if isinstance(source, Demonstrations) and source.held_out:
             with self.residency.phase("measure"):
-                metrics |= judged(self.loop, source.held_out)
+                metrics |= self.held_out_loss(source.held_out)
         if self.entry.generates:
             self.freshen()
             metrics |= evaluate(self.author, self.held_out, self.config.seed)[0]
             self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
         return self.team.agreed(metrics | {"time/eval": time.perf_counter() - start})
+
+    def held_out_loss(self, rollout: Rollout) -> dict[str, Any]:
+        """The loss on held-out answers, which are measured the first time."""
+        loop, everything = self.loop, torch.ones(len(rollout.samples), dtype=torch.bool)
+        if not rollout.columns:
+            loop.measure(rollout, everything)
+        weights = loop.weigh(rollout, self.algorithm.credit(rollout), everything, everything)
+        return held_out_loss(loop.learner, loop.passes, rollout, weights)
 
     def introduce(self) -> None:
         """What is about to happen, in a few lines, the first prompt as the model sees it among them."""

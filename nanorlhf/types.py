@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,6 +73,13 @@ class Rollout:
     def sample(self) -> Tensor:
         """(N,) which sample each token belongs to."""
         return torch.repeat_interleave(torch.arange(len(self.samples)), self.lengths)
+
+    def parts(self, count: int) -> Iterator[Tensor]:
+        """(S,) masks that cut it into disjoint sets of whole groups."""
+        groups = int(self.group.max()) + 1
+        part = self.group * count // groups
+        for i in range(count):
+            yield part == i
 
     def followed_by(self, other: Rollout) -> Rollout:
         """Both, with the other's groups numbered on."""

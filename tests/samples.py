@@ -6,10 +6,13 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nanorlhf.types import Prompt, Rollout, Sample
+from nanorlhf.learning.learner import Part
+from nanorlhf.loop import Loop
+from nanorlhf.types import Credit, MicroBatch, Prompt, Rollout, Sample
 
 
 def sample(
@@ -61,3 +64,20 @@ def snippet(name: str) -> str:
 def expect_close(got: torch.Tensor, want: Sequence[float], tolerance: float = 1e-5) -> None:
     """The numbers worked out by hand."""
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float32), atol=tolerance, rtol=0)
+
+
+def updated(loop: Loop, rollout: Rollout, credit: Credit, trained: torch.Tensor) -> dict[str, Any]:
+    """The figures of an update."""
+    return loop.update(rollout, credit, trained).metrics(loop.algorithm, rollout, trained)
+
+
+def batches(loop: Loop, rollout: Rollout, credit: Credit, trained: torch.Tensor) -> list[MicroBatch]:
+    """The rows of one update."""
+    weights = loop.weigh(rollout, credit, trained, trained)
+    (attempt,) = loop.passes.attempts("update", rollout, trained, weights, loop.algorithm.together)
+    return list(attempt.rows())
+
+
+def whole(rollout: Rollout) -> Part:
+    """An update's only part."""
+    return Part(torch.ones(len(rollout.samples), dtype=torch.bool), int(rollout.lengths.sum()), first=True)

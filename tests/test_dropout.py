@@ -18,7 +18,7 @@ from nanorlhf.policy.sharding import layers_of
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.types import MicroBatch
 from tests.models import tiny
-from tests.samples import rollout, sample
+from tests.samples import rollout, sample, updated
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # PEFT adapts to GPT-2 by itself
 
@@ -107,6 +107,6 @@ def test_at_no_learning_rate_no_token_is_clipped_in_a_second_epoch(critic: bool)
     everyone = torch.ones(16, dtype=torch.bool)
     loop.measure(step, everyone)
     step.columns["engine_logprobs"] = step.columns["old_logprobs"].clone()
-    metrics = loop.update(step, loop.algorithm.credit(step), everyone)
+    metrics = updated(loop, step, loop.algorithm.credit(step), everyone)
     assert metrics["clip_fraction"] == 0.0
     assert metrics["mismatch/max_abs"] < 1e-4

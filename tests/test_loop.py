@@ -11,11 +11,11 @@ from torch import Tensor
 from nanorlhf.engines.hf import HFEngine
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.learning.packing import pack, token_weights
-from nanorlhf.loop import Loop, parts
+from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
 from nanorlhf.types import Rollout
-from tests.samples import rollout, sample
+from tests.samples import rollout, sample, updated, whole
 
 
 def made_up(**options: Any) -> tuple[Loop, Rollout]:
@@ -32,7 +32,7 @@ def made_up(**options: Any) -> tuple[Loop, Rollout]:
 
 
 def gradient(loop: Loop, step: Rollout, token_budget: int, one_per_row: bool = False, reverse: bool = False) -> Tensor:
-    loop.budget.tokens = token_budget
+    loop.passes.tokens = token_budget
     keep = torch.ones(len(step.samples), dtype=torch.bool)
     with torch.no_grad():
         loop.measure(step, keep)
@@ -48,7 +48,7 @@ def gradient(loop: Loop, step: Rollout, token_budget: int, one_per_row: bool = F
     for p in loop.policy.trainable.values():
         p.grad = None
     for batch in reversed(batches) if reverse else batches:
-        loop.backward(batch, Averages(), measured=True)
+        loop.learner.backward(batch, whole(step), Averages())
     return torch.cat([p.grad.flatten() for p in loop.policy.trainable.values() if p.grad is not None])
 
 
@@ -75,10 +75,10 @@ def test_a_sample_without_tokens_of_its_own_may_lie_alone_in_its_row() -> None:
 
 def test_two_updates_are_two_halves_of_whole_groups() -> None:
     _, step = made_up()
-    first, second = parts(step, 2)
+    first, second = step.parts(2)
     assert first.tolist() == [True] * 8 + [False] * 8
     assert second.tolist() == [False] * 8 + [True] * 8
-    assert torch.stack(list(parts(step, 3))).sum(0).tolist() == [1] * 16
+    assert torch.stack(list(step.parts(3))).sum(0).tolist() == [1] * 16
 
 
 def test_first_update_is_on_policy_and_old_logprobs_stay_what_they_were() -> None:
@@ -86,20 +86,20 @@ def test_first_update_is_on_policy_and_old_logprobs_stay_what_they_were() -> Non
     keep = torch.ones(16, dtype=torch.bool)
     loop.measure(step, keep)
     before = step.columns["old_logprobs"].clone()
-    metrics = loop.update(step, loop.algorithm.credit(step), keep)
+    metrics = updated(loop, step, loop.algorithm.credit(step), keep)
     assert step.columns["old_logprobs"].equal(before)
     assert loop.policy.version == 4
     assert metrics["clip_fraction"] > 0  # later updates see ratios away from 1
     assert metrics["tokens/trained"] == 2 * int(step.lengths.sum())
     once, step = made_up()
-    assert once.update(step, once.algorithm.credit(step), keep)["clip_fraction"] == 0
+    assert updated(once, step, once.algorithm.credit(step), keep)["clip_fraction"] == 0
 
 
 def test_the_kl_in_the_reward_is_logged_with_its_samples_importance() -> None:
     loop, step = made_up(kl_in="reward", kl_estimator="k1", kl_coef=0.1, importance_correction="token")
     keep = torch.ones(16, dtype=torch.bool)
     loop.measure(step, keep)
-    logged = loop.update(step, loop.algorithm.credit(step), keep)["kl"]
+    logged = updated(loop, step, loop.algorithm.credit(step), keep)["kl"]
     gap = step.columns["logprobs"] - step.columns["ref_logprobs"]
     weight = (step.columns["logprobs"] - step.columns["engine_logprobs"]).exp().clamp(max=2.0)
     assert logged == pytest.approx((weight * gap).mean().item()) and logged != pytest.approx(gap.mean().item(), rel=0.1)
@@ -111,11 +111,11 @@ def test_dropping_groups_without_spread_changes_no_gradient() -> None:
     dropped = loop.algorithm.drop(step)
     assert dropped.nonzero().flatten().tolist() == [4, 5, 6, 7]
     credit = loop.algorithm.credit(step)
-    everything = loop.update(step, credit, credit.keep)
+    everything = updated(loop, step, credit, credit.keep)
     full = {n: p.clone() for n, p in loop.policy.trainable.items()}
     sparse, step = made_up()
     step.rewards[4:8] = 0.5
-    fewer = sparse.update(step, credit, credit.keep & ~dropped)
+    fewer = updated(sparse, step, credit, credit.keep & ~dropped)
     assert fewer["tokens/trained"] < everything["tokens/trained"]
     assert fewer["loss"] == pytest.approx(everything["loss"], abs=1e-6)
     assert fewer["grad_norm"] == pytest.approx(everything["grad_norm"], rel=1e-5)
@@ -140,14 +140,14 @@ def test_gradients_are_those_of_every_sample_with_groups_that_teach_nothing_left
         assert dropped.float().mean() == 0.5
         loop.measure(step, ~dropped if dropping else torch.ones(16, dtype=torch.bool))
         credit = loop.algorithm.credit(step)
-        loop.optimizer.step = lambda loss=0.0: (loss, 0.0)  # gradients add up, and nothing moves
-        loop.update(step, credit, credit.keep & ~dropped if dropping else credit.keep)
+        loop.learner.optimizer.step = lambda loss=0.0: (loss, 0.0)  # gradients add up, and nothing moves
+        updated(loop, step, credit, credit.keep & ~dropped if dropping else credit.keep)
         seen = [p.grad for p in loop.policy.trainable.values() if p.grad is not None]
         assert len(seen) == len(loop.policy.trainable)
         taken.append(seen)
-    for whole, sparse in zip(*taken, strict=True):
-        assert whole.abs().max() > 0
-        torch.testing.assert_close(sparse, whole, rtol=1e-4, atol=1e-7)
+    for full, sparse in zip(*taken, strict=True):
+        assert full.abs().max() > 0
+        torch.testing.assert_close(sparse, full, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("option", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}, {"whiten_advantages": "on"}])
@@ -161,7 +161,7 @@ def test_a_step_that_teaches_nothing_changes_nothing() -> None:
     loop, step = made_up(weight_decay=0.1)
     step.rewards[:] = 1.0
     before = {n: p.clone() for n, p in loop.policy.trainable.items()}
-    metrics = loop.update(step, loop.algorithm.credit(step), ~loop.algorithm.drop(step))
+    metrics = updated(loop, step, loop.algorithm.credit(step), ~loop.algorithm.drop(step))
     assert metrics["loss"] == metrics["grad_norm"] == metrics["tokens/trained"] == 0
     assert all(p.equal(before[n]) for n, p in loop.policy.trainable.items())
     assert loop.policy.version == 0
@@ -172,12 +172,12 @@ def test_unscored_samples_leave_loss_and_denominator() -> None:
     step.rewards[3] = float("nan")
     credit = loop.algorithm.credit(step)
     assert not credit.keep[3]
-    with_hole = loop.update(step, credit, credit.keep)
+    with_hole = updated(loop, step, credit, credit.keep)
     other, _ = made_up()
     fewer = rollout([s for i, s in enumerate(step.samples) if i != 3], group_size=4)
     fewer.group = torch.tensor([0] * 3 + [1] * 4 + [2] * 4 + [3] * 4)
     credit = other.algorithm.credit(fewer)
-    assert with_hole["loss"] == pytest.approx(other.update(fewer, credit, credit.keep)["loss"], abs=1e-6)
+    assert with_hole["loss"] == pytest.approx(updated(other, fewer, credit, credit.keep)["loss"], abs=1e-6)
 
 
 def test_a_stale_engine_is_said() -> None:

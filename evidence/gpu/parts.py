@@ -24,6 +24,7 @@ from evidence.speed.workloads import Meter, Workload
 from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
+from nanorlhf.learning.learner import Part
 from nanorlhf.learning.packing import pack
 from nanorlhf.loop import Loop
 from nanorlhf.memory.plan import Plan
@@ -194,7 +195,8 @@ def one_row(
     loop = Loop(config, GRPO(config), policy, Given(Meter()), residency=Residency(plan, policy.device))
     everyone = torch.ones(len(lengths), dtype=torch.bool)
     (batch,) = pack(rollout, everyone, torch.full((tokens,), 1 / tokens), sum(lengths))
-    return lambda: loop.optimize([batch], Averages(), measured=False, teaches=True), policy.model
+    row, part = batch.to(policy.device), Part(everyone, tokens, first=False)
+    return lambda: loop.learner.learn([row], part, Averages()), policy.model
 
 
 def trainer_alone(folder: Path, device: str, tiny: bool, tokens: int, offload: str = "auto") -> dict[str, Any]:

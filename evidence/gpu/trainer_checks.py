@@ -126,7 +126,7 @@ def stepped(bench: Bench, moves: bool) -> list[Tensor]:
         draw = torch.Generator().manual_seed(step)
         for p in policy.trainable.values():
             p.grad = torch.randn(p.shape, generator=draw).to(p)
-        loop.optimizer.step()
+        loop.learner.optimizer.step()
         start = time.perf_counter()
         for unit in units if moves else ():
             unit.leave()

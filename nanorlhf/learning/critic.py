@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from nanorlhf.config.training import CriticConfig
 from nanorlhf.data.templates import read_tokenizer
 from nanorlhf.errors import UsageError
 from nanorlhf.formulas.losses import clipped_value
+from nanorlhf.learning.learner import Learner, Part
 from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.policy.loading import POLICY
 from nanorlhf.policy.policy import Policy
@@ -24,8 +25,10 @@ from nanorlhf.types import MicroBatch
 ADAPTER = "critic"
 
 
-class Critic:
+class Critic(Learner):
     """Values for every trained token, and their own optimizer; it starts from the model that the policy starts from."""
+
+    whose, phase = "critic", "critic"
 
     def __init__(self, config: CriticConfig, policy: Policy) -> None:
         self.config, self.shares_base = config, config.critic_model_name_or_path is None
@@ -66,19 +69,27 @@ class Critic:
         """(N,) the head's values."""
         return self.head(features)[:, 0]
 
-    def update(self, batches: Sequence[MicroBatch], tokens: int, averages: Averages) -> tuple[float, float]:
-        """One optimizer step on the clipped value loss, the mean over `tokens`; the loss and the gradient's norm."""
-        mean = 0.0
+    @contextlib.contextmanager
+    def learning(self) -> Iterator[None]:
         with self.active(), self.body.training():
-            for batch in (b.to(self.body.device) for b in batches):
-                values, old = self.evaluate(self.features(batch)), batch.columns["values"]
-                loss = clipped_value(values, old, batch.columns["returns"], self.config.value_clip)
-                share = loss.sum() / tokens
-                share.backward()
-                mean += share.item()
-                averages.add("value/loss", loss)
-                averages.add("value/mean", old)
-        return self.optimizer.step(mean)
+            yield
+
+    def column(self, name: str, row: MicroBatch) -> tuple[Tensor, ...]:
+        return (self.values(row),)
+
+    def rehearse(self, row: MicroBatch) -> None:
+        with self.learning():
+            (0.0 * self.evaluate(self.features(row)).sum()).backward()
+
+    def backward(self, row: MicroBatch, part: Part, averages: Averages) -> float:
+        """Adds the gradient of the clipped value loss, the mean over the part's tokens."""
+        values, old = self.evaluate(self.features(row)), row.columns["values"]
+        loss = clipped_value(values, old, row.columns["returns"], self.config.value_clip)
+        share = loss.sum() / part.tokens
+        share.backward()
+        averages.add("value/loss", loss)
+        averages.add("value/mean", old)
+        return share.item()
 
     def tensors(self) -> list[Tensor]:
         """What it does not share with the policy."""

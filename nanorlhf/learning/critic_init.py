@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nanorlhf.algorithm import OnPolicy
-from nanorlhf.config.training import CriticConfig
 from nanorlhf.formulas.advantages import reward_to_go, token_rewards
 from nanorlhf.learning.critic import Critic, explained_variance
-from nanorlhf.learning.packing import pack
-from nanorlhf.loop import Loop
-from nanorlhf.records.metrics import Clock
-from nanorlhf.rollouts.on_policy import Sampler
+from nanorlhf.learning.passes import Attempt, Passes, Rows
 from nanorlhf.system import random_state
 from nanorlhf.system.distributed import team
 from nanorlhf.system.files import whole_folder
 from nanorlhf.system.seeds import derive
-from nanorlhf.types import MicroBatch, Progress, Rollout
+from nanorlhf.types import Rollout
 
 FOLDER, WEIGHTS, RESULT = "value_init", "critic.safetensors", "result.json"
 EVERY = 5  # one prompt in so many is held out
@@ -34,19 +28,22 @@ BATCH = 16  # episodes in an optimizer step
 PATIENCE = 2  # epochs that may pass without a better held-out explained variance
 RIDGES = [10.0**k for k in range(-6, 3)]  # penalties on the head, as shares of its input's mean variance
 
-R = TypeVar("R")
-
 Say = Callable[[str], None]
+Write = Callable[[], tuple[Rollout, Tensor]]
 Result = dict[str, Any]
 
 
-def initialise(loop: Loop, run: Path, progress: Progress, say: Say) -> Result:
-    """Teaches the critic once in a run's life, and gives the metrics of it; a run that goes on takes what is kept."""
-    critic, folder = loop.critic, run / FOLDER
-    assert critic is not None
+def initialise(
+    critic: Critic, passes: Passes, run: Path, write: Write, phase: AbstractContextManager[None], say: Say
+) -> Result:
+    """Teaches the critic once in a run's life, and gives the metrics of it; a run that goes on takes what is kept.
+
+    `write` gives episodes of the starting policy, and which of them count; `phase` has the critic on the card.
+    """
+    folder = run / FOLDER
     if not team().once(folder.is_dir):
         before = random_state.random_state()
-        learned = learn(loop, critic, progress, say)
+        learned = learn(critic, passes, write, phase, say)
         team().once(lambda: keep(folder, *learned))
         random_state.restore_random(before)  # what follows is the same, whether this was done now or earlier
     critic.restore(load_file(folder / WEIGHTS))
@@ -60,16 +57,17 @@ def keep(folder: Path, weights: dict[str, Tensor], result: Result) -> None:
         (draft / RESULT).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def learn(loop: Loop, critic: Critic, progress: Progress, say: Say) -> tuple[dict[str, Tensor], Result]:
+def learn(
+    critic: Critic, passes: Passes, write: Write, phase: AbstractContextManager[None], say: Say
+) -> tuple[dict[str, Tensor], Result]:
     """The critic's weights after it saw episodes of the starting policy, and how well they explain held-out ones."""
     start = time.perf_counter()
-    rollout = episodes(loop, critic.config, progress)
-    assert isinstance(loop.algorithm, OnPolicy)
-    usable = loop.algorithm.counted(rollout)
+    rollout, usable = write()
+    rollout.columns["returns"] = returns(rollout, critic.config.gamma)
     held_out = rollout.group % EVERY == 0
     say(f"value initialisation: {int(usable.sum())} episodes in {time.perf_counter() - start:.0f} s")
-    study = Study(loop, critic, rollout, usable & ~held_out, usable & held_out)
-    with loop.residency.phase("update"):
+    study = Study(critic, passes, rollout, usable & ~held_out, usable & held_out)
+    with phase:
         before = study.explained()
         study.solve_head()
         with_head = study.explained()
@@ -92,48 +90,34 @@ def learn(loop: Loop, critic: Critic, progress: Progress, say: Say) -> tuple[dic
     return critic.snapshot(), {f"value_init/{name}": value for name, value in named.items()}
 
 
-def episodes(loop: Loop, config: CriticConfig, progress: Progress) -> Rollout:
-    """What the starting policy writes to prompts of its own choice, with its Monte-Carlo returns."""
-    source = loop.source
-    assert isinstance(source, Sampler)
-    draw = random.Random(derive(config.seed, "value_init"))
-    prompts = source.prompts.sample(config.value_init_prompts, draw)
-    rollout = source.sample(prompts, ("value_init",), Clock(), progress)
-    # No KL in these rewards: the policy still is the reference.
+def returns(rollout: Rollout, gamma: float) -> Tensor:
+    """(N,) Monte-Carlo returns; no KL is in their rewards, for the policy still is the reference."""
     scores = rollout.rewards.nan_to_num(0.0)
     rewards = token_rewards(scores, torch.zeros(int(rollout.lengths.sum())), rollout.lengths)
-    rollout.columns["returns"] = reward_to_go(rewards, rollout.lengths, config.gamma)
-    return rollout
+    return reward_to_go(rewards, rollout.lengths, gamma)
 
 
 class Study:
     """Episodes to learn from, and episodes to be examined on."""
 
-    def __init__(self, loop: Loop, critic: Critic, rollout: Rollout, train: Tensor, held_out: Tensor) -> None:
-        self.loop, self.critic, self.rollout = loop, critic, rollout
+    def __init__(self, critic: Critic, passes: Passes, rollout: Rollout, train: Tensor, held_out: Tensor) -> None:
+        self.critic, self.passes, self.rollout = critic, passes, rollout
         self.train, self.held_out = train, held_out
 
-    def batches(self, chosen: Tensor) -> Iterator[MicroBatch]:
-        """Rows of this process's part of the samples `chosen (S,)`."""
-        body, returns = self.critic.body, self.rollout.columns["returns"]
-        mine = self.loop.share(self.rollout, chosen)
-        rows = pack(self.rollout, mine, torch.ones_like(returns), self.loop.token_budget, body.one_per_row)
-        for batch in self.loop.in_step(self.rollout, rows):
-            yield batch.to(body.device)
-
-    def fitting(self, chosen: Tensor, work: Callable[[], R]) -> R:
-        """What `work` makes of the samples `chosen (S,)`, even where memory runs out."""
-        return self.loop.fit("value initialisation", self.rollout, chosen, work)
+    def attempts(self, chosen: Tensor) -> Iterator[Attempt]:
+        """Attempts at the samples `chosen (S,)`."""
+        return self.passes.attempts("value initialisation", self.rollout, chosen)
 
     @torch.no_grad()
     def explained(self) -> float | None:
         """Explained variance of the held-out returns."""
-
-        def told() -> list[tuple[Tensor, Tensor]]:
-            mine = [(self.critic.values(b).cpu(), b.columns["returns"].cpu()) for b in self.batches(self.held_out)]
-            return team().joined(mine)
-
-        if not (pairs := self.fitting(self.held_out, told)):
+        mine: list[tuple[Tensor, Tensor]] = []
+        for attempt in self.attempts(self.held_out):
+            with attempt as rows:
+                mine = [
+                    (self.critic.values(row).cpu(), row.columns["returns"].cpu()) for row in self.critic.on_device(rows)
+                ]
+        if not (pairs := team().joined(mine)):
             return None
         return explained_variance(*(torch.cat(column) for column in zip(*pairs, strict=True)))
 
@@ -157,24 +141,26 @@ class Study:
 
     def moments(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """(H + 1,) means and (H + 1, H + 1) covariance of features and return, with no more kept than these."""
-        return self.fitting(chosen, partial(self.summed, chosen))
+        count, total, products = torch.zeros(3)
+        for attempt in self.attempts(chosen):
+            with attempt as rows:
+                count, total, products = self.sums(rows)
+        team().add_up([count, total, products])
+        mean = total / int(count.item())
+        return mean, products / int(count.item()) - mean.outer(mean)
 
-    def summed(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, in one go."""
+    def sums(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """How many tokens these rows have, and the sums of their features and returns and of the products of these."""
         size = self.critic.head.in_features + 1
         device = torch.device("cpu") if self.critic.body.device.type == "mps" else self.critic.body.device  # no float64
         count, total = 0, torch.zeros(size, dtype=torch.double, device=device)
         products = torch.zeros(size, size, dtype=torch.double, device=device)
         with self.critic.active():
-            for batch in self.batches(chosen):
-                both = torch.cat([self.critic.features(batch), batch.columns["returns"][:, None]], 1)
+            for row in self.critic.on_device(rows):
+                both = torch.cat([self.critic.features(row), row.columns["returns"][:, None]], 1)
                 both = both.to(device).double()
                 count, total, products = count + len(both), total + both.sum(0), products + both.T @ both
-        seen = torch.tensor([count], dtype=torch.double)
-        team().add_up([seen, total, products])
-        count = int(seen.item())
-        mean = total / count
-        return mean, products / count - mean.outer(mean)
+        return torch.tensor([count], dtype=torch.double), total, products
 
     def fit(self, say: Say) -> int:
         """Adapter and head by Adam while the held-out explained variance rises; the best epoch's weights stay."""
@@ -199,14 +185,11 @@ class Study:
         """One step on the squared error of the samples at `chosen`."""
         mask = torch.zeros_like(self.train).index_fill(0, chosen, True)
         total = int(self.rollout.lengths[chosen].sum())
-
-        def backward() -> None:
-            with self.critic.active(), self.critic.body.training():
-                for batch in self.batches(mask):
-                    error = self.critic.evaluate(self.critic.features(batch)) - batch.columns["returns"]
+        for attempt in self.attempts(mask):
+            with attempt as rows, self.critic.learning():
+                for row in self.critic.on_device(rows):
+                    error = self.critic.evaluate(self.critic.features(row)) - row.columns["returns"]
                     (0.5 * (error**2).sum() / total).backward()
-
-        self.fitting(mask, backward)
         weights = list(self.critic.weights.values())
         team().add_gradients(weights, 0.0)
         nn.utils.clip_grad_norm_(weights, self.critic.config.max_grad_norm)

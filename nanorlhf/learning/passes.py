@@ -1,56 +1,110 @@
-"""How many tokens pass through the model at once: fewer, once memory has run out."""
+"""Passes of a rollout's samples through a model, in rows under a budget of tokens; if memory runs out, smaller ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
 
 from nanorlhf.errors import RunError, UsageError
-from nanorlhf.system import random_state
+from nanorlhf.learning.packing import divided, idle, pack
 from nanorlhf.system.device import empty_cache, ran_out
+from nanorlhf.system.distributed import team
+from nanorlhf.system.random_state import random_state, restore_random
+from nanorlhf.types import MicroBatch, Rollout
 
-R = TypeVar("R")
-TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, where token_budget is auto
-
-R = TypeVar("R")
 HELP = (
     "lower max_completion_length or lora_r, or give the update more room: gradient_checkpointing true, "
     "offload always, a lower gpu_memory_gib"
 )
+Rows = Iterable[MicroBatch]
 
 
 class TooLongError(UsageError):
     """Not even the longest sample passes through the model on its own."""
 
 
-class Budget:
-    """Tokens in a micro-batch; what was done about full memory is kept in `remarks` until somebody says it."""
+class Attempt:
+    """One try at a pass, used as `with attempt as rows`; it takes an out-of-memory error to itself, unless `one_go`."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, phase: str, rows: Callable[[], Rows], one_go: bool = False) -> None:
+        self.phase, self.rows, self.one_go, self.full = phase, rows, one_go, False
+
+    def __enter__(self) -> Rows:
+        return self.rows()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.full = isinstance(error, RuntimeError) and ran_out(error)
+        if self.full and self.one_go:  # other processes go through the layers with this one
+            raise RunError(
+                f"out of memory ({self.phase}): with shard_base, say a smaller token_budget; or {HELP}"
+            ) from error
+        return self.full
+
+
+class Passes:
+    """This process's rows of a rollout, of at most `tokens` each unless a sample is longer.
+
+    With `in_step` the layers are in parts on several processes, which go through them together: everybody gets as many
+    rows, and nobody can begin again. `undo` drops the gradients of an attempt that ended early.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        *,
+        one_per_row: bool = False,
+        in_step: bool = False,
+        undo: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.tokens, self.undo = tokens, undo
+        self.one_per_row, self.in_step = one_per_row, in_step
         self.lowered = False
         self.remarks: list[str] = []
 
-    def fit(self, phase: str, lengths: Sequence[int], work: Callable[[], R], clear: Callable[[], None]) -> R:
-        """What `work` returns; where memory runs out it begins again, from the same random numbers, with less at once.
+    def attempts(
+        self, phase: str, rollout: Rollout, chosen: Tensor, weights: Tensor | None = None, together: int = 1
+    ) -> Iterator[Attempt]:
+        """Attempts at the samples `chosen (S,)`, until one succeeds; `together` adjacent ones share a row."""
+        mine = self.share(rollout, chosen, together)
+        sizes = [rollout.samples[i].row_length for i in mine.nonzero().flatten().tolist()]
+        lengths = [sum(sizes[i : i + together]) for i in range(0, len(sizes), together)] or [0]
+        weights = torch.zeros(int(rollout.lengths.sum())) if weights is None else weights
 
-        `lengths` are those of what may not be cut: samples, or pairs that share a row. `clear` drops what was begun.
-        """
+        def rows() -> list[MicroBatch]:
+            packed = list(pack(rollout, mine, weights, self.tokens, self.one_per_row, together))
+            return packed + self.idle(rollout, len(packed))
+
+        return self.retries(phase, [max(lengths)] if self.one_per_row else lengths, rows)
+
+    def retries(
+        self, phase: str, lengths: Sequence[int], rows: Callable[[], Rows], undo: Callable[[], None] | None = None
+    ) -> Iterator[Attempt]:
+        """Attempts from the same random numbers; `lengths` are of what may not be cut: samples, or pairs in a row."""
         while True:
-            before = random_state.random_state()
-            try:
-                return work()
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-            # Only here, outside of the handler, have the failed call's tensors gone with its frames.
-            clear()
+            before = random_state()
+            attempt = Attempt(phase, rows, self.in_step)
+            yield attempt
+            if not attempt.full:
+                return
+            # Only here, outside of the with statement, have the failed call's tensors gone with its frames.
+            (undo or self.undo)()
             empty_cache()
-            random_state.restore_random(before)
+            restore_random(before)
             self.lower(phase, lengths)
 
+    def share(self, rollout: Rollout, chosen: Tensor, together: int = 1) -> Tensor:
+        """(S,) this process's part of the samples `chosen (S,)`."""
+        here = team()
+        return chosen if here.size == 1 else divided(rollout, chosen, here.size, together)[here.rank]
+
+    def idle(self, rollout: Rollout, rows: int) -> list[MicroBatch]:
+        """Idle rows, until every process has as many."""
+        return [idle(rollout)] * (max(team().gathered(rows)) - rows) if self.in_step else []
+
     def lower(self, phase: str, lengths: Sequence[int]) -> None:
-        """Half of what was tried at most, but room for the longest."""
+        """Halves what was tried, but leaves room for the longest."""
         longest, tried = max(lengths), min(self.tokens, sum(lengths))
         if tried <= longest:
             raise TooLongError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
@@ -65,15 +119,3 @@ class Budget:
         """The remarks, which are not kept any longer."""
         remarks, self.remarks = self.remarks, []
         return remarks
-
-
-def in_one_go(phase: str, work: Callable[[], R]) -> R:
-    """What `work` returns, where other processes go through the layers with this one and it cannot begin again."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if ran_out(error):
-            raise RunError(
-                f"out of memory ({phase}): with shard_base, say a smaller token_budget; or {HELP}"
-            ) from error
-        raise

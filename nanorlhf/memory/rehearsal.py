@@ -1,81 +1,91 @@
-"""Before training: the longest sample and a full row, there and back, so that a budget that cannot be is known now."""
+"""A trial before training: the longest sample and a full row, there and back, so that what cannot be is known now."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.learning.learner import Learner, bodies
+from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.learning.packing import pack
-from nanorlhf.learning.passes import TooLongError
+from nanorlhf.learning.passes import Passes, TooLongError
 from nanorlhf.system import random_state
 from nanorlhf.system.device import empty_cache
 from nanorlhf.types import MicroBatch, Prompt, Rollout, Sample
 
-if TYPE_CHECKING:
-    from nanorlhf.learning.optimizer import Optimizer
-    from nanorlhf.loop import Loop
+
+def is_needed(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the budget is ours to choose, on a card, whose memory is small."""
+    return device.type == "cuda" and config.token_budget == "auto" and not config.shard_base
 
 
-def rehearse(loop: Loop) -> None:
-    """Lowers the loop's budget until both fit; weights, optimizers and random numbers stay as they are.
+def rehearse(learners: Sequence[Learner], passes: Passes, config: TrainConfig, together: int) -> None:
+    """Lowers the budget until both fit; weights, optimizers and random numbers stay as they are.
 
-    Where not even the longest sample fits, activations are recomputed from now on, if that was left open.
+    If not even the longest sample fits, activations are recomputed from now on, provided that this was left open.
     """
-    planned = loop.budget.tokens
-    if passes(loop):
+    planned = passes.tokens
+    if fits(learners, passes, config, together):
         return
     # Out here the failed call's tensors have gone with its frames.
     empty_cache()
-    for body in loop.bodies:
+    for body in bodies(learners):
         body.recompute()
-    loop.budget.tokens, loop.budget.lowered = planned, False
-    loop.budget.remarks = ["activations take more than was planned, so they are recomputed: gradient_checkpointing"]
-    passes(loop)
+    passes.tokens, passes.lowered = planned, False
+    passes.remarks = ["activations take more than was planned, so they are recomputed: gradient_checkpointing"]
+    fits(learners, passes, config, together)
 
 
-def passes(loop: Loop) -> bool:
-    """Whether there is a budget that fits; an error where nothing more can be done about it."""
+def fits(learners: Sequence[Learner], passes: Passes, config: TrainConfig, together: int) -> bool:
+    """Whether there is a budget that fits; an error if nothing more can be done about it."""
     try:
-        try_out(loop)
+        try_out(learners, passes, config, together)
     except TooLongError:
-        if loop.config.gradient_checkpointing != "auto" or loop.policy.recomputes:
+        if config.gradient_checkpointing != "auto" or learners[0].body.recomputes:
             raise
         return False
     return True
 
 
-def try_out(loop: Loop) -> None:
+def try_out(learners: Sequence[Learner], passes: Passes, config: TrainConfig, together: int) -> None:
     """The longest sample and a full row, in ever smaller rows."""
-    config, together = loop.config, loop.algorithm.together
     longest = (config.max_prompt_length + config.max_completion_length) * together
+    vocabulary = learners[0].body.base.config.get_text_config().vocab_size
     before = random_state.random_state()
 
-    def everything() -> None:
-        for tokens in (longest, max(longest, loop.token_budget)):
-            for batch in rows(loop, longest, 0 if loop.policy.one_per_row else tokens):
-                there_and_back(loop, batch.to(loop.policy.device))
+    def rows() -> Iterator[MicroBatch]:
+        for tokens in (longest, max(longest, passes.tokens)):
+            wanted = 0 if passes.one_per_row else tokens
+            for row in full_rows(config, vocabulary, longest, wanted, passes.one_per_row, together):
+                yield row.to(learners[0].body.device)
 
-    lengths = [longest] * (1 if loop.policy.one_per_row else -(-loop.token_budget // longest))
+    lengths = [longest] * (1 if passes.one_per_row else -(-passes.tokens // longest))
+    optimizers = [learner.optimizer for learner in learners]
     try:
-        with loop.policy.training(), filled(loop.optimizers):
-            loop.budget.fit("rehearsal", lengths, everything, lambda: None)
+        with filled(optimizers):
+            for attempt in passes.retries("rehearsal", lengths, rows, undo=lambda: None):
+                with attempt as tried:
+                    for row in tried:
+                        for learner in learners:
+                            learner.rehearse(row)
     finally:
-        loop.clear()
+        for optimizer in optimizers:
+            optimizer.clear()
         random_state.restore_random(before)
 
 
-def rows(loop: Loop, longest: int, tokens: int) -> list[MicroBatch]:
+def full_rows(
+    config: TrainConfig, vocabulary: int, longest: int, tokens: int, one_per_row: bool, together: int
+) -> list[MicroBatch]:
     """A row of samples as long as they come, and what is left of `tokens`; mostly of answers, which cost most."""
-    together = loop.algorithm.together
-    prompt = max(1, min(loop.config.max_prompt_length, longest // together - loop.config.max_completion_length))
+    prompt = max(1, min(config.max_prompt_length, longest // together - config.max_completion_length))
     units = [longest] * max(1, tokens // longest)
     if tokens > longest and tokens % longest >= 2 * together:
         units.append(tokens % longest)
-    vocabulary = loop.policy.base.config.get_text_config().vocab_size
     samples = []
     for length in (unit // together for unit in units for _ in range(together)):
         ids = (torch.arange(length) % vocabulary).tolist()
@@ -84,22 +94,11 @@ def rows(loop: Loop, longest: int, tokens: int) -> list[MicroBatch]:
     rollout = Rollout(samples, torch.zeros(len(samples), dtype=torch.long), torch.zeros(len(samples)))
     everything = torch.ones(len(samples), dtype=torch.bool)
     weights = torch.zeros(int(rollout.lengths.sum()))
-    return list(pack(rollout, everything, weights, sum(units), loop.policy.one_per_row, together))
-
-
-def there_and_back(loop: Loop, batch: MicroBatch) -> None:
-    """What an update does with a row, the critic's share too."""
-    logprobs, entropy = loop.policy.logprobs(batch, entropy_grad=loop.algorithm.entropy_grad)
-    total = logprobs.sum() + entropy.sum() if entropy.requires_grad else logprobs.sum()
-    (0.0 * total).backward()
-    critic = loop.critic
-    if critic is not None:
-        with critic.active(), critic.body.training():
-            (0.0 * critic.evaluate(critic.features(batch)).sum()).backward()
+    return list(pack(rollout, everything, weights, sum(units), one_per_row, together))
 
 
 @contextlib.contextmanager
-def filled(optimizers: list[Optimizer]) -> Iterator[None]:
+def filled(optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """With gradients and moments in their places, as they will be from the second micro-batch and step on."""
     parameters = [p for optimizer in optimizers for p in optimizer.parameters]
     held: list[nn.Parameter | torch.Tensor] = []

@@ -58,6 +58,14 @@ class Averages:
         if values.numel():
             self.maxima[name] = max(self.maxima.get(name, 0.0), values.max().item())
 
+    def copy(self) -> Averages:
+        """The same figures, to go on from."""
+        other = Averages()
+        other.sums.update(self.sums)
+        other.counts.update(self.counts)
+        other.maxima.update(self.maxima)
+        return other
+
     def joined(self) -> Averages:
         """Those of all processes."""
         every = Averages()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,11 @@ class Sampler:
             fresh = self.sample(self.prompts.beside(wanting, step, attempt), ("refill", step, attempt), clock, progress)
             rollout = refilled(rollout, fresh)
         return rollout
+
+    def beforehand(self, count: int, progress: Progress) -> Rollout:
+        """What the starting policy writes to prompts of a choice of its own, before the first step."""
+        draw = random.Random(derive(self.config.seed, "value_init"))
+        return self.sample(self.prompts.sample(count, draw), ("value_init",), Clock(), progress)
 
     def sample(
         self, prompts: Sequence[Prompt], what: tuple[str | int, ...], clock: Clock, progress: Progress

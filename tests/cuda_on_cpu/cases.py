@@ -29,8 +29,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from nanorlhf.formulas import losses
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.learning.critic import Critic
+from nanorlhf.learning.learner import PolicyLearner
 from nanorlhf.loop import Loop
 from nanorlhf.memory.plan import MOVES
+from nanorlhf.memory.rehearsal import is_needed, rehearse
 from nanorlhf.memory.residency import Residency, Tensors
 from nanorlhf.policy import attention, logprobs
 from nanorlhf.policy.policy import Policy
@@ -136,7 +138,7 @@ def play(case: Case, device: str, room: int = card.TOTAL) -> tuple[list[Tensor],
             learning = [p for group in adam.param_groups for p in group["params"]]
             seen.append(torch.cat([p.grad.flatten().cpu().float() for p in learning]))
 
-    for optimizer in loop.optimizers:
+    for optimizer in [learner.optimizer for learner in loop.learners]:
         optimizer.adam.register_step_pre_hook(keep)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -204,11 +206,11 @@ PLANTED: dict[str, tuple[Plant, str]] = {
     "the loss is float64": (loss_through(torch.Tensor.double), "float64: {'algorithm"),
     "a batch is waited for": (
         wrapped(MicroBatch, "to", lambda f, b, to: replace(f(b, to), sample=b.sample.to(to))),
-        "optimize: copy to",
+        "on_device: copy to",
     ),
     "the card is waited for": (
-        wrapped(Loop, "backward", lambda f, *a: (torch.cuda.synchronize(), f(*a))[1]),
-        "optimize: synchronize",
+        wrapped(PolicyLearner, "backward", lambda f, *a: (torch.cuda.synchronize(), f(*a))[1]),
+        "learn: synchronize",
     ),
     "a figure is read twice": (
         wrapped(Averages, "add", lambda f, *a: (f(*a), f(*a))),
@@ -241,11 +243,13 @@ def rehearsed() -> dict[str, Any]:
     gc.collect()
     before = torch.cuda.memory_allocated()
     for share in (1.0, 0.7):
-        loop.budget.tokens = 480
+        loop.passes.tokens = 480
         torch.cuda.reset_peak_memory_stats()
         with allowed(int(share * peak)):
-            told.append(loop.probe())
-        tokens.append(loop.budget.tokens)
+            if is_needed(loop.config, loop.policy.device):
+                rehearse(loop.learners, loop.passes, loop.config, loop.algorithm.together)
+            told.append(loop.passes.told())
+        tokens.append(loop.passes.tokens)
         peak = torch.cuda.max_memory_allocated() - before
     gc.collect()
     same = all(a.equal(b) for a, b in zip(loop.policy.trainable.values(), weights, strict=True))

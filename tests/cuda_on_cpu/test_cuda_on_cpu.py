@@ -28,10 +28,10 @@ READ = "_local_scalar_dense"  # what `item()` comes to
 WAITS = {  # of three rows, measured by the reference and learned from
     "logprobs.backbone_hidden: copy to main memory": 6,  # the lengths of a row's samples
     f"logprobs.backbone_hidden: {READ}": 6,  # transformers asks whether the row is packed, for each kind of mask
-    "loop.Loop.column: copy to main memory": 3,  # what was measured
+    "learner.Learner.measure: copy to main memory": 3,  # what was measured
     f"metrics.Averages.add: {READ}": 12,  # entropy, clip_fraction, kl, mismatch
     f"metrics.Averages.peak: {READ}": 3,  # mismatch
-    f"loop.Loop.backward: {READ}": 3,  # the loss
+    f"learner.PolicyLearner.backward: {READ}": 3,  # the loss
     f"optimizer.Optimizer.step: {READ}": 1,  # the gradient's norm
 }
 EXACT = {
@@ -41,11 +41,11 @@ EXACT = {
     "ppo": {
         "logprobs.backbone_hidden: copy to main memory": 15,  # measured thrice, learned from twice
         f"logprobs.backbone_hidden: {READ}": 30,
-        "loop.Loop.column: copy to main memory": 12,  # log-probabilities, entropy, the reference's, values
+        "learner.Learner.measure: copy to main memory": 12,  # log-probabilities, entropy, the reference's, values
         f"metrics.Averages.add: {READ}": 15,  # entropy, clip_fraction, mismatch, the critic's loss and mean
         f"metrics.Averages.peak: {READ}": 3,
-        f"loop.Loop.backward: {READ}": 3,
-        f"critic.Critic.update: {READ}": 3,
+        f"learner.PolicyLearner.backward: {READ}": 3,
+        f"critic.Critic.backward: {READ}": 3,
         f"optimizer.Optimizer.step: {READ}": 2,
     },
 }
@@ -53,7 +53,7 @@ ELSEWHERE = {"losses.by_sequence: _unique2", "losses.preference: _unique2"}
 COPIES = {
     "types.MicroBatch.to: to the card",
     "logprobs.backbone_hidden: to main memory",
-    "loop.Loop.column: to main memory",
+    "learner.Learner.measure: to main memory",
 }
 WIDE = {"critic.Critic.evaluate: float32", "backward: float32"}  # the critic's head, and recurrent layers
 
@@ -77,7 +77,7 @@ def complaints(name: str, seen: dict[str, Any]) -> list[str]:
     case, waits = CASES[name], seen["waits"]
     full = case.options.get("dtype") == "float32"
     rows = waits["logprobs.backbone_hidden: copy to main memory"]
-    learned = waits[f"loop.Loop.backward: {READ}"] + waits.get(f"critic.Critic.update: {READ}", 0)
+    learned = waits[f"learner.PolicyLearner.backward: {READ}"] + waits.get(f"critic.Critic.backward: {READ}", 0)
     again = learned if "gradient_checkpointing" in case.options else 0
     layers = 1 if name in HYBRID else case.layers
     if full or name in {"gemma2", "gpt_oss"}:  # 32 bits, capped scores and sinks are not for the kernel
@@ -116,7 +116,7 @@ def test_a_batch_travels_once_and_comes_back_as_figures(results: dict[str, Any])
     assert results["qwen2"]["copies"] == {
         "types.MicroBatch.to: to the card": 6 * (len(fields(MicroBatch)) + 1),  # of which one is two or three columns
         "logprobs.backbone_hidden: to main memory": 6,
-        "loop.Loop.column: to main memory": 3,
+        "learner.Learner.measure: to main memory": 3,
     }
 
 

@@ -17,7 +17,7 @@ from nanorlhf.formulas.losses import preference
 from nanorlhf.learning.packing import pack
 from nanorlhf.policy import attention
 from nanorlhf.records.metrics import Averages, Clock
-from tests.samples import rollout, sample
+from tests.samples import batches, rollout, sample, whole
 from tests.sft.test_sft import SMALL, flags, small, take
 from tests.test_trainer import assert_same_outcome
 
@@ -78,18 +78,18 @@ def test_what_was_chosen_is_what_gains(tmp_path: Path) -> None:
 def gradient(trainer: DPOTrainer, token_budget: int) -> tuple[torch.Tensor, float, int]:
     """The gradient of a step with this budget, its loss, and the number of rows."""
     loop = trainer.loop
-    loop.budget.tokens = token_budget
+    loop.passes.tokens = token_budget
     rollout = loop.source.rollout(1, Clock(), lambda tokens: None)
     credit = trainer.algorithm.credit(rollout)
     loop.measure(rollout, credit.keep)
-    batches = loop.batches(rollout, credit, credit.keep, credit.keep)
+    found = batches(loop, rollout, credit, credit.keep)
     for p in trainer.policy.trainable.values():
         p.grad = None
-    loss = sum(loop.backward(batch, Averages(), measured=True) for batch in batches)
+    loss = sum(loop.learner.backward(batch, whole(rollout), Averages()) for batch in found)
     return (
         torch.cat([p.grad.flatten() for p in trainer.policy.trainable.values() if p.grad is not None]),
         loss,
-        len(batches),
+        len(found),
     )
 
 

@@ -25,7 +25,7 @@ from nanorlhf.scoring.reward import Reward
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.tasks.guessing import Guessing
 from nanorlhf.types import Prompt, Rollout, Sample
-from tests.samples import rollout, sample
+from tests.samples import batches, rollout, sample
 
 TOKENIZER: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
 END = int(TOKENIZER.convert_tokens_to_ids("<|im_end|>"))  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_the_loss_touches_no_token_of_the_environments() -> None:
     step.rewards = torch.tensor([1.0, 0.0])
     loop = Loop(config, GRPO(config), policy, source=None)  # type: ignore[arg-type]
     credit = loop.algorithm.credit(step)
-    (batch,) = loop.batches(step, credit, credit.keep, credit.keep)
+    (batch,) = batches(loop, step, credit, credit.keep)
     states: list[torch.Tensor] = []
     norm: Any = policy.base.get_decoder().norm
 

@@ -20,7 +20,7 @@ from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.records.metrics import Averages
 from nanorlhf.types import Rollout
-from tests.samples import rollout, sample
+from tests.samples import batches, rollout, sample, updated, whole
 
 
 def made_up(**options: Any) -> tuple[Loop, Critic, Rollout]:
@@ -65,17 +65,17 @@ def test_both_adapters_get_gradients_and_move_and_nothing_else_does(monkeypatch:
     policys, critics = set(policy.trainable), {name for name in critic.weights if not name.startswith("head.")}
     assert len(policys) == len(critics) == 42 and not policys & critics
     gradients: dict[str, list[float]] = {"policy": [], "critic": []}
-    monkeypatch.setattr(loop.optimizer, "step", recorded_gradients(loop.optimizer, gradients["policy"]))
+    monkeypatch.setattr(loop.learner.optimizer, "step", recorded_gradients(loop.learner.optimizer, gradients["policy"]))
     monkeypatch.setattr(critic.optimizer, "step", recorded_gradients(critic.optimizer, gradients["critic"]))
     credit = loop.algorithm.credit(step)
     assert credit.returns is not None
     step.columns["returns"] = credit.returns
-    batches = loop.batches(step, credit, keep, keep)
+    found = batches(loop, step, credit, keep)
     before = copies(policy)
-    loop.optimize(batches, Averages(), measured=True, teaches=True)
+    loop.learner.learn(found, whole(step), Averages())
     assert moved(before, policy) == policys
     before, head = copies(policy), critic.head.weight.clone()
-    critic.update(batches, sum(len(b.targets) for b in batches), Averages())
+    critic.learn(found, whole(step), Averages())
     assert moved(before, policy) == critics
     assert not critic.head.weight.equal(head)
     assert len(gradients["policy"]) == 42 and min(gradients["policy"]) > 0
@@ -89,7 +89,7 @@ def test_a_whole_update_gives_the_promised_metrics_and_lowers_the_value_loss() -
     keep, losses, metrics = torch.ones(8, dtype=torch.bool), [], {}
     for _ in range(8):
         loop.measure(step, keep)
-        metrics = loop.update(step, loop.algorithm.credit(step), keep)
+        metrics = updated(loop, step, loop.algorithm.credit(step), keep)
         losses.append(metrics["value/loss"])
     assert {"value/loss", "value/explained_variance", "value/mean"} <= metrics.keys()
     assert losses[-1] < 0.5 * losses[0]
@@ -106,11 +106,11 @@ def test_micro_batches_change_no_update() -> None:
         _, critic, step = made_up()
         step.columns["returns"] = torch.linspace(-1, 1, len(step.sample))
         weights = torch.ones(len(step.sample))
-        batches = list(pack(step, torch.ones(8, dtype=torch.bool), weights, budget))
-        assert (len(batches) == 1) == (budget == 10_000)
+        found = list(pack(step, torch.ones(8, dtype=torch.bool), weights, budget))
+        assert (len(found) == 1) == (budget == 10_000)
         norms: list[float] = []
         critic.optimizer.step = recorded_gradients(critic.optimizer, norms)
-        critic.update(batches, sum(len(b.targets) for b in batches), Averages())
+        critic.learn(found, whole(step), Averages())
         after.append(torch.tensor(norms))
     assert torch.allclose(*after, rtol=1e-4)
 
@@ -137,8 +137,23 @@ def test_dropout_is_on_in_updates_only(model: str | None) -> None:
         assert critic.values(batch).equal(critic.values(batch))
         with critic.body.training():
             assert not critic.values(batch).equal(critic.values(batch))
-    loop.update(step, loop.algorithm.credit(step), torch.ones(8, dtype=torch.bool))
+    updated(loop, step, loop.algorithm.credit(step), torch.ones(8, dtype=torch.bool))
     assert not any(m.training for body in (critic.body, loop.policy) for m in body.model.modules())
+
+
+def test_dropout_is_on_in_the_policys_second_update_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The critic's first one, on the same base, has come between."""
+    loop, _, step = made_up(lora_dropout=0.5, updates_per_step=2)
+    loop.measure(step, torch.ones(8, dtype=torch.bool))
+    backward, training = loop.learner.backward, list[bool]()
+
+    def noted(*given: Any) -> float:
+        training.append(any(m.training for m in loop.policy.model.modules()))
+        return backward(*given)
+
+    monkeypatch.setattr(loop.learner, "backward", noted)
+    updated(loop, step, loop.algorithm.credit(step), torch.ones(8, dtype=torch.bool))
+    assert training == [True, True]
 
 
 @pytest.mark.parametrize("lora", ["all-linear", "none"])
@@ -148,7 +163,7 @@ def test_a_model_of_its_own(lora: str) -> None:
     policy, own = copies(loop.policy), copies(critic.body)
     credit = loop.algorithm.credit(step)
     step.columns["returns"] = credit.returns  # type: ignore[assignment]
-    critic.update(loop.batches(step, credit, keep, keep), int(step.lengths.sum()), Averages())
+    critic.learn(batches(loop, step, credit, keep), whole(step), Averages())
     assert not moved(policy, loop.policy)
     learned = moved(own, critic.body)
     assert learned and all(("lora_" in name) == (lora != "none") for name in learned)

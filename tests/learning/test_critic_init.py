@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from nanorlhf.learning.critic_init import FOLDER, RESULT, Study
 from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig, PPOTrainer
+from nanorlhf.rollouts.on_policy import Sampler
+from nanorlhf.types import MicroBatch
 from tests.samples import rollout, sample
 
 
@@ -31,7 +34,12 @@ def study(**options: Any) -> Study:
     step = rollout([sample(3 + i % 4, 4 + i % 9, seed=i) for i in range(60)])
     step.columns["returns"] = torch.zeros(len(step.sample))
     held_out = torch.arange(60) % 4 == 0
-    return Study(loop, critic, step, ~held_out, held_out)
+    return Study(critic, loop.passes, step, ~held_out, held_out)
+
+
+def rows(made: Study, chosen: torch.Tensor) -> list[MicroBatch]:
+    (attempt,) = made.attempts(chosen)
+    return list(attempt.rows())
 
 
 def ppo(run: Path, **options: Any) -> PPOTrainer:
@@ -48,14 +56,14 @@ def test_returns_that_are_linear_in_the_features_are_found_exactly() -> None:
     made = study()
     with torch.no_grad(), made.critic.active():
         direction = torch.randn(made.critic.head.in_features)
-        for batch in made.batches(torch.ones(60, dtype=torch.bool)):
+        for batch in rows(made, torch.ones(60, dtype=torch.bool)):
             made.rollout.columns["returns"][batch.tokens] = made.critic.features(batch) @ direction + 5
     assert made.explained() == 0
     made.solve_head()
     explained = made.explained()
     assert explained is not None and explained > 0.999
     with torch.no_grad():
-        batch = next(made.batches(made.held_out))
+        batch = rows(made, made.held_out)[0]
         assert torch.allclose(made.critic.values(batch), batch.columns["returns"], atol=0.3)
 
 
@@ -67,7 +75,7 @@ def test_returns_that_nothing_predicts_leave_the_mean() -> None:
     explained = made.explained()
     assert explained is not None and abs(explained) < 0.1
     with torch.no_grad():
-        values = torch.cat([made.critic.values(b) for b in made.batches(made.held_out)])
+        values = torch.cat([made.critic.values(b) for b in rows(made, made.held_out)])
     assert values.mean().item() == pytest.approx(2, abs=0.3)
 
 
@@ -93,7 +101,7 @@ def test_it_learns_on_one_set_of_prompts_and_explains_another(tmp_path: Path) ->
     policy = {name: p.clone() for name, p in trainer.policy.model.named_parameters() if ".critic." not in name}
     before = torch.get_rng_state()
     said: list[str] = []
-    result = critic_init.initialise(trainer.loop, trainer.run, lambda tokens: None, said.append)
+    result = trainer.initialise_critic(SimpleNamespace(writing=lambda tokens: None, say=said.append))  # type: ignore[arg-type]
     assert torch.get_rng_state().equal(before)  # what follows draws the same numbers as in a resumed run
     assert result["value_init/explained_variance_before"] == 0
     assert result["value_init/explained_variance_after"] >= result["value_init/explained_variance_head"] > 0.05
@@ -105,15 +113,16 @@ def test_it_learns_on_one_set_of_prompts_and_explains_another(tmp_path: Path) ->
 
 def test_episodes_carry_monte_carlo_returns(tmp_path: Path) -> None:
     trainer = ppo(tmp_path / "run", gamma=0.5, num_generations=2)
-    config = trainer.config
-    assert isinstance(config, PPOConfig)
-    rollout = critic_init.episodes(trainer.loop, config, lambda tokens: None)
+    source = trainer.loop.source
+    assert isinstance(source, Sampler)
+    rollout = source.beforehand(60, lambda tokens: None)
+    returns = critic_init.returns(rollout, 0.5)
     assert len({s.prompt.index for s in rollout.samples}) == 60 and len(rollout.samples) == 120
     at = 0
     for s in rollout.samples:
         length = len(s.completion_ids)
         reward = s.reward or 0.0
-        assert np.allclose(rollout.columns["returns"][at : at + length], [reward * 0.5**k for k in range(length)][::-1])
+        assert np.allclose(returns[at : at + length], [reward * 0.5**k for k in range(length)][::-1])
         at += length
 
 
@@ -170,8 +179,8 @@ def test_explained_variance_of_the_solved_head_is_what_moments_promise() -> None
     made = study()
     made.rollout.columns["returns"] = torch.sin(torch.arange(len(made.rollout.sample)) / 3)
     with torch.no_grad(), made.critic.active():
-        rows = [(made.critic.features(b), b.columns["returns"]) for b in made.batches(made.train)]
-        both = torch.cat([torch.cat([x, y[:, None]], 1) for x, y in rows]).double()
+        pairs = [(made.critic.features(b), b.columns["returns"]) for b in rows(made, made.train)]
+        both = torch.cat([torch.cat([x, y[:, None]], 1) for x, y in pairs]).double()
         mean, covariance = made.moments(made.train)
     assert torch.allclose(mean, both.mean(0))
     assert torch.allclose(covariance, torch.cov(both.T, correction=0), atol=1e-8)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -11,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanorlhf.errors import UsageError
-from nanorlhf.evaluation import judged
+from nanorlhf.errors import RunError, UsageError
+from nanorlhf.evaluation import held_out_loss
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.learning import optimizer
 from nanorlhf.learning.critic import Critic
-from nanorlhf.learning.passes import Budget
+from nanorlhf.learning.passes import Passes
 from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
@@ -52,16 +55,18 @@ class FullMemory:
     def __init__(self, loop: Loop, phase: str, nth: int, back: bool = False) -> None:
         self.loop, self.wanted, self.nth, self.back = loop, phase, nth, back
         self.phase, self.asked, self.raised = "", Counter[str](), 0
-        self.fit, self.hidden, self.column = loop.fit, loop.policy.hidden, loop.column
-        loop.fit, loop.policy.hidden, loop.column = self.in_phase, self.seen, self.named  # type: ignore[method-assign]
+        self.retries, self.hidden = loop.passes.retries, loop.policy.hidden
+        loop.passes.retries, loop.policy.hidden = self.in_phase, self.seen  # type: ignore[method-assign]
+        for learner in loop.learners:
+            learner.measure = partial(self.named, learner.measure)  # type: ignore[method-assign]
 
     def in_phase(self, phase: str, *rest: Any, **options: Any) -> Any:
         self.phase = phase
-        return self.fit(phase, *rest, **options)
+        return self.retries(phase, *rest, **options)
 
-    def named(self, name: str, *rest: Any) -> Any:
+    def named(self, measure: Callable[..., Any], name: str, *rest: Any) -> Any:
         self.phase = name
-        return self.column(name, *rest)
+        return measure(name, *rest)
 
     def seen(self, batch: MicroBatch, model: Any = None) -> Tensor:
         self.asked[self.phase] += 1
@@ -103,12 +108,12 @@ def test_every_phase_is_done_again_in_smaller_rows(phase: str, back: bool, dropo
     step = loop.step(1)
     assert memory.raised == 1
     measuring = phase in ("logprobs", "ref_logprobs", "values")
-    assert loop.token_budget == (55 if measuring else 50)  # the longest of the samples; of the first update 31
-    assert step.metrics["memory/token_budget"] == loop.token_budget
+    assert loop.passes.tokens == (55 if measuring else 50)  # the longest of the samples; of the first update 31
+    assert step.metrics["memory/token_budget"] == loop.passes.tokens
     shown = "measure" if measuring else phase
     assert len(step.warnings) == 1 and step.warnings[0].startswith(f"out of memory ({shown}), nothing is lost")
     assert loop.policy.version == 2
-    other = made_up(loop.token_budget, dropout)
+    other = made_up(loop.passes.tokens, dropout)
     expect_same(loop, other, step.metrics, other.step(1).metrics, exact=phase == "logprobs")
     assert loop.step(2).warnings == []  # said once, and the budget stays
 
@@ -119,7 +124,7 @@ def test_the_second_update_is_done_again_alone() -> None:
     memory = FullMemory(loop, "update", batches + 3)
     step = loop.step(1)
     assert memory.raised == 1 and loop.policy.version == 2 and len(step.warnings) == 1
-    assert loop.optimizer.scheduler.last_epoch == 2
+    assert loop.learner.optimizer.scheduler.last_epoch == 2
     expect_same(loop, other, step.metrics, other.step(1).metrics, exact=False)
 
 
@@ -139,14 +144,14 @@ def test_an_optimizer_step_is_whole_or_not_at_all(
         if not raised:
             raised.append(1)
             if broken:
-                del loop.optimizer.adam.state[loop.optimizer.parameters[0]]["exp_avg_sq"]
+                del loop.learner.optimizer.adam.state[loop.learner.optimizer.parameters[0]]["exp_avg_sq"]
             raise torch.OutOfMemoryError(FULL)
         ADAM(*lists, **options)
 
     monkeypatch.setattr(adam, "adam", run_out)
     metrics = loop.step(1).metrics
     assert raised and loop.policy.version == 2
-    other = made_up(loop.token_budget)
+    other = made_up(loop.passes.tokens)
     expect_same(loop, other, metrics, other.step(1).metrics, exact=False)
 
 
@@ -174,40 +179,72 @@ def test_below_the_longest_sample_there_is_nothing_to_try(monkeypatch: pytest.Mo
     monkeypatch.setattr(loop.policy, "hidden", full)
     with pytest.raises(UsageError, match=r"a row of 55 tokens does not fit on its own; lower max_completion_length"):
         loop.step(1)
-    assert loop.token_budget == 55
+    assert loop.passes.tokens == 55
 
 
 def test_other_errors_are_nobodys_business_here() -> None:
-    budget = Budget(100)
+    passes = Passes(100)
     with pytest.raises(RuntimeError, match="shapes"):
-        budget.fit("update", [10, 10], failing(RuntimeError("shapes do not fit")), lambda: None)
-    assert budget.tokens == 100 and budget.told() == []
+        attempt(passes, [10, 10], failing(RuntimeError("shapes do not fit")))
+    assert passes.tokens == 100 and passes.told() == []
+
+
+def test_processes_that_go_through_layers_together_cannot_begin_again() -> None:
+    passes = Passes(100, in_step=True)
+    with pytest.raises(RunError, match=r"out of memory \(update\): with shard_base, say a smaller token_budget"):
+        attempt(passes, [10, 10], failing(torch.OutOfMemoryError(FULL)))
+
+
+def test_nothing_of_a_failed_attempt_is_kept() -> None:
+    """Its tensors are gone before memory is given back, so before the next attempt."""
+    passes, held = Passes(100), list[Any]()
+    passes.undo = lambda: held.append(kept())
+
+    def work() -> None:
+        if not held:
+            large = torch.zeros(1000)
+            alive.append(weakref.ref(large))
+            raise torch.OutOfMemoryError(FULL)
+
+    alive: list[Any] = []
+
+    def kept() -> Any:
+        gc.collect()
+        return alive[0]()
+
+    attempt(passes, [20] * 9, work)
+    assert held == [None]
 
 
 @pytest.mark.parametrize("words", [FULL, "CUDA error: out of memory", "cublas: CUBLAS_STATUS_ALLOC_FAILED when"])
 def test_what_the_driver_calls_it(words: str) -> None:
-    budget, calls = Budget(100), []
+    passes, calls = Passes(100), []
 
-    def work() -> int:
-        calls.append(budget.tokens)
-        if budget.tokens > 30:
+    def work() -> None:
+        calls.append(passes.tokens)
+        if passes.tokens > 30:
             raise RuntimeError(words)
-        return 7
 
-    assert budget.fit("update", [20] * 9, work, lambda: None) == 7
-    assert calls == [100, 50, 25] and len(budget.told()) == 2
+    attempt(passes, [20] * 9, work)
+    assert calls == [100, 50, 25] and len(passes.told()) == 2
 
 
 def test_what_was_tried_counts_not_what_was_allowed() -> None:
-    budget, calls = Budget(10_000), []
+    passes, calls = Passes(10_000), []
 
     def work() -> None:
-        calls.append(budget.tokens)
-        if budget.tokens > 30:
+        calls.append(passes.tokens)
+        if passes.tokens > 30:
             raise torch.OutOfMemoryError(FULL)
 
-    budget.fit("update", [20] * 3, work, lambda: None)
+    attempt(passes, [20] * 3, work)
     assert calls == [10_000, 30]
+
+
+def attempt(passes: Passes, lengths: list[int], work: Callable[[], None]) -> None:
+    for tried in passes.retries("update", lengths, list):
+        with tried:
+            work()
 
 
 def failing(error: Exception) -> Callable[[], None]:
@@ -220,9 +257,9 @@ def failing(error: Exception) -> Callable[[], None]:
 def test_a_resumed_run_starts_with_the_lowered_budget() -> None:
     loop, other = made_up(100), made_up(100)
     assert loop.state_dict()["token_budget"] is None
-    loop.budget.lower("update", [20] * 9)
+    loop.passes.lower("update", [20] * 9)
     other.load_state_dict(loop.state_dict())
-    assert other.token_budget == 50 and other.state_dict()["token_budget"] == 50
+    assert other.passes.tokens == 50 and other.state_dict()["token_budget"] == 50
 
 
 def test_held_out_answers_are_judged_in_smaller_rows_too() -> None:
@@ -231,8 +268,11 @@ def test_held_out_answers_are_judged_in_smaller_rows_too() -> None:
     loop = Loop(config, GRPO(config), Policy(config), source=None)  # type: ignore[arg-type]
     step = rollout([sample(3 + i % 4, 4 + 3 * i, seed=i) for i in range(16)], group_size=4)
     step.columns["old_logprobs"] = step.columns["engine_logprobs"]
-    expected = judged(loop, step)
+    everything, credit = torch.ones(16, dtype=torch.bool), loop.algorithm.credit(step)
+    loop.measure(step, everything)
+    weights = loop.weigh(step, credit, everything, everything)
+    expected = held_out_loss(loop.learner, loop.passes, step, weights)
     FullMemory(loop, "evaluation", 3)
-    found = judged(loop, step)
-    assert loop.token_budget == 55 and len(loop.budget.told()) == 1
+    found = held_out_loss(loop.learner, loop.passes, step, weights)
+    assert loop.passes.tokens == 55 and len(loop.passes.told()) == 1
     assert found == pytest.approx(expected, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanorlhf import loop as loops
 from nanorlhf.errors import UsageError
 from nanorlhf.learning.critic import Critic
 from nanorlhf.loop import Loop
-from nanorlhf.memory.rehearsal import rehearse, rows
+from nanorlhf.memory import rehearsal
+from nanorlhf.memory.rehearsal import full_rows, is_needed
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.types import MicroBatch
@@ -25,6 +26,10 @@ def made_up(**options: Any) -> Loop:
     )
     policy = Policy(config)
     return Loop(config, PPO(config), policy, source=None, critic=Critic(config, policy))  # type: ignore[arg-type]
+
+
+def rehearse(loop: Loop) -> None:
+    rehearsal.rehearse(loop.learners, loop.passes, loop.config, loop.algorithm.together)
 
 
 def room_for(loop: Loop, tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -47,11 +52,11 @@ def test_the_budget_is_lowered_until_it_fits_and_nothing_else_changes(monkeypatc
     weights = {n: p.clone() for n, p in loop.policy.model.named_parameters()}
     random, training = torch.get_rng_state(), loop.policy.model.training
     rehearse(loop)
-    assert loop.token_budget == 85
+    assert loop.passes.tokens == 85
     assert asked == [40, 40, 170, 40, 40, 85, 85]  # policy and critic: the longest sample, then a full row
-    assert loop.budget.told() and torch.get_rng_state().equal(random) and loop.policy.model.training == training
+    assert loop.passes.told() and torch.get_rng_state().equal(random) and loop.policy.model.training == training
     assert all(p.equal(weights[n]) and p.grad is None for n, p in loop.policy.model.named_parameters())
-    assert all(not optimizer.adam.state for optimizer in loop.optimizers)
+    assert all(not optimizer.adam.state for optimizer in [learner.optimizer for learner in loop.learners])
     assert loop.policy.version == 0
 
 
@@ -85,34 +90,28 @@ def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
         return
     rehearse(loop)
     assert loop.policy.recomputes
-    assert loop.token_budget == budget and "recomputed" in loop.budget.told()[0]
+    assert loop.passes.tokens == budget and "recomputed" in loop.passes.told()[0]
 
 
 @pytest.mark.parametrize(("together", "lengths"), [(1, [8 + 32] * 4 + [10]), (2, [8 + 32] * 4 + [5, 5])])
-def test_a_full_row_is_full_of_the_longest_samples(
-    together: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = made_up()
-    monkeypatch.setattr(loop.algorithm, "together", together)
-    (row,) = rows(loop, 40 * together, 170)
+def test_a_full_row_is_full_of_the_longest_samples(together: int, lengths: list[int]) -> None:
+    (row,) = full_rows(made_up().config, 64, 40 * together, 170, one_per_row=False, together=together)
     assert row.cu_seqlens.diff().tolist() == lengths
     assert len(row.targets) == len(row.input_ids) - sum(min(8, n - 1) for n in lengths)
 
 
 def test_models_of_one_sample_a_row_are_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = made_up(token_budget=170, gradient_checkpointing=False)
-    loop.policy.one_per_row = True
+    loop.passes.one_per_row = True
     asked = room_for(loop, 39, monkeypatch)
     with pytest.raises(UsageError, match="a row of 40 tokens"):
         rehearse(loop)
-    assert asked == [40] and loop.token_budget == 170
+    assert asked == [40] and loop.passes.tokens == 170
 
 
-def test_only_where_the_budget_is_ours_to_choose_and_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed: list[Loop] = []
-    monkeypatch.setattr(loops, "rehearse", rehearsed.append)
-    on_cpu, chosen, ours = made_up(), made_up(token_budget=100), made_up()
-    for loop in (chosen, ours):
-        loop.policy.device = torch.device("cuda")
-    assert on_cpu.probe() == chosen.probe() == ours.probe() == []
-    assert rehearsed == [ours]
+def test_only_if_the_budget_is_ours_to_choose_and_memory_is_small() -> None:
+    ours, cuda = made_up().config, torch.device("cuda")
+    assert is_needed(ours, cuda)
+    assert not is_needed(ours, torch.device("cpu"))
+    assert not is_needed(replace(ours, token_budget=100), cuda)
+    assert not is_needed(replace(ours, shard_base=True), cuda)

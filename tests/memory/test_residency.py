@@ -182,8 +182,8 @@ def history(trainer: type[Trainer], folder: Path, **options: Any) -> tuple[list[
     drop = ("time/", "throughput/", "memory/", "value_init/seconds")
     run = trainer(args=config)
     steps = [{k: v for k, v in step.items() if not k.startswith(drop)} for step in run.train()]
-    assert all(optimizer.adam.defaults["fused"] for optimizer in run.loop.optimizers)
-    learned = [p for optimizer in run.loop.optimizers for p in optimizer.parameters]
+    assert all(optimizer.adam.defaults["fused"] for optimizer in [learner.optimizer for learner in run.loop.learners])
+    learned = [p for optimizer in [learner.optimizer for learner in run.loop.learners] for p in optimizer.parameters]
     return steps, [t.detach().clone() for t in (*learned, *run.loop.moments())]
 
 
@@ -226,15 +226,15 @@ def test_a_step_is_fused_where_training_runs_on_cuda_wherever_the_weights_lie() 
     for device, fused in (("cuda", True), ("cpu", None)):
         policy.device = torch.device(device)
         loop = Loop(config, GRPO(config), policy, source=None)  # type: ignore[arg-type]
-        assert loop.optimizer.adam.defaults["fused"] is fused
-        assert not any(p.is_cuda for p in loop.optimizer.parameters)
+        assert loop.learner.optimizer.adam.defaults["fused"] is fused
+        assert not any(p.is_cuda for p in loop.learner.optimizer.parameters)
 
 
 def test_the_plan_says_how_many_tokens_a_micro_batch_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "make_plan", lambda *_: a_plan())
     config = GRPOConfig(output_dir=str(tmp_path / "run"), **SUM)
     trainer = GRPOTrainer(args=config)
-    assert trainer.loop.token_budget == 300 and not trainer.policy.recomputes
+    assert trainer.loop.passes.tokens == 300 and not trainer.policy.recomputes
     trainer.close()
 
 

@@ -19,6 +19,7 @@ from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.records.metrics import Averages, Clock
 from nanorlhf.sft import SFTConfig, SFTTrainer
 from nanorlhf.sft.__main__ import main
+from tests.samples import batches, whole
 from tests.test_trainer import assert_same_outcome, lines
 
 SMALL: dict[str, Any] = {
@@ -53,9 +54,9 @@ def test_loss_and_gradient_are_those_of_transformers_with_the_prompt_masked(tmp_
     trainer = SFTTrainer(args=config(tmp_path / "run", lora="none", token_budget=100))
     rollout = trainer.loop.source.rollout(1, Clock(), lambda tokens: None)
     credit = trainer.algorithm.credit(rollout)
-    batches = trainer.loop.batches(rollout, credit, credit.keep, credit.keep)
-    assert len(batches) > 1
-    loss = sum(trainer.loop.backward(batch, Averages(), measured=True) for batch in batches)
+    found = batches(trainer.loop, rollout, credit, credit.keep)
+    assert len(found) > 1
+    loss = sum(trainer.loop.learner.backward(batch, whole(rollout), Averages()) for batch in found)
     model = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"), dtype=torch.float32)
     total = torch.zeros(())
     for s in rollout.samples:

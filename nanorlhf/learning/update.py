@@ -1,0 +1,60 @@
+"""What comes of the optimizer steps that a rollout gives: figures, and the steps that were not taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from nanorlhf.algorithm import Algorithm
+from nanorlhf.learning.critic import explained_variance
+from nanorlhf.learning.learner import Learned, Learner, PolicyLearner
+from nanorlhf.records.metrics import Averages
+from nanorlhf.records.skipped_updates import describe
+from nanorlhf.types import Fault, Rollout
+
+AVERAGED = ("kl", "entropy", "clip_fraction", "mismatch/mean_abs", "mismatch/max_abs")
+
+
+class Update:
+    """Optimizer steps, of the policy and of its critic, one after the other."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate, self.tokens = learning_rate, 0
+        self.averages = Averages()
+        self.steps: list[Learned] = []  # of the policy
+        self.faults: list[Fault] = []
+
+    def add(self, learner: Learner, learned: Learned, rollout: Rollout, chosen: Tensor) -> None:
+        """Takes in a step on the samples `chosen (S,)`; of one that was not taken only why."""
+        if not learned.sound:
+            self.faults.append(describe(learner.whose, learned.loss, learned.grad_norm, rollout, chosen))
+            return
+        self.averages = learned.averages
+        if isinstance(learner, PolicyLearner):
+            self.steps.append(learned)
+
+    def metrics(self, algorithm: Algorithm, rollout: Rollout, trained: Tensor) -> dict[str, Any]:
+        """Means over the policy's steps, and over the tokens of the samples `trained (S,)`."""
+        averages, tokens, columns = self.averages.joined(), trained[rollout.sample], rollout.columns
+        if {"logprobs", "ref_logprobs"} <= columns.keys() and "kl" not in averages.sums:
+            averages.add("kl", algorithm.divergence(rollout)[tokens])
+        means = averages.metrics(AVERAGED)
+        if "values" in columns:
+            means["value/explained_variance"] = explained_variance(
+                columns["values"][tokens], columns["returns"][tokens]
+            )
+        return {
+            "loss": mean([step.loss for step in self.steps]),
+            "grad_norm": mean([step.grad_norm for step in self.steps]),
+            "learning_rate": self.learning_rate,
+            "updates/left_out": len(self.faults),
+            **means,
+            "kl_coef": algorithm.kl_coef,
+            "tokens/trained": self.tokens,
+        }
+
+
+def mean(values: list[float]) -> float | None:
+    """The mean; None if there is nothing."""
+    return sum(values) / len(values) if values else None
