@@ -8,11 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from nanorlhf.engines.base import Request
+from nanorlhf.engines.base import MISMATCH_LIMIT, Request
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.errors import RunError
 from nanorlhf.learning.packing import pack
-from nanorlhf.loop import MISMATCH_LIMIT
 from nanorlhf.memory.residency import Residency
 from nanorlhf.policy.policy import Policy
 from nanorlhf.system.distributed import team

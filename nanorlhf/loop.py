@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.engines.base import Engine
+from nanorlhf.engines.base import MISMATCH_LIMIT, Engine
 from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.learner import Learner, Part, PolicyLearner, bodies
 from nanorlhf.learning.packing import token_weights
@@ -28,8 +27,6 @@ from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.types import Credit, Progress, Rollout, Step
 
 TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, if token_budget is auto and nothing was planned
-MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
-PLACES: dict[str, Phase] = {"measure": "measure", "update": "update", "sync": "generate"}  # who must be on the card
 
 
 class Loop:
@@ -93,9 +90,9 @@ class Loop:
         return Step(rollout, credit, metrics, warnings, update.faults)
 
     @contextmanager
-    def phase(self, name: str, clock: Clock) -> Iterator[None]:
-        """Times a phase, with everybody on the card whom it needs."""
-        with clock(name), self.residency.phase(PLACES[name]):
+    def phase(self, name: Phase, clock: Clock, timed: str | None = None) -> Iterator[None]:
+        """Times a phase, with all on the card that it needs."""
+        with clock(timed or name), self.residency.phase(name):
             yield
 
     def measure(self, rollout: Rollout, chosen: Tensor) -> None:
@@ -136,7 +133,7 @@ class Loop:
         if self.algorithm.refreshes_reference(number):
             self.policy.keep_reference()
         if self.engine:
-            with self.phase("sync", clock):
+            with self.phase("generate", clock, "sync"):
                 if self.engine.version != self.policy.version:  # who was away is up to date
                     self.engine.update(self.policy)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from datasets import Dataset
 from transformers import PretrainedConfig
@@ -29,6 +29,7 @@ from nanorlhf.environments.protocol import Environment, environment, find_enviro
 from nanorlhf.environments.tools import ToolCalls, tool_environment
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.memory.activation_sizes import skeleton
+from nanorlhf.memory.needs import Judge
 from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.planning import plan_run
 from nanorlhf.policy import loading
@@ -55,9 +56,8 @@ class Entry:
     held_out: Rows | None
     algorithm: type[Algorithm]
     environment: type[Environment] | None
-    replays: str | None  # another run, whose rollouts are trained on
-    samples: bool  # whether the policy writes what it trains on
-    generates: bool  # or at least what it is evaluated on
+    source: Literal["policy", "run", "dataset"]  # of samples: the policy, another run's rollouts, the rows' own answers
+    generates: bool  # whether the policy writes what it is trained or evaluated on
 
 
 def enter(
@@ -84,8 +84,8 @@ def enter(
     check_sizes(config, chosen)
     if replays:
         find_rollouts(replays)
-    samples = not (reader or replays)
-    if samples and not rewards:
+    source = "dataset" if reader else "run" if replays else "policy"
+    if source == "policy" and not rewards:
         find_rewards([])
     about = check_model(config, model)
     check_rank(config, about)
@@ -93,7 +93,7 @@ def enter(
         train, held_out = own_questions(environment_class, config)
     train, held_out = load_datasets(config, rewards, reader, train, held_out)
     config = with_steps(config, train)
-    generates = bool(rewards) and (samples or held_out is not None)
+    generates = bool(rewards) and (source == "policy" or held_out is not None)
     if generates:
         check_engine(config, about)
     if config.shard_base:
@@ -101,7 +101,7 @@ def enter(
         whole = engine_name(config) == "hf" and generates
         config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
         config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")
-    return Entry(config, about, rewards, train, held_out, chosen, environment_class, replays, samples, generates)
+    return Entry(config, about, rewards, train, held_out, chosen, environment_class, source, generates)
 
 
 def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
@@ -229,6 +229,13 @@ def check_rows(config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Re
             require(column, names, f"reward {reward.name!r}")
 
 
+def reward_models(rewards: Sequence[Reward], config: TaskConfig) -> list[Judge]:
+    """The rewards that have something on the GPU, and say how much."""
+    longest = config.max_prompt_length + config.max_completion_length
+    classifiers = [getattr(reward.function, "classifier", None) for reward in rewards]
+    return [Judge(*c.footprint(longest)) for c in classifiers if c is not None and hasattr(c, "footprint")]
+
+
 def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -> Plan:
     """The plan of a command line as on CUDA, on any machine; `reads`: it learns from the dataset's own answers."""
     about = loading.check_model(config, None)
@@ -238,4 +245,5 @@ def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     evaluates = bool(rewards) and bool(config.dataset_test_name or config.dataset_test_split)
     engine = config.engine if config.engine == "hf" else "vllm"
-    return plan_run(config, about, chosen(config), rewards, engine if evaluates or not (reads or replays) else None)
+    judges = reward_models(rewards, config)
+    return plan_run(config, about, chosen(config), judges, engine if evaluates or not (reads or replays) else None)

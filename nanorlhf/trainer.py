@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,27 +12,23 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from nanorlhf import preflight
+from nanorlhf import assembly, preflight
 from nanorlhf.algorithm import Algorithm, OnPolicy
-from nanorlhf.assembly import how_to_sample, load_tokenizer
 from nanorlhf.config import names
 from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.data.prompts import Reader
-from nanorlhf.data.streaming import prompts_of
 from nanorlhf.data.templates import use_template
 from nanorlhf.engine_check import EngineCheck
-from nanorlhf.engines.launch import build_engine, engine_name
-from nanorlhf.engines.restart import Restarting
 from nanorlhf.environments.protocol import stops
-from nanorlhf.errors import UsageError
 from nanorlhf.evaluation import evaluate, held_out_loss
 from nanorlhf.learning import critic_init
-from nanorlhf.learning.critic import Critic, check_critic
+from nanorlhf.learning.critic import Critic
 from nanorlhf.loop import Loop
 from nanorlhf.memory import rehearsal
 from nanorlhf.memory.plan import Plan
-from nanorlhf.memory.planning import plan_run
 from nanorlhf.memory.residency import Residency, Served, Tensors
+from nanorlhf.policy import serialization
+from nanorlhf.policy.loading import coverage
 from nanorlhf.policy.policy import Policy
 from nanorlhf.preflight import plan_command
 from nanorlhf.records import checkpoint, directory
@@ -43,14 +36,13 @@ from nanorlhf.records.console import Progress, summary
 from nanorlhf.records.journal import Journal
 from nanorlhf.rollouts.demonstrations import Demonstrations
 from nanorlhf.rollouts.on_policy import Sampler
-from nanorlhf.rollouts.sampler import make_author
-from nanorlhf.rollouts.saved import Saved
+from nanorlhf.rollouts.sampler import Author
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system import files, signals
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.distributed import LostError, join
 from nanorlhf.system.terminal import tell
-from nanorlhf.types import Prompt, Rollout
+from nanorlhf.types import Rollout
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +60,7 @@ class Trainer:
     algorithm_class: ClassVar[type[Algorithm]]
     config_class: ClassVar[type[TrainConfig]]
     check: EngineCheck | None = None
+    author: Author  # if anything is written
     reader: ClassVar[Reader | None] = None  # of a dataset row's answers, for who learns from them instead of their own
 
     @signals.listening()
@@ -90,39 +83,20 @@ class Trainer:
             args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
         )
         self.team = join(pick_device(args.device))
-        self.plan = self.make_plan(entry, peft_config)
+        self.plan = assembly.plan_memory(entry, peft_config)
         self.config = args = entry.config
         self.residency = Residency(self.plan, pick_device(args.device))
         self.entry, self.scorer = entry, Scorer(entry.rewards, args, self.residency)
-        self.tokenizer = processing_class or load_tokenizer(args, model)
+        self.tokenizer = processing_class or assembly.load_tokenizer(args, model)
         use_template(self.tokenizer, args)
         if isinstance(args, CriticConfig):
-            check_critic(args, self.tokenizer)
-        self.prompts = prompts_of(entry.train, self.tokenizer, args, self.reader)
-        self.held_out: list[Prompt] = []
-        if entry.held_out is not None:
-            unseen = prompts_of(entry.held_out, self.tokenizer, args, self.reader, self.prompts.examples)
-            self.held_out = unseen.held_out(args.eval_prompts)
+            assembly.check_critic(args, self.tokenizer)
+        self.prompts, self.held_out = assembly.read_prompts(entry, self.tokenizer, self.reader)
         signals.heed()
-        self.run = self.team.once(lambda: directory.prepare(entry.config, entry.algorithm.name))
+        self.run = self.team.once(lambda: directory.prepare(args, entry.algorithm.name))
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
-        self.policy = Policy(args, model, peft_config)
-        self.team.same(self.policy.trainable.values())
-        self.policy.verify()
-        self.algorithm = entry.algorithm(args)
-        if self.policy.one_per_row and self.algorithm.together > 1:
-            raise UsageError(f"{self.algorithm.name} packs pairs into rows, and this model's layers would mix the two")
-        if "ref_logprobs" in self.algorithm.needs:
-            self.policy.keep_reference()
-        self.sampling = how_to_sample(args, self.policy, self.tokenizer, stops(entry.environment))
-        self.critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
-        self.house()
-        if entry.generates:
-            with self.residency.phase("generate"):  # there is room for it now
-                self.start_engine()
-        self.loop = self.make_loop()
-        self.residency.add("optimizer", Tensors(self.loop.moments))
+        self.load_models(model, peft_config)
         self.remarks = self.scorer.remarks
         self.done = 0
         self.ending: str | None = None  # why it ends before its last step
@@ -130,46 +104,43 @@ class Trainer:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
                 self.restore()
         self.version_done = self.policy.version
-        kept = entry.samples and isinstance(args, OnPolicyConfig) and args.keep_rollouts
+        kept = entry.source == "policy" and isinstance(args, OnPolicyConfig) and args.keep_rollouts
         self.journal = Journal(self.run, args, self.algorithm.name, self.done, kept)
-        if self.entry.generates:
+        if entry.generates:
             self.freshen()
+
+    def load_models(self, model: Any, peft_config: Any) -> None:
+        """Loads policy, critic and engine, in an order in which each finds room, and makes the loop over them."""
+        args, entry = self.config, self.entry
+        self.policy = Policy(args, model, peft_config)
+        self.team.same(self.policy.trainable.values())
+        self.policy.verify()
+        self.algorithm = assembly.make_algorithm(entry, self.policy)
+        self.sampling = assembly.how_to_sample(args, self.policy, self.tokenizer, stops(entry.environment))
+        self.critic = Critic(args, self.policy) if isinstance(args, CriticConfig) else None
+        assembly.register(self.residency, self.policy, self.critic, entry.rewards)
+        if entry.generates:
+            with self.residency.phase("generate"):  # there is room for it now
+                self.start_engine()
+        parts = self.policy, self.tokenizer, self.algorithm, self.prompts, self.held_out, self.scorer, self.sampling
+        self.source = assembly.make_source(entry, *parts, self.author if entry.generates else None)
+        scorer = None if entry.source == "dataset" else self.scorer
+        engine = self.engine if entry.source == "policy" else None
+        self.loop = Loop(args, self.algorithm, self.policy, self.source, scorer, engine, self.critic, self.residency)
+        self.residency.add("optimizer", Tensors(self.loop.moments))
 
     @classmethod
     def plan_of(cls, config: TrainConfig) -> Plan:
         """The memory plan of a configuration, on any machine and without loading anything."""
         return plan_command(config, cls.algorithm_class, cls.reader is not None)
 
-    def make_plan(self, entry: preflight.Entry, peft_config: Any) -> Plan | None:
-        """Who is where in memory; only a GPU has some of its own."""
-        config = entry.config
-        if pick_device(config.device).type != "cuda":
-            return None
-        engine = engine_name(config) if entry.generates else None
-        return plan_run(config, entry.about, entry.algorithm(config), entry.rewards, engine, peft_config)
-
-    def house(self) -> None:
-        """Gives what is on the card into the residency's charge."""
-        critic, policy = self.critic, self.policy
-        apart = {id(p) for p in critic.weights.values()} if critic and critic.shares_base else set()
-        self.residency.add("policy", Tensors(lambda: (t for t in policy.tensors() if id(t) not in apart)))
-        if policy.frozen is not None:
-            self.residency.add("reference", Tensors(policy.frozen.state_dict(keep_vars=True).values))
-        if critic is not None:
-            self.residency.add("critic", Tensors(critic.tensors))
-        for reward in self.entry.rewards:
-            if movable := getattr(reward.function, "classifier", None):
-                self.residency.add("reward model", movable)
-
     def start_engine(self) -> None:
-        """The engine, and who writes with it."""
+        """Starts the engine, and who writes with it."""
         signals.heed()
         args, ends = self.config, self.sampling.stop_token_ids
-        folder = self.run / "base_model"
-        parts = args, self.policy, self.tokenizer, self.sampling, folder, self.plan
-        self.engine = Restarting(lambda part: build_engine(*parts, part), self.policy, str(self.run))
+        self.engine = assembly.start_engine(args, self.policy, self.tokenizer, self.sampling, self.run, self.plan)
         who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
-        self.author = make_author(args, self.engine, *who)
+        self.author = assembly.make_author(args, self.engine, *who)
         self.residency.add("engine", Served(self.engine, self.policy))
         if args.engine_check == "on":
             first = self.prompts.batch(0, 1)[0]
@@ -180,21 +151,6 @@ class Trainer:
         with self.residency.phase("generate"):
             if self.engine.version != self.policy.version:
                 self.engine.update(self.policy)
-
-    def make_loop(self) -> Loop:
-        """The loop over the engine's samples, over another run's, or over the dataset's own answers."""
-        args, algorithm, residency = self.config, self.algorithm, self.residency
-        if self.reader:
-            ends = self.sampling.stop_token_ids
-            source = Demonstrations(args, self.tokenizer, self.prompts, self.held_out, ends)
-            return Loop(args, algorithm, self.policy, source, residency=residency)
-        assert isinstance(args, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
-        if self.entry.replays:
-            vocabulary = self.policy.base.config.get_text_config().vocab_size
-            source = Saved(self.entry.replays, self.scorer, algorithm.samples().each, vocabulary)
-            return Loop(args, algorithm, self.policy, source, self.scorer, critic=self.critic, residency=residency)
-        source = Sampler(args, algorithm.samples(), self.author, self.prompts)
-        return Loop(args, algorithm, self.policy, source, self.scorer, self.engine, self.critic, residency)
 
     def train(self) -> list[dict[str, Any]]:
         """Trains to the last step and returns each step's metrics; Ctrl-C ends it after the step, with a checkpoint."""
@@ -229,7 +185,7 @@ class Trainer:
         self.introduce()
         progress = Progress(self.config.max_steps, self.done)
         try:
-            with self.finishing_on_signals(progress):
+            with signals.handled(lambda name: self.end_early(name, progress.say), unless=LostError):
                 if rehearsal.is_needed(self.config, self.policy.device):
                     self.rehearse()
                 if self.check and not self.over():
@@ -328,7 +284,7 @@ class Trainer:
         config, first = self.config, self.prompts.batch(0, 1)[0]
         engine = self.engine.name if self.entry.generates else "none needed"
         tell(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
-        tell(self.policy.coverage)
+        tell(coverage(self.policy.model))
         if self.plan:
             tell(self.plan.table())
         tell(f"{self.prompts.summary()}, {len(self.held_out)} held out")
@@ -339,29 +295,12 @@ class Trainer:
         tell(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
         tell(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
 
-    @contextmanager
-    def finishing_on_signals(self, progress: Progress) -> Iterator[None]:
-        """The first Ctrl-C, or SIGTERM, lets the step finish; the second ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(number: int, _: Any) -> None:
-            if self.ending:
-                raise KeyboardInterrupt(f"go on with --resume {self.run}")
-            self.ending = f"by {signals.NAMES[number]}"
-            progress.say(f"{signals.NAMES[number]}: stopping after this step; once more ends it at once")
-
-        before = {number: signal.signal(number, interrupt) for number in signals.NAMES}
-        try:
-            signals.heed()
-            yield
-        except LostError:
-            before.clear()  # whoever started the processes sends SIGTERM now, and there is something left to say
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def end_early(self, signal: str, say: Callable[[str], object]) -> None:
+        """Lets the step finish at the first signal; the second ends at once."""
+        if self.ending:
+            raise KeyboardInterrupt(f"go on with --resume {self.run}")
+        self.ending = f"by {signal}"
+        say(f"{signal}: stopping after this step; once more ends it at once")
 
     def save(self) -> None:
         """A checkpoint, and the learning curve so far."""
@@ -378,7 +317,7 @@ class Trainer:
             self.write(Path(output_dir))
 
     def write(self, folder: Path) -> None:
-        self.policy.save(folder)
+        serialization.save(self.policy, folder)
         self.tokenizer.save_pretrained(folder)
 
     @property
@@ -399,7 +338,7 @@ class Trainer:
         folder = self.team.once(lambda: checkpoint.chosen(resume))
         if folder is None:
             return
-        self.policy.restore(folder)
+        serialization.restore(self.policy, folder)
         state = checkpoint.load_state(folder)
         self.loop.load_state_dict(state)
         self.done = state["step"]

@@ -117,13 +117,12 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
 
     from nanorlhf import preflight
     from nanorlhf.algorithm import Algorithm, Samples
-    from nanorlhf.assembly import how_to_sample, load_tokenizer
+    from nanorlhf.assembly import how_to_sample, load_tokenizer, make_author
     from nanorlhf.data.streaming import prompts_of
     from nanorlhf.data.templates import use_template
     from nanorlhf.engines.launch import build_engine
     from nanorlhf.environments.protocol import stops
     from nanorlhf.policy.policy import Policy
-    from nanorlhf.rollouts.sampler import make_author
     from nanorlhf.scoring.scorer import Scorer
     from nanorlhf.system import gpu_memory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,22 @@ import pytest
 from nanorlhf.__main__ import ALGORITHMS, SCRIPTS
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = (  # of the core: each imports only those that stand below it
+    ("cli",),
+    ("trainer",),
+    ("assembly",),
+    ("loop", "evaluation", "engine_check"),
+    ("rollouts", "preflight"),
+    ("scoring",),
+    ("memory", "environments"),
+    ("learning", "engines"),
+    ("policy",),
+    ("records", "data", "algorithm"),
+    ("config", "__main__"),
+    ("system", "tasks", "sandbox", "formulas"),
+    ("types", "errors"),
+)
+EXAMINER = "nanorlhf/sandbox/examiner.py"  # one text that a sandbox is handed, so it cannot be cut
 LAYERS = ("nanorlhf", "rewards", "algorithms", "scripts", "evidence")  # each may import those before it, and itself
 DOORS = {
     "vllm": "nanorlhf/engines/vllm.py",
@@ -67,6 +84,49 @@ def wrong_imports(path: Path) -> list[str]:
 
 def test_imports_go_one_way() -> None:
     assert {str(p.relative_to(ROOT)): wrong for p in sources() if (wrong := wrong_imports(p))} == {}
+
+
+def room_of(module: str) -> str:
+    """The folder of the core, or the file beside it, that a module is: `nanorlhf.policy.lora` is in policy."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def upward(path: Path) -> list[str]:
+    """Imports of rooms that do not stand below a file's own."""
+    rank = {name: number for number, names in enumerate(ROOMS) for name in names}
+    own = path.relative_to(ROOT / "nanorlhf").with_suffix("").parts[0]
+    if own == "__init__":
+        return []
+    rooms = {room_of(m) for m in imports(path) if m.startswith("nanorlhf.")} & rank.keys()
+    return sorted(room for room in rooms if room != own and rank[room] <= rank[own])
+
+
+def test_rooms_import_only_rooms_below_them() -> None:
+    core = sorted((ROOT / "nanorlhf").rglob("*.py"))
+    assert {str(p.relative_to(ROOT)): wrong for p in core if (wrong := upward(p))} == {}
+    there = {p.stem if p.is_file() else p.name for p in (ROOT / "nanorlhf").iterdir() if not p.name.startswith("__p")}
+    assert {name for names in ROOMS for name in names} == there - {"__init__", "models"}
+
+
+def test_the_core_is_small_enough_to_be_looked_over() -> None:
+    assert len(list((ROOT / "nanorlhf").glob("*.py"))) <= 14
+    core = {p: p.read_text() for p in (ROOT / "nanorlhf").rglob("*.py")}
+    sizes = {str(p.relative_to(ROOT)): len(text.splitlines()) for p, text in core.items()}
+    assert {name: lines for name, lines in sizes.items() if lines > 350}.keys() <= {EXAMINER}
+    functions = [
+        (f"{p.relative_to(ROOT)}:{node.name}", node.end_lineno - node.lineno + 1)
+        for p, text in core.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno
+    ]
+    assert [(name, lines) for name, lines in functions if lines > 50] == []
+
+
+def test_the_reading_list_is_an_afternoons() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^\d+\. `([^`]+\.py)`", text, re.MULTILINE)
+    assert len(listed) == len(set(listed)) >= 20
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in listed) <= 2200
 
 
 def test_the_rule_itself() -> None:

@@ -14,12 +14,11 @@ import torch
 
 from evidence.gpu import parts
 from evidence.gpu.bench import Bench, Check, in_gib
-from nanorlhf import trainer
-from nanorlhf.engines.base import Request, Sampling
+from nanorlhf import assembly
+from nanorlhf.engines.base import MISMATCH_LIMIT, Request, Sampling
 from nanorlhf.engines.launch import free_share
 from nanorlhf.engines.vllm import VLLMEngine
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.loop import MISMATCH_LIMIT
 from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.system.device import taken
 
@@ -257,12 +256,12 @@ def ppo(bench: Bench) -> None:
 @contextlib.contextmanager
 def lent(engine: Any) -> Iterator[None]:
     """A trainer that is made meanwhile takes this engine instead of starting one, which would cost a minute."""
-    start, engine.version = trainer.build_engine, -1
-    trainer.build_engine = lambda *_: engine
+    start, engine.version = assembly.build_engine, -1
+    assembly.build_engine = lambda *_: engine
     try:
         yield
     finally:
-        trainer.build_engine = start
+        assembly.build_engine = start
 
 
 def merged(bench: Bench) -> None:

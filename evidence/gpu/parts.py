@@ -82,7 +82,7 @@ def parity(folder: Path, device: str, tiny: bool, samples: int, tokens: int) -> 
     policy.verify()
     disturb_adapter(policy)
     tokenizer, sampling = AutoTokenizer.from_pretrained(folder / "model"), Sampling(1.0, tokens, (0,))
-    engine = build_engine(config, policy, tokenizer, sampling, folder / "base", plan)
+    engine = build_engine(config, policy, tokenizer, sampling, folder / "base", plan and plan.engine_cache)
     engine.update(policy)
     asked = requests(samples, tokens)
     rollout = as_written(asked, engine.generate(asked, seed=0))

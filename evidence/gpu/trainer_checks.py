@@ -21,13 +21,13 @@ from evidence.speed.ours import Given
 from evidence.speed.workloads import Meter
 from nanorlhf.grpo import GRPO, GRPOTrainer
 from nanorlhf.loop import Loop
-from nanorlhf.memory.plan import BUS, CONTEXT, Plan
+from nanorlhf.memory.plan import BUS, Plan
 from nanorlhf.memory.residency import Tensors
 from nanorlhf.policy import lora
 from nanorlhf.policy.attention import packed_attention
 from nanorlhf.policy.loading import fuse_adapters
 from nanorlhf.policy.policy import Policy
-from nanorlhf.system.device import GIB, taken
+from nanorlhf.system.device import CONTEXT, GIB, taken
 
 HEADS = [(12, 2, None), (16, 8, None), (8, 8, 256), (12, 2, 256)]  # of queries, of keys and values; window
 LENGTHS = [1024, 37, 515, 1]

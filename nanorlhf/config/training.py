@@ -8,7 +8,9 @@ from typing import Literal
 from nanorlhf.config.option import config, option, split_names
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.errors import nearest
-from nanorlhf.records.diagnosis import ADVICE, WHOEVER_TEACHES
+
+DIAGNOSES = ("truncation", "no_spread", "entropy_collapse", "kl_runaway", "gradient_spike", "stale_engine")
+WITHOUT_REWARDS = ("truncation", "gradient_spike")  # what may be wrong with demonstrations and pairs too
 
 Norm = Literal["token", "sequence", "constant"]
 TRACKERS = ("wandb", "tensorboard", "trackio")
@@ -106,8 +108,8 @@ class TrainConfig(TaskConfig):
     )
     stop_on: list[str] = option(
         [],
-        f"End the run, with a checkpoint, at the first step that has one of these: {', '.join(ADVICE)}; "
-        f"without rewards only {' and '.join(WHOEVER_TEACHES)} are looked for.",
+        f"End the run, with a checkpoint, at the first step that has one of these: {', '.join(DIAGNOSES)}; "
+        f"without rewards only {' and '.join(WITHOUT_REWARDS)} are looked for.",
         "run",
     )
     report_to: str | list[str] = option([], "Trackers: wandb, tensorboard, trackio.", "run")
@@ -149,7 +151,7 @@ class TrainConfig(TaskConfig):
     @property
     def ailments(self) -> Collection[str]:
         """What steps are looked at for."""
-        return WHOEVER_TEACHES
+        return WITHOUT_REWARDS
 
     @property
     def trackers(self) -> list[str]:
@@ -230,7 +232,7 @@ class OnPolicyConfig(TrainConfig):
 
     @property
     def ailments(self) -> Collection[str]:
-        return ADVICE
+        return DIAGNOSES
 
     @property
     def has_reference(self) -> bool:

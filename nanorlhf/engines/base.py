@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from nanorlhf.types import WeightSync
+
+MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,24 @@ class Sampling:
     def limit(self, request: Request) -> int:
         """Tokens that this request may come to."""
         return self.max_new_tokens if request.max_tokens is None else min(self.max_new_tokens, request.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBudget:
+    """The key-value cache that an engine may have on a card, and whether it leaves the card at times."""
+
+    bytes: int
+    sequence: int  # bytes of one completion of full length
+    sleeps: bool
+
+    @property
+    def sequences(self) -> int:
+        """Completions of full length that it holds."""
+        return self.bytes // self.sequence if self.sequence else 0
+
+    def part(self, share: float) -> CacheBudget:
+        """Less of it, but enough for one completion."""
+        return replace(self, bytes=max(int(self.bytes * share), self.sequence))
 
 
 class Weights(Protocol):

@@ -10,9 +10,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.engines.base import Engine, Sampling
+from nanorlhf.engines.base import CacheBudget, Engine, Sampling
 from nanorlhf.errors import UsageError
-from nanorlhf.memory.plan import Plan
+from nanorlhf.policy import serialization
 from nanorlhf.policy.policy import Policy
 from nanorlhf.system import gpu_memory
 from nanorlhf.system.terminal import tell
@@ -71,10 +71,10 @@ def build_engine(
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     base_folder: Path,
-    plan: Plan | None = None,
+    cache: CacheBudget | None = None,
     part: float = 1.0,
 ) -> Engine:
-    """The engine, started, with this part of the cache that was planned; without a plan it takes what is free of a GPU.
+    """The engine, started, with this part of the cache that was planned, or of what is free of a GPU.
 
     A model that came as an object is written to `base_folder` for vLLM to load.
     """
@@ -82,13 +82,13 @@ def build_engine(
     if engine_name(config) == "hf":
         from nanorlhf.engines.hf import BATCH, HFEngine
 
-        rows = max(1, int((plan.sequences if plan else BATCH) * part))
+        rows = cache.part(part).sequences if cache else int(BATCH * part)
         return HFEngine(policy, tokenizer, sampling, sync, policy.device, rows)
     from nanorlhf.engines.vllm import VLLMEngine
 
     name = shipped_model(config.model_name_or_path)
     if policy.came_as_object:
-        policy.save_base(base_folder)
+        serialization.save_base(policy, base_folder)
         tokenizer.save_pretrained(base_folder)
         name = str(base_folder)
     return VLLMEngine(
@@ -100,10 +100,10 @@ def build_engine(
         lora_rank=policy.lora_rank,
         seed=config.seed,
         gpu_memory_utilization=free_share(),
-        kv_cache_bytes=max(int(plan.cache * part), plan.needs.sequence) if plan else None,
+        kv_cache_bytes=cache.part(part).bytes if cache else None,
         part=part,
         head_dtype=config.head_dtype,
-        sleep=plan is not None and "engine" in plan.moved,
+        sleep=cache is not None and cache.sleeps,
         verbose=config.engine_logs,
         trust_remote_code=config.trust_remote_code,
     )

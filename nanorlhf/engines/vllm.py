@@ -30,6 +30,11 @@ ADAPTER = 1  # vLLM's number of the one adapter
 CPU_CACHE, CPU_BLOCK = 2**30, 32  # bytes at most, tokens in a block: what a group's prompts share is whole blocks
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
+ALWAYS = {
+    "generation_config": "vllm",  # the model's own may add end tokens
+    "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled, after the temperature
+    "disable_log_stats": True,
+}
 SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at once, tokens in a block of a GPU's cache
 
 
@@ -62,22 +67,8 @@ class VLLMEngine:
         check_version()
         self.release = "vLLM " + importlib.metadata.version(distribution())
         cuda = torch.cuda.is_available()
-        if cuda and sync == "lora" and dtype == "float32":
-            raise UsageError(
-                "weight_sync='lora' in float32: vLLM's adapters on CUDA are 16-bit; use 'merged', or bfloat16"
-            )
-        if sync == "lora":
-            vllm_args = {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for(lora_rank)} | vllm_args
-        if not cuda:
-            cache = cpu_cache_bytes(model_name_or_path, max_model_len, dtype, trust_remote_code)
-            kv_cache_bytes = kv_cache_bytes or int(cache * part)
-            vllm_args = ON_CPU | vllm_args
-        if team().size > 1:  # each process has an engine of its own, within the group that is there
-            vllm_args = {"distributed_executor_backend": "external_launcher"} | vllm_args
-        if cuda:  # as the memory plan counts on
-            vllm_args = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} | vllm_args
-        if head_dtype != "model":  # all of SUPPORTED heed it; up to 0.25 it is for pooling models alone
-            vllm_args = {"hf_overrides": {"head_dtype": head_dtype}} | vllm_args
+        if not cuda and not kv_cache_bytes:
+            kv_cache_bytes = int(cpu_cache_bytes(model_name_or_path, max_model_len, dtype, trust_remote_code) * part)
         self.sampling, self.version = sampling, -1
         self.sync: WeightSync = sync
         self.devices = [torch.cuda.current_device()] if cuda else []
@@ -91,14 +82,12 @@ class VLLMEngine:
                 seed=seed,
                 max_model_len=max_model_len,
                 skip_tokenizer_init=not sampling.stop,
-                generation_config="vllm",  # the model's own may add end tokens
-                logprobs_mode="processed_logprobs",  # of the distribution that is sampled, after the temperature
                 gpu_memory_utilization=gpu_memory_utilization * part,
                 kv_cache_memory_bytes=kv_cache_bytes,
                 enable_sleep_mode=self.sleeps,
                 trust_remote_code=trust_remote_code,
-                disable_log_stats=True,
-                **vllm_args,
+                **ALWAYS,
+                **(usual_args(sync, dtype, lora_rank, head_dtype, cuda) | vllm_args),
             )
 
     def generate(
@@ -195,6 +184,21 @@ class VLLMEngine:
             end_groups()
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def usual_args(sync: WeightSync, dtype: str, lora_rank: int, head_dtype: str, cuda: bool) -> dict[str, Any]:
+    """What `EngineArgs` is given unless somebody says otherwise."""
+    if cuda and sync == "lora" and dtype == "float32":
+        raise UsageError("weight_sync='lora' in float32: vLLM's adapters on CUDA are 16-bit; use 'merged', or bfloat16")
+    # On CUDA as the memory plan counts on.
+    args: dict[str, Any] = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} if cuda else dict(ON_CPU)
+    if sync == "lora":
+        args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for(lora_rank)}
+    if team().size > 1:  # each process has an engine of its own, within the group that is there
+        args["distributed_executor_backend"] = "external_launcher"
+    if head_dtype != "model":  # all of SUPPORTED heed it; up to 0.25 it is for pooling models alone
+        args["hf_overrides"] = {"head_dtype": head_dtype}
+    return args
 
 
 def check_version() -> str:

@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.config.training import CriticConfig
-from nanorlhf.data.templates import read_tokenizer
-from nanorlhf.errors import UsageError
 from nanorlhf.formulas.losses import clipped_value
 from nanorlhf.learning.learner import Learner, Part
 from nanorlhf.learning.optimizer import Optimizer
@@ -131,23 +128,3 @@ def value_head(body: Policy) -> nn.Linear:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head.to(body.device)
-
-
-def check_critic(config: CriticConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a critic that cannot be found, or that would read the policy's tokens as other words."""
-    name = config.critic_model_name_or_path
-    if name is None:
-        return
-    own = read_tokenizer(name, "critic_model_name_or_path", config.trust_remote_code)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise UsageError(
-            f"critic_model_name_or_path={name!r} has another vocabulary than the policy, so it would misread "
-            "completions; take a model of the same family"
-        )
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> float | None:
-    """How much of the returns' variance the values account for: 1 all, 0 none; None where there is none."""
-    if len(returns) < 2 or not (variance := returns.double().var()):
-        return None
-    return 1 - ((returns - values).double().var() / variance).item()

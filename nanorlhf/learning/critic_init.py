@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nanorlhf.formulas.advantages import reward_to_go, token_rewards
-from nanorlhf.learning.critic import Critic, explained_variance
+from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.passes import Attempt, Passes, Rows
+from nanorlhf.records.metrics import explained_variance
 from nanorlhf.system import random_state
 from nanorlhf.system.distributed import team
 from nanorlhf.system.files import whole_folder

@@ -41,11 +41,6 @@ class Learned:
     grad_norm: float
     averages: Averages
 
-    @property
-    def sound(self) -> bool:
-        """Whether both are numbers, without which the step was not taken."""
-        return sound(self.loss, self.grad_norm)
-
 
 class Learner(ABC):
     """A model with an optimizer."""

@@ -1,4 +1,4 @@
-"""AdamW and the course of its learning rate."""
+"""AdamW, whose step is whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from nanorlhf.config.training import TrainConfig
+from nanorlhf.learning.schedule import schedule
 from nanorlhf.system.distributed import team
 
 FUSED = ("cuda",)  # devices on which a step is one pass in place, with nothing to make room for
@@ -91,17 +90,3 @@ class Optimizer:
 def sound(loss: float, norm: float) -> bool:
     """Whether an update has a loss and a gradient that are numbers, without which it is not taken."""
     return math.isfinite(loss) and math.isfinite(norm)
-
-
-def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Warm-up, then cosine to `lr_min_ratio`, linear to nothing, or constant, over the whole run."""
-    names = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup", "linear": "linear"}
-    return get_scheduler(
-        names[config.lr_scheduler_type],
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.max_steps * config.updates * config.epochs,
-        scheduler_specific_kwargs={"min_lr_rate": config.lr_min_ratio}
-        if config.lr_scheduler_type == "cosine"
-        else None,
-    )

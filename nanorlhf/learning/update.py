@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
-from nanorlhf.learning.critic import explained_variance
 from nanorlhf.learning.learner import Learned, Learner, PolicyLearner
-from nanorlhf.records.metrics import Averages
+from nanorlhf.learning.optimizer import sound
+from nanorlhf.records.metrics import Averages, explained_variance
 from nanorlhf.records.skipped_updates import describe
 from nanorlhf.types import Fault, Rollout
 
@@ -27,7 +27,7 @@ class Update:
 
     def add(self, learner: Learner, learned: Learned, rollout: Rollout, chosen: Tensor) -> None:
         """Takes in a step on the samples `chosen (S,)`; of one that was not taken only why."""
-        if not learned.sound:
+        if not sound(learned.loss, learned.grad_norm):
             self.faults.append(describe(learner.whose, learned.loss, learned.grad_norm, rollout, chosen))
             return
         self.averages = learned.averages

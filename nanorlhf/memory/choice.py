@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from nanorlhf.errors import UsageError
-from nanorlhf.memory.plan import CONTEXT, MARGIN, MOVES, PHASES, Needs, Offload, Phase, Plan, Tokens, Unit
-from nanorlhf.system.device import GIB
+from nanorlhf.memory.plan import MARGIN, MOVES, PHASES, Needs, Offload, Phase, Plan, Tokens, Unit
+from nanorlhf.system.device import CONTEXT, GIB
 
 ROW = 16384  # tokens in a micro-batch: more are no faster
 LONG = 8192  # with fewer a large card waits for the CPU to ask, and something is moved for the sake of more

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from nanorlhf.engines.base import CacheBudget
 from nanorlhf.memory.workspace import Line, Workspace
-from nanorlhf.system.device import GIB
+from nanorlhf.system.device import CONTEXT, GIB
 
 Phase = Literal["generate", "score", "measure", "update"]
 Unit = Literal["engine", "reward model", "reference", "optimizer", "critic", "policy"]
@@ -16,7 +17,6 @@ Tokens = int | None  # of a micro-batch; None: what fits
 
 PHASES: tuple[Phase, ...] = ("generate", "score", "measure", "update")
 MOVES: tuple[Unit, ...] = ("engine", "reward model", "reference", "optimizer", "critic", "policy")  # first to last
-CONTEXT = GIB  # CUDA's own, and its libraries'
 MARGIN = 3 * GIB // 2  # kept back for what no plan knows: graphs that vLLM captures twice, memory in pieces
 SCATTERED = 0.1  # of a pass's workspace: what the allocator cannot use
 BUS = 20e9  # bytes a second between the card and pinned main memory: PCIe 4.0 x 16, measured rather than promised
@@ -127,9 +127,14 @@ class Plan:
         return Fraction(self.recompute, self.needs.layers)
 
     @property
+    def engine_cache(self) -> CacheBudget:
+        """What the engine is told."""
+        return CacheBudget(self.cache, self.needs.sequence, "engine" in self.moved)
+
+    @property
     def sequences(self) -> int:
         """Completions of full length that the cache holds."""
-        return self.cache // self.needs.sequence if self.needs.sequence else 0
+        return self.engine_cache.sequences
 
     @property
     def busy(self) -> bool:

@@ -13,7 +13,6 @@ from nanorlhf.errors import UsageError
 from nanorlhf.memory.choice import make_plan
 from nanorlhf.memory.needs import Judge, needs_of
 from nanorlhf.memory.plan import Plan
-from nanorlhf.scoring.reward import Reward
 from nanorlhf.system import gpu_memory
 
 
@@ -21,22 +20,14 @@ def plan_run(
     config: TrainConfig,
     about: PretrainedConfig,
     algorithm: Algorithm,
-    rewards: Sequence[Reward],
+    judges: Sequence[Judge],
     engine: str | None,
     peft_config: Any = None,
 ) -> Plan:
     """The plan for this card; `engine` is who generates, if anybody."""
-    longest = config.max_prompt_length + config.max_completion_length
-    judges = [judge for reward in rewards if (judge := judge_of(reward, longest))]
     needs = needs_of(config, about, algorithm, peft_config=peft_config, judges=judges, engine=engine)
     budget = None if config.token_budget == "auto" else config.token_budget
     return make_plan(needs, card_bytes(config), config.offload, config.gradient_checkpointing, budget)
-
-
-def judge_of(reward: Reward, longest: int) -> Judge | None:
-    """What a reward has on the GPU, if it says so."""
-    footprint = getattr(getattr(reward.function, "classifier", None), "footprint", None)
-    return Judge(*footprint(longest)) if footprint else None
 
 
 def card_bytes(config: TrainConfig) -> int:

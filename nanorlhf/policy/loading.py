@@ -190,3 +190,17 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
             f"make {wanted} tokens, and the model takes {context}; shorten one"
         )
     return about
+
+
+def coverage(model: nn.Module) -> str:
+    """How much of the model learns, in words."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not isinstance(model, PeftModel):
+        return f"all {trained:,} weights are trained"
+    base: Any = model.get_base_model()
+    adapted = [m for m in base.modules() if isinstance(m, LoraLayer)]
+    total = sum(p.numel() for n, p in base.named_parameters() if "lora_" not in n)
+    covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
+    share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
+    without = "; experts are left out" if expert_blocks(base) else ""
+    return f"LoRA adapts {share}{without}; {trained:,} are trained"

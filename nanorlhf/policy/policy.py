@@ -9,16 +9,14 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from nanorlhf.config.training import TrainConfig
@@ -26,7 +24,6 @@ from nanorlhf.policy import attention, recomputation, self_check
 from nanorlhf.policy.loading import (
     POLICY,
     REFERENCE,
-    expert_blocks,
     fuse_adapters,
     let_lora_drop,
     load,
@@ -89,20 +86,6 @@ class Policy:
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    @property
-    def coverage(self) -> str:
-        """How much of the model learns, in words."""
-        total = sum(p.numel() for p in self.base.parameters())
-        if not isinstance(self.model, PeftModel):
-            return f"all {total:,} weights are trained"
-        adapted = [m for m in self.base.modules() if isinstance(m, LoraLayer)]
-        trained = sum(p.numel() for p in self.trainable.values())
-        total -= sum(p.numel() for n, p in self.base.named_parameters() if "lora_" in n)
-        covered = sum(m.get_base_layer().weight.numel() for m in adapted)  # type: ignore[union-attr]
-        share = f"{len(adapted)} layers that hold {covered / total:.0%} of {total:,} weights"
-        without = "; experts are left out" if expert_blocks(self.base) else ""
-        return f"LoRA adapts {share}{without}; {trained:,} are trained"
 
     def recompute(self, share: Fraction | int = 1) -> None:
         """This share of the layers (rounded up) keep nothing but their input for backward from now on."""
@@ -226,32 +209,3 @@ class Policy:
             if sync == "merged":
                 model = model.merge_and_unload()  # type: ignore[operator]
         return model.requires_grad_(False).eval()
-
-    def save_base(self, folder: Path) -> None:
-        """The model without what was learned, for an engine to load."""
-        base = copy.deepcopy(self.model).unload() if isinstance(self.model, PeftModel) else self.base  # type: ignore[operator]
-        base.save_pretrained(str(folder))
-
-    def save(self, folder: Path) -> None:
-        """The adapter in PEFT's format (or the whole model), as PEFT and vLLM load it; a kept reference beside it."""
-        if isinstance(self.model, PeftModel):
-            kept = [name for name in (POLICY, REFERENCE) if name in self.model.peft_config]
-            self.model.save_pretrained(str(folder), selected_adapters=kept)
-            return
-        self.model.save_pretrained(str(folder))
-        if self.frozen is not None:
-            self.frozen.save_pretrained(str(folder / REFERENCE))
-
-    def restore(self, folder: Path) -> None:
-        """Takes back what `save` wrote."""
-        beside = folder / REFERENCE
-        if isinstance(self.model, PeftModel):
-            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
-            if beside.is_dir():
-                self.add_adapter(REFERENCE)
-                set_peft_model_state_dict(self.model, load_file(beside / "adapter_model.safetensors"), REFERENCE)
-            return
-        kind, how = AutoModelForCausalLM, {"dtype": self.base.dtype, "use_safetensors": True}
-        self.model.load_state_dict(kind.from_pretrained(folder, **how).state_dict())
-        if self.frozen is not None:
-            self.frozen.load_state_dict(kind.from_pretrained(beside, **how).state_dict())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from nanorlhf.config.training import WITHOUT_REWARDS
+
 Row = Mapping[str, Any]
 
 ADVICE = {
@@ -17,7 +19,6 @@ ADVICE = {
     "gradient_spike": "a lower learning_rate or max_grad_norm; read the step's samples for something odd",
     "stale_engine": "another weight_sync or engine; on 16-bit weights importance_correction, or dtype float32",
 }
-WHOEVER_TEACHES = ("truncation", "gradient_spike")  # what may be wrong with demonstrations and pairs too
 WINDOW = 20  # steps before, which a step is held against
 FEW = 5  # fewer say nothing yet
 
@@ -46,7 +47,7 @@ def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
     row, before = rows[at], rows[:at]
     if "loss" not in row:
         return []
-    kinds = CHECKS if "reward/mean" in row else WHOEVER_TEACHES  # without rewards the rest is as it should be
+    kinds = CHECKS if "reward/mean" in row else WITHOUT_REWARDS  # without rewards the rest is as it should be
     said = ((kind, CHECKS[kind](row, before)) for kind in kinds)
     return [Remark(row["step"], kind, words) for kind, words in said if words]
 

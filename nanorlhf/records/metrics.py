@@ -120,3 +120,10 @@ def finite(value: Any) -> Any:
 def mean_and_spread(values: Tensor) -> tuple[float | None, float | None]:
     """Of as many as there are."""
     return values.mean().item() if len(values) else None, values.std().item() if len(values) > 1 else None
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float | None:
+    """How much of the returns' variance the values account for: 1 all, 0 none; None where there is none."""
+    if len(returns) < 2 or not (variance := returns.double().var()):
+        return None
+    return 1 - ((returns - values).double().var() / variance).item()

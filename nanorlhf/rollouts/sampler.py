@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.algorithm import Samples
-from nanorlhf.config.task import TaskConfig
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling
 from nanorlhf.environments.episodes import Stage
-from nanorlhf.environments.protocol import Environment
 from nanorlhf.memory.residency import Residency
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.distributed import team
@@ -97,20 +95,3 @@ class Author:
         whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
         sample.text = sample.prompt.prefill + whole
         return False
-
-
-def make_author(
-    config: TaskConfig,
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    scorer: Scorer,
-    ends: tuple[int, ...],
-    environment: type[Environment] | None,
-    residency: Residency | None = None,
-) -> Author:
-    """Who writes the completions that this task asks for, or plays its episodes."""
-    limit = config.max_completion_length
-    if environment is None:
-        return Author(engine, tokenizer, scorer, limit, residency=residency)
-    stage = Stage(environment, tokenizer, ends, limit, config.chat_template_kwargs)
-    return Author(engine, tokenizer, scorer, limit, stage, config.max_turns, residency)

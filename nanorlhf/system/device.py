@@ -11,6 +11,7 @@ import torch
 from nanorlhf.errors import UsageError
 
 GIB = 2**30
+CONTEXT = GIB  # CUDA's own, and its libraries'
 
 SAID = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what the driver and its libraries call it
 

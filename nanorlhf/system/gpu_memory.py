@@ -7,8 +7,7 @@ from typing import Literal
 
 import torch
 
-from nanorlhf.memory.plan import CONTEXT
-from nanorlhf.system.device import GIB
+from nanorlhf.system.device import CONTEXT, GIB
 
 
 @dataclass(frozen=True, slots=True)

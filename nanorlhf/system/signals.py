@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -57,6 +57,27 @@ def listening(ends: bool = False) -> Iterator[None]:
         _heard.clear()
         if lost:  # or made something else of
             raise KeyboardInterrupt
+
+
+@contextmanager
+def handled(react: Callable[[str], object], unless: type[BaseException]) -> Iterator[None]:
+    """Hands a signal's name to `react`, on the main thread; after an `unless` handlers stay as they are.
+
+    Of several processes the launcher ends the others with SIGTERM when one is lost, and there is something left to say.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda number, _: react(NAMES[number])) for number in NAMES}
+    try:
+        heed()
+        yield
+    except unless:
+        before.clear()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

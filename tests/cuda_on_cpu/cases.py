@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nanorlhf import assembly
 from nanorlhf.formulas import losses
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.learning.critic import Critic
@@ -279,9 +280,9 @@ def moving(trainer: type[Trainer], **options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         wrapped(Residency, "prepare", check)(patch)
         wrapped(torch.optim, "AdamW", lambda f, *a, **o: (fused.append(o["fused"]), f(*a, **o))[1])(patch)
-        patch.setattr(Trainer, "make_plan", lambda *_: a_plan())
+        patch.setattr(assembly, "plan_memory", lambda *_: a_plan())
         still = history(Path(folder, "still"))
-        patch.setattr(Trainer, "make_plan", lambda *_: a_plan(*MOVES))
+        patch.setattr(assembly, "plan_memory", lambda *_: a_plan(*MOVES))
         moved = history(Path(folder, "moving"))
     return {"still": still, "moving": moved, "misplaced": misplaced, "fused": fused}
 

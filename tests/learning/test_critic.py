@@ -11,14 +11,16 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from nanorlhf.assembly import check_critic
 from nanorlhf.config.names import shipped_model
 from nanorlhf.errors import UsageError
-from nanorlhf.learning.critic import Critic, check_critic, explained_variance
+from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.packing import pack
 from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
+from nanorlhf.policy.serialization import save
 from nanorlhf.ppo import PPO, PPOConfig
-from nanorlhf.records.metrics import Averages
+from nanorlhf.records.metrics import Averages, explained_variance
 from nanorlhf.types import Rollout
 from tests.samples import batches, rollout, sample, updated, whole
 
@@ -117,7 +119,7 @@ def test_micro_batches_change_no_update() -> None:
 
 def test_it_starts_from_the_adapter_that_the_policy_starts_from(tmp_path: Path) -> None:
     loop, _, step = made_up()
-    loop.policy.save(tmp_path)
+    save(loop.policy, tmp_path)
     config = PPOConfig(model_name_or_path="nanorlhf:adder", adapter_name_or_path=str(tmp_path), device="cpu")
     policy = Policy(config)
     critic = Critic(config, policy)

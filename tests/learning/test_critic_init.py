@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from evidence.survival.compare_runs import damage, differences
 from nanorlhf.learning import critic_init
-from nanorlhf.learning.critic import Critic, explained_variance
+from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.critic_init import FOLDER, RESULT, Study
 from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig, PPOTrainer
+from nanorlhf.records.metrics import explained_variance
 from nanorlhf.rollouts.on_policy import Sampler
 from nanorlhf.types import MicroBatch
 from tests.samples import rollout, sample

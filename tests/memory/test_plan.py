@@ -26,13 +26,13 @@ from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.memory.activation_sizes import skeleton, through_layers
 from nanorlhf.memory.choice import make_plan
 from nanorlhf.memory.needs import Body, Judge, learners, needs_of
-from nanorlhf.memory.plan import BUS, CONTEXT, MARGIN, SCATTERED, Needs, Phase, Resident
+from nanorlhf.memory.plan import BUS, MARGIN, SCATTERED, Needs, Phase, Resident
 from nanorlhf.memory.workspace import Line, Workspace
 from nanorlhf.policy import attention, recomputation
 from nanorlhf.policy.logprobs import backbone_hidden, plain
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
-from nanorlhf.system.device import GIB
+from nanorlhf.system.device import CONTEXT, GIB
 from tests.models import tiny
 
 LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
@@ -423,7 +423,7 @@ def test_the_transformers_engine_decodes_as_many_rows_as_are_planned() -> None:
     policy, sampling = Policy(config), Sampling(1.0, 8, (0,))
     plan = make_plan(a_need(), beside(8))
     assert plan.sequences == 24
-    for given, rows in ((plan, 24), (None, 256)):
+    for given, rows in ((plan.engine_cache, 24), (None, 256)):
         engine: Any = build_engine(config, policy, None, sampling, Path(), given)  # type: ignore[arg-type]
         assert engine.batch == rows
 

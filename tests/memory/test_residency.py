@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanorlhf import assembly
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.learning import optimizer as optim
 from nanorlhf.loop import Loop
@@ -211,7 +212,7 @@ def test_a_run_is_the_same_when_everybody_moves(
         gone.update(self.away)
 
     monkeypatch.setattr(Residency, "prepare", noted)
-    monkeypatch.setattr(Trainer, "make_plan", lambda *_: a_plan(*MOVES))
+    monkeypatch.setattr(assembly, "plan_memory", lambda *_: a_plan(*MOVES))
     moving, moved = history(trainer, tmp_path / "moving", **options, token_budget=2048)
     assert moving == still
     assert len(kept) > 60 and all(a.equal(b) for a, b in zip(kept, moved, strict=True))
@@ -231,7 +232,7 @@ def test_a_step_is_fused_where_training_runs_on_cuda_wherever_the_weights_lie() 
 
 
 def test_the_plan_says_how_many_tokens_a_micro_batch_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "make_plan", lambda *_: a_plan())
+    monkeypatch.setattr(assembly, "plan_memory", lambda *_: a_plan())
     config = GRPOConfig(output_dir=str(tmp_path / "run"), **SUM)
     trainer = GRPOTrainer(args=config)
     assert trainer.loop.passes.tokens == 300 and not trainer.policy.recomputes
@@ -240,7 +241,7 @@ def test_the_plan_says_how_many_tokens_a_micro_batch_has(tmp_path: Path, monkeyp
 
 def test_the_plan_says_how_many_layers_are_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = replace(a_plan(), needs=replace(a_plan().needs, layers=28), recompute=17)
-    monkeypatch.setattr(Trainer, "make_plan", lambda *_: planned)
+    monkeypatch.setattr(assembly, "plan_memory", lambda *_: planned)
     config = PPOConfig(output_dir=str(tmp_path / "run"), critic_model_name_or_path="nanorlhf:adder", **SUM)
     trainer = PPOTrainer(args=config)
     assert trainer.critic

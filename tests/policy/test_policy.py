@@ -16,8 +16,9 @@ from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.learning.packing import pack
-from nanorlhf.policy.loading import check_model
+from nanorlhf.policy.loading import check_model, coverage
 from nanorlhf.policy.policy import Policy
+from nanorlhf.policy.serialization import restore, save
 from nanorlhf.types import MicroBatch
 from tests.models import tiny
 from tests.samples import rollout, sample
@@ -55,7 +56,7 @@ def test_switching_the_adapter_off_gives_the_start() -> None:
 def test_the_reference_of_a_trained_adapter_is_that_adapter(tmp_path: Path) -> None:
     first = make()
     disturb(first)
-    first.save(tmp_path)
+    save(first, tmp_path)
     second = make(adapter_name_or_path=str(tmp_path))
     start = second.logprobs(batch())[0]
     torch.testing.assert_close(start, first.logprobs(batch())[0])
@@ -100,7 +101,7 @@ def test_merged_weights_are_out_of_place_and_right(rslora: bool) -> None:
 def test_saved_adapters_load_as_they_are(tmp_path: Path) -> None:
     policy = make()
     disturb(policy)
-    policy.save(tmp_path)
+    save(policy, tmp_path)
     base = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"), dtype=torch.float32)
     loaded = PeftModel.from_pretrained(base, str(tmp_path))
     for (_, mine), (_, theirs) in zip(
@@ -110,7 +111,7 @@ def test_saved_adapters_load_as_they_are(tmp_path: Path) -> None:
     ):
         assert mine.equal(theirs)
     other = make()
-    other.restore(tmp_path)
+    restore(other, tmp_path)
     assert all(a.equal(b) for a, b in zip(policy.trainable.values(), other.trainable.values(), strict=True))
 
 
@@ -150,9 +151,9 @@ def test_adapters_that_cannot_be_served_are_refused(lora: LoraConfig, said: str)
 
 
 def test_coverage_in_words() -> None:
-    assert "LoRA adapts 21 layers" in make().coverage
-    assert "LoRA adapts 3 layers" in make(lora="q_proj").coverage
-    assert "all" in make(lora="none").coverage
+    assert "LoRA adapts 21 layers" in coverage(make().model)
+    assert "LoRA adapts 3 layers" in coverage(make(lora="q_proj").model)
+    assert "all" in coverage(make(lora="none").model)
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3"])
@@ -174,7 +175,7 @@ def test_lora_leaves_experts_out_and_says_so(architecture: str) -> None:
     policy = Policy(TrainConfig(device="cpu", lora_r=4), tiny(architecture, **few))
     layers = {".".join(name.split(".")[-5:-3]) for name in policy.trainable}
     assert layers == {f"self_attn.{name}_proj" for name in "qkvo"}
-    assert "; experts are left out; " in policy.coverage
+    assert "; experts are left out; " in coverage(policy.model)
     assert any(".experts." in name for name, _ in policy.merged())
 
 
@@ -185,4 +186,4 @@ def test_lora_on_experts_is_refused() -> None:
             tiny("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
             LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["experts.down_proj"]),
         )
-    assert "experts" not in make().coverage
+    assert "experts" not in coverage(make().model)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nanorlhf.config.training import DIAGNOSES, WITHOUT_REWARDS
 from nanorlhf.records import diagnosis
 
 HEALTHY = {
@@ -39,7 +40,7 @@ def rows(*last: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_every_kind_has_a_check_and_advice() -> None:
-    assert diagnosis.ADVICE.keys() == diagnosis.CHECKS.keys() == SICK.keys()
+    assert diagnosis.ADVICE.keys() == diagnosis.CHECKS.keys() == SICK.keys() == set(DIAGNOSES)
 
 
 @pytest.mark.parametrize("kind", SICK)
@@ -56,7 +57,7 @@ def test_what_is_wrong_is_said_when_it_begins(kind: str) -> None:
 def test_demonstrations_get_no_advice_for_rewards(kind: str) -> None:
     change, _ = SICK[kind]
     taught = [{name: value for name, value in row.items() if name != "reward/mean"} for row in rows(change)]
-    assert [remark.kind for remark in diagnosis.remarks(taught)] == [kind] * (kind in diagnosis.WHOEVER_TEACHES)
+    assert [remark.kind for remark in diagnosis.remarks(taught)] == [kind] * (kind in WITHOUT_REWARDS)
 
 
 def test_a_healthy_run_and_one_that_measures_little_get_no_remark() -> None:

@@ -9,14 +9,13 @@ import torch
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.launch import free_share
-from nanorlhf.memory.plan import CONTEXT
 from nanorlhf.memory.planning import card_bytes
 from nanorlhf.policy import recomputation
 from nanorlhf.policy.logprobs import CHUNK, CUDA_CHUNK, HELD, chunk_size
 from nanorlhf.policy.policy import Policy
 from nanorlhf.policy.recomputation import Offload
 from nanorlhf.system import gpu_memory
-from nanorlhf.system.device import GIB
+from nanorlhf.system.device import CONTEXT, GIB
 
 CARD = torch.device("cuda")
 

@@ -45,7 +45,7 @@ def test_on_a_card_paritys_engine_has_the_cache_that_is_planned(
     monkeypatch.setattr(gpu_parts, "build_engine", start)
     with pytest.raises(InterruptedError):
         gpu_parts.parity(tmp_path, "cuda", True, 4, 16)
-    assert given[-1].cache == 8 * given[-1].needs.sequence > 0 and given[-1].tokens == gpu_parts.ROW
+    assert given[-1].bytes == 8 * given[-1].sequence > 0
 
 
 def test_parity_of_a_model_from_a_folder(tmp_path: Path) -> None:
