@@ -52,7 +52,7 @@ START, END = "<!-- {}: made by make evidence -->", "<!-- end -->"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures what is missing, then writes the tables; gives 1 where a measurement failed."""
+    """Measures what is missing, then writes the tables; gives 1 if a measurement failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[*CLAIMS, *SCRIPTS], nargs="+", help="some claims instead of all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each comparison (default: %(default)s)")
@@ -80,7 +80,7 @@ def made(claim: str, seeds: int) -> bool:
 
 
 def keep(claim: str, folder: Path) -> None:
-    """What the README, and the algorithms' pages, show of a comparison."""
+    """Keeps what the README, and the algorithms' pages, show of a comparison."""
     shutil.copy(folder / "comparison.json", RESULTS / f"{claim}.json")
     if claim == "algorithms":
         for name in PICTURES:
@@ -96,12 +96,12 @@ def write_tables(readme: Path) -> None:
         before, mark, rest = text.partition(START.format(claim))
         path = RESULTS / f"{claim}.json"
         if mark and path.exists():
-            text = f"{before}{mark}\n{told(path)}\n{END}{rest.partition(END)[2]}"
+            text = f"{before}{mark}\n{comparison_text(path)}\n{END}{rest.partition(END)[2]}"
     before, mark, rest = text.partition(START.format("rivalry"))
     readme.write_text(f"{before}{mark}\n{rivalry()}\n{END}{rest.partition(END)[2]}" if mark else text)
 
 
-def told(path: Path) -> str:
+def comparison_text(path: Path) -> str:
     """A comparison in one table, and what exceeds the noise."""
     runs = read_runs(path)
     rewards, costs, _ = tables(runs)

@@ -1,4 +1,4 @@
-"""What every measurement keeps beside its figures, and how several figures are told."""
+"""The facts that every measurement keeps beside its figures, and how several figures are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def where() -> dict[str, Any]:
 
 
 def spread(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
-    """The median with the range behind it; a dash where a run never got there."""
+    """The median with the range behind it; a dash if a run never got there."""
     values = [run[key] for run in runs]
     if any(value is None for value in values):
         return f"- ({sum(value is None for value in values)} of {len(values)} never)"

@@ -2,5 +2,5 @@
 
 import os
 
-# Threads that wait for work must not spin: where cores are shared, spinning made a step ten times slower.
+# Threads that wait for work must not spin: on shared cores, spinning made a step ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -19,7 +19,7 @@ from nanorlhf.types import Credit, MicroBatch, Rollout
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What to sample for each prompt."""
+    """The samples to draw for each prompt."""
 
     each: int
     greedy: bool = False
@@ -34,7 +34,7 @@ class Loss:
 
 
 class Algorithm(ABC):
-    """What the loop asks; each algorithm says what its idea changes."""
+    """The questions that the loop asks; each algorithm answers those that its idea changes."""
 
     name: ClassVar[str]
     together = 1  # adjacent samples that must lie in the same row
@@ -47,7 +47,7 @@ class Algorithm(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What to measure before credit: `logprobs`, `ref_logprobs`, `values`."""
+        """The columns to measure before credit: `logprobs`, `ref_logprobs`, `values`."""
         return frozenset()
 
     def drop(self, rollout: Rollout) -> Tensor:
@@ -64,7 +64,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> Loss:
-        """What the optimizer lowers, for each token."""
+        """The loss of each token, which the optimizer lowers."""
 
     def divergence(self, rollout: Rollout) -> Tensor:
         """(N,) each token's estimate of the KL between the policy before its updates and the reference."""
@@ -75,10 +75,10 @@ class Algorithm(ABC):
         return False
 
     def observe(self, metrics: Mapping[str, Any]) -> None:  # noqa: B027  most algorithms change nothing
-        """What a step's metrics change for the next one."""
+        """Adapts the next step to this step's metrics."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """The state that a resumed run must know."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  and most have no state
@@ -105,7 +105,7 @@ class OnPolicy(Algorithm):
         return Samples(self.config.num_generations)
 
     def counted(self, rollout: Rollout) -> Tensor:
-        """(S,) samples that the loss counts: scored, and whole where truncated ones are masked."""
+        """(S,) samples that the loss counts: scored, and whole if truncated ones are masked."""
         whole = torch.tensor([s.stopped or not self.config.mask_truncated_completions for s in rollout.samples])
         return ~rollout.rewards.isnan() & whole
 
@@ -165,7 +165,7 @@ class PolicyGradient(OnPolicy):
         return super().needs | ({"logprobs"} if self.config.top_entropy_fraction < 1 else frozenset())
 
     def shape(self, advantages: Tensor, rollout: Rollout, chosen: Tensor) -> Tensor:
-        """Whitens, and leaves the most certain tokens without an advantage (arXiv:2506.01939), where asked for."""
+        """Whitens, and leaves the most certain tokens without an advantage (arXiv:2506.01939), if asked for."""
         wanted = self.config.whiten_advantages
         if chosen.any() and (wanted == "on" or (wanted == "auto" and not self.has_baseline)):
             advantages = advantages.masked_scatter(chosen, whiten(advantages[chosen]))

@@ -49,7 +49,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
         trained.train()
     except (UsageError, RunError) as error:
         heed()
-        if running or speaks():  # at the door a mistake is everyone's
+        if running or speaks():  # as options are read, every process finds the same mistake
             print(f"nanorlhf {name}: error{signature() if running else ''}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
@@ -58,7 +58,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
 def parse(
     config_class: type[C], name: str, recipes: Path, argv: list[str], below: Mapping[str, Any] | None = None
 ) -> tuple[Shown, C]:
-    """What only to print, and the configuration that a command line asks for: each layer over the one before."""
+    """Gives what is only to be printed, if anything, and the configuration: each layer overrides the one before."""
     parser = build_parser(config_class, name, recipes)
     argv = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in argv]
     try:
@@ -140,7 +140,7 @@ def build_parser(config_class: type[TaskConfig], name: str, recipes: Path) -> Ar
 
 
 def one_line(message: str, config_class: type[TaskConfig]) -> str:
-    """The parser's complaint in one line, with the nearest option where one is unknown."""
+    """The parser's complaint in one line, with the nearest option if one is unknown."""
     unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|Option '([^']+)' is not accepted", message)
     if unknown:
         name = unknown[1] or unknown[2]

@@ -53,7 +53,7 @@ class EngineCheck:
             self.engine.update(self.policy)
 
     def compare(self, weights: str) -> None:
-        """Ends the run where the engine's log-probabilities of what it writes are not the policy's."""
+        """Ends the run if the engine's log-probabilities of what it writes are not the policy's."""
         asked = [Request(i, self.prompt.ids, max_tokens=TOKENS) for i in range(COMPLETIONS)]
         with self.residency.phase("generate"):
             self.refresh()

@@ -18,7 +18,7 @@ class UsageError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, which is nobody's mistake or not at the door; said in one line."""
+    """A run that cannot go on: no mistake of the user's, or one that shows only later; said in one line."""
 
     def __str__(self) -> str:
         return plain(super().__str__())
@@ -34,17 +34,17 @@ def plain(text: str, keep: str = "\n") -> str:
 
 
 def told(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The error in one line: its type and its message."""
     return plain(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says first, where it goes on at length."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
-    """A hint that names the closest of `known`; where none is close, all, if they are few and not `listed` anyway."""
+    """A hint that names the closest of `known`; if none is close, all, unless they are many or `listed` anyway."""
     names = sorted(one for one in known if not one.startswith("_"))
     if close := difflib.get_close_matches(name, names, n=1, cutoff=NEAR):
         return f"did you mean {close[0]!r}?"

@@ -143,11 +143,11 @@ class Loop:
             learner.optimizer.clear()
 
     def moments(self) -> list[Tensor]:
-        """What the optimizers remember of past gradients."""
+        """The tensors in which the optimizers keep past gradients."""
         return [t for learner in self.learners for t in learner.optimizer.moments()]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know beside the weights."""
+        """The state that a resumed run must know beside the weights."""
         parts = {"optimizer": self.learner.optimizer, "algorithm": self.algorithm}
         parts |= {"critic": self.critic} if self.critic else {}
         lowered = self.passes.tokens if self.passes.lowered else None

@@ -1,4 +1,4 @@
-"""What is refused before anything costly starts: models, algorithms and datasets that cannot serve."""
+"""Refuses models, algorithms and datasets that cannot serve, before anything costly starts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ADAM = 16  # bytes of a weight that learns: itself, its gradient and two moments
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What passed the door: everything a run is made of, before anything is loaded."""
+    """Everything that a run is made of, checked before anything is loaded."""
 
     config: TrainConfig
     about: PretrainedConfig

@@ -1,4 +1,4 @@
-"""From what the user asked for to a run: checks at the door, parts put together, steps until the end."""
+"""Makes a run of what was asked for: checks before anything is loaded, parts put together, steps until the end."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ class Trainer:
         self.remarks += self.loop.passes.told()
 
     def evaluated(self) -> dict[str, Any]:
-        """Held-out rewards, and how held-out answers fare, where there is a held-out set."""
+        """Held-out rewards, and how held-out answers fare, if there is a held-out set."""
         if not self.held_out:
             return {}
         start, source, metrics = time.perf_counter(), self.loop.source, {}
@@ -280,7 +280,7 @@ class Trainer:
         return held_out_loss(loop.learner, loop.passes, rollout, weights)
 
     def introduce(self) -> None:
-        """What is about to happen, in a few lines, the first prompt as the model sees it among them."""
+        """Tells what is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
         engine = self.engine.name if self.entry.generates else "none needed"
         tell(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
@@ -322,7 +322,7 @@ class Trainer:
 
     @property
     def model(self) -> Any:
-        """The model that learns, PEFT's where there is an adapter."""
+        """The model that learns, PEFT's if there is an adapter."""
         return self.policy.model
 
     @property

@@ -1,4 +1,4 @@
-"""The vocabulary of the house. Shapes: S samples, N completion tokens, T row tokens, H hidden, V vocabulary."""
+"""The types that all modules share. Shapes: S samples, N completion tokens, T row tokens, H hidden, V vocabulary."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Sample:
 
 @dataclass(slots=True)
 class Rollout:
-    """What one step works on: samples, those of one prompt adjacent, and flat columns `(N,)` as they are measured."""
+    """The data of one step: samples, those of one prompt adjacent, and flat columns `(N,)` as they are measured."""
 
     samples: list[Sample]
     group: Tensor  # (S,) which prompt of this step
-    rewards: Tensor  # (S,) float32, NaN where nothing could score the sample
+    rewards: Tensor  # (S,) float32, NaN if nothing could score the sample
     written: int = 0  # tokens that were written for it, those of baselines and discarded groups included
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
-    baselines: Tensor | None = None  # (S,) rewards of each prompt's greedy sample, where the algorithm asked for one
+    baselines: Tensor | None = None  # (S,) rewards of each prompt's greedy sample, if the algorithm asked for one
 
     @property
     def lengths(self) -> Tensor:
@@ -113,7 +113,7 @@ class Rollout:
 
 @dataclass(slots=True)
 class Credit:
-    """What an algorithm made of the rewards; no gradient flows here."""
+    """The advantages that an algorithm made of the rewards; no gradient flows here."""
 
     advantages: Tensor  # (N,)
     keep: Tensor  # (S,) which samples to train on
@@ -143,7 +143,7 @@ class MicroBatch:
 
 @dataclass(slots=True)
 class Step:
-    """What came of a step: numbers for the log, words for the user."""
+    """The result of a step: numbers for the log, words for the user."""
 
     rollout: Rollout
     credit: Credit
@@ -153,7 +153,7 @@ class Step:
 
 
 def as_tensor(samples: Sequence[Sample]) -> Tensor:
-    """(S,) rewards, NaN where there is none."""
+    """(S,) rewards, NaN if there is none."""
     return torch.tensor([float("nan") if s.reward is None else s.reward for s in samples])
 
 

@@ -31,7 +31,7 @@ class OnlineDPO(OnPolicy):
         return best_of_group(scores, rollout.group).float() - best_of_group(-scores, rollout.group).float()
 
     def drop(self, rollout: Rollout) -> Tensor:
-        """Whoever is in no pair, unless the KL has still to be measured to pick it."""
+        """Drops the samples in no pair, unless the KL has still to be measured to pick the pair."""
         verdict = self.verdict(rollout) if not self.config.kl_coef else torch.ones(len(rollout.samples))
         return verdict == 0
 

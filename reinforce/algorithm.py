@@ -39,7 +39,7 @@ class REINFORCE(PolicyGradient):
     def baselines(self, rollout: Rollout) -> Tensor:
         """(S,) what to expect of each sample; the moving average is read before it takes this batch in."""
         kind, rewards = self.config.baseline, rollout.rewards
-        mean = rewards.double().nanmean().nan_to_num(self.average)  # exact where all earned the same
+        mean = rewards.double().nanmean().nan_to_num(self.average)  # exact if all earned the same
         expected = {"none": 0.0, "mean": mean, "ema": self.average}
         if kind == "ema":
             self.average = self.config.ema_beta * self.average + (1 - self.config.ema_beta) * float(mean)

@@ -68,7 +68,7 @@ def item(tokens: Tokens, before: float = 0.0) -> float:
 
 
 def logarithm(digits: str) -> float:
-    """To the base of 10, of a whole number, or of 2 where that is more."""
+    """To the base of 10, of a whole number, or of 2 if that is more."""
     return math.log10(max(2, int(digits[:15]))) + max(0, len(digits) - 15)
 
 
@@ -82,7 +82,7 @@ def arguments(tokens: Tokens) -> float:
 
 
 def grown(tokens: Tokens) -> float:
-    """What a function that grows as a factorial makes of its one or two arguments."""
+    """A bound on the digits of a function of one or two arguments that grows as a factorial."""
     size = 0.0
     for _ in range(2):
         if tokens and tokens[0] in "_^":
@@ -98,5 +98,5 @@ def power(base: float, exponent: float) -> float:
 
 
 def factorial(size: float) -> float:
-    """The digits of n!, where n has so many."""
+    """The digits of n!, if n has so many."""
     return size * 10**size if size < 7 else math.inf

@@ -32,7 +32,7 @@ def text_of(completion: str | list[dict[str, Any]]) -> str:
 
 
 def last_tagged(text: str, tag: str = "answer") -> str | None:
-    """What the last pair of <answer> tags holds, without the white space around it."""
+    """The contents of the last pair of <answer> tags, without the white space around them."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = text.rfind(opening, 0, max(text.rfind(closing), 0))
     return text[start + len(opening) : text.index(closing, start)].strip() if start >= 0 else None
@@ -55,13 +55,13 @@ def boxes(text: str) -> list[Box]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} holds."""
+    r"""The contents of the last \boxed{...}."""
     found = boxes(text)
     return found[-1].content if found else None
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text; nothing where it cannot be taken for one."""
+    """The last number of a text; nothing if it cannot be taken for one."""
     return (numbers(text) or [None])[-1]
 
 
@@ -72,7 +72,7 @@ def numbers(text: str) -> list[Fraction | None]:
 
 
 def value_of(number: re.Match[str]) -> Fraction | None:
-    """What a match of NUMBER comes to; nothing where it is overlong or divided by zero."""
+    """The value of a match of NUMBER; nothing if it is overlong or divided by zero."""
     if len(number[0]) > LONGEST_NUMBER:
         return None
     over, under = number["whole"] or number["over"], number["part"] or number["under"] or "1"

@@ -1,7 +1,7 @@
-r"""1 where the last \boxed{} holds the mathematics of the `answer` column, else 0, as math-verify judges it.
+r"""1 if the last \boxed{} holds the mathematics of the `answer` column, else 0, as math-verify judges it.
 
 Boxes that belong together, as in \boxed{1} and \boxed{2}, are one answer. Without a box, math-verify looks for an
-answer in the text, unless `need_boxed` is set. The column holds a number, LaTeX or a text with LaTeX in it; where
+answer in the text, unless `need_boxed` is set. The column holds a number, LaTeX or a text with LaTeX in it; if
 math-verify can read nothing in it the reward is None.
 
 What is too large to work out or too deep to parse scores 0 unseen. The rest is given SECONDS to be read and as many to
@@ -64,7 +64,7 @@ def judged(text: str, right: str, need_boxed: bool, decimals: int) -> float | No
 
 
 def answer_in(text: str, need_boxed: bool) -> str | None:
-    """The LaTeX or the text to be judged, where there is any that can be."""
+    """The LaTeX or the text to be judged, if there is any that can be."""
     found = boxes(text)
     if found:
         said = together(text, found)
@@ -76,7 +76,7 @@ def answer_in(text: str, need_boxed: bool) -> str | None:
 
 
 def together(text: str, found: list[Box]) -> str:
-    """What the last box holds, with those before it that are part of the same answer."""
+    """The contents of the last box, with those before it that are part of the same answer."""
     contents = [found[-1].content]
     for before, after in zip(found[-2::-1], found[:0:-1], strict=True):
         between = text[before.end : after.start]
@@ -91,7 +91,7 @@ def together(text: str, found: list[Box]) -> str:
 
 @lru_cache(maxsize=4096)
 def gold(right: str) -> tuple[Any, ...]:
-    """What the column says, as SymPy's expressions; nothing where there is none."""
+    """The column's answer as SymPy's expressions; nothing if there is none."""
     right = right.strip().removeprefix("+")
     if MARKED.search(right):
         said = answer_in(right, need_boxed=False)
@@ -104,7 +104,7 @@ def gold(right: str) -> tuple[Any, ...]:
 
 
 def read(said: str) -> list[Any]:
-    """What math-verify makes of LaTeX or of a text: an expression and its words; nothing where it gives up."""
+    """Parses LaTeX or a text by math-verify: an expression and its words; nothing if it gives up."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     latex, numbers = LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()

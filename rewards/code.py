@@ -35,7 +35,7 @@ def code(
     unsafe_code: bool = False,
     **_: Any,
 ) -> list[float | None]:
-    """Runs each completion's program on its row's tests, for `seconds` at most; None where the row has no tests."""
+    """Runs each completion's program on its row's tests, for `seconds` at most; None if the row has no tests."""
     method, limits = run.find_method(unsafe_code), Limits(seconds=seconds, memory_mb=memory_mb)
     scores: list[float | None] = []
     for completion, row, entry in zip(completions, tests, entry_point or [None] * len(tests), strict=True):
@@ -96,7 +96,7 @@ class Pairs:
 
 
 def examine(kind: str, program: str, tests: dict[str, Any], limits: Limits, method: str) -> list[str]:
-    """What the examiner says in the sandbox, line by line, as far as it got."""
+    """The examiner's output in the sandbox, line by line, as far as it got."""
     source, asked = program.encode(errors="replace"), marshal.dumps(tests, 4)
     stdin = f"{kind}{len(source):012}{len(asked):012}".encode() + source + asked
     return run.run(EXAMINER.read_text(), stdin, limits=limits, method=method).stdout.splitlines()
@@ -108,7 +108,7 @@ def trimmed(text: str) -> list[str]:
 
 
 def read_tests(row: Any, entry_point: str | None = None) -> Texts | Pairs | None:
-    """A row's tests in whichever of the usual forms; None where there are none."""
+    """A row's tests in whichever of the usual forms; None if there are none."""
     if isinstance(row, str) and row.lstrip()[:1] in {"[", "{"}:
         with suppress(ValueError):  # then it is Python
             row = json.loads(row)
@@ -125,7 +125,7 @@ def read_tests(row: Any, entry_point: str | None = None) -> Texts | Pairs | None
 
 
 def in_pairs(row: dict[str, Any]) -> list[Any] | None:
-    """A row of inputs and one of outputs as one row of pairs; None where they are none."""
+    """A row of inputs and one of outputs as one row of pairs; None if they are none."""
     inputs, outputs = (row.get(f"{name}s", row.get(name)) for name in ("input", "output"))
     if row.get("fn_name") or type(inputs) is not type(outputs):
         return None
@@ -137,7 +137,7 @@ def in_pairs(row: dict[str, Any]) -> list[Any] | None:
 
 
 def as_text(value: Any) -> str:
-    """What stands in a file: text, or lines of it."""
+    """The contents of a file, which is given as text or as lines of it."""
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -74,7 +74,7 @@ def judged(text: str, own: list[int], target: Any, use_all: bool, format_score: 
 
 
 def read(expression: str) -> ast.expr | None:
-    """The syntax tree of an expression of whole numbers; nothing where it is anything else."""
+    """The syntax tree of an expression of whole numbers; nothing if it is anything else."""
     plain = expression.strip().translate(SIGNS)
     if len(plain) > LONGEST or not EXPRESSION.fullmatch(plain):
         return None
@@ -91,7 +91,7 @@ def constants(tree: ast.expr) -> list[Any]:
 
 
 def value_of(tree: ast.expr) -> Fraction | None:
-    """What an expression comes to, exactly; nothing where it divides by zero."""
+    """The value of an expression, exactly; nothing if it divides by zero."""
     if isinstance(tree, ast.Constant):
         assert isinstance(tree.value, int)
         return Fraction(tree.value)

@@ -1,4 +1,4 @@
-"""How varied the words of a completion are: a moving-average type-token ratio, less where the text is short."""
+"""How varied the words of a completion are: a moving-average type-token ratio, less if the text is short."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def within_word(character: str) -> str:
 
 
 def moving_average_ttr(words: list[str], window: int = WINDOW) -> float:
-    """Distinct words over words, the mean over every window of so many words; 0 where there is no word."""
+    """Distinct words over words, the mean over every window of so many words; 0 if there is no word."""
     if not words:
         return 0.0
     size = min(window, len(words))

@@ -22,7 +22,7 @@ def model(name: Any) -> Callable[..., list[float]]:
             return classify(loaded, classifier.tokenizer, prompts, completions)
 
     model.in_trainer = True  # type: ignore[attr-defined]  where the GPU is
-    model.classifier = classifier  # type: ignore[attr-defined]  for whoever plans memory
+    model.classifier = classifier  # type: ignore[attr-defined]  for the memory plan
     return model
 
 
@@ -38,7 +38,7 @@ def find(name: str) -> None:
 
 
 class Classifier:
-    """A sequence classifier with its tokenizer: in main memory, unless somebody moves it."""
+    """A sequence classifier with its tokenizer: in main memory, unless it is moved."""
 
     def __init__(self, name: Any) -> None:
         self.name, self.loaded, self.tokenizer = name, None, None
@@ -67,7 +67,7 @@ class Classifier:
 
     @contextmanager
     def on_the_gpu(self) -> Iterator[Any]:
-        """It is on the GPU, where there is one, while it scores; afterwards back where it was."""
+        """It is on the GPU, if there is one, while it scores; afterwards back where it was."""
         import torch
 
         loaded = self.load()

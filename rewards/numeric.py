@@ -1,7 +1,7 @@
-r"""1 where the completion's number is the one in the `answer` column, which may be written as GSM8K does.
+r"""1 if the completion's number is the one in the `answer` column, which may be written as GSM8K does.
 
 The number is the last one in <answer> tags, else after the last ####, else in the last \boxed{}, else in the whole
-text. A form that is there counts even where no number stands in it. Numbers are compared exactly, as fractions: 0.5 is
+text. A form that is there counts even if no number stands in it. Numbers are compared exactly, as fractions: 0.5 is
 1/2; $, units and % are not read, so 50% is 50.
 """
 
@@ -47,7 +47,7 @@ def number_of(text: str, strict: bool = False) -> Fraction | None:
 
 
 def form_of(text: str) -> str | None:
-    """What is marked as the answer, where anything is."""
+    """The text that is marked as the answer, if any is."""
     tagged = last_tagged(text)
     if tagged is not None:
         return tagged
@@ -57,7 +57,7 @@ def form_of(text: str) -> str | None:
 
 
 def gold(answer: Any) -> Fraction | None:
-    """The column's number: a marked one, or else the only one; nothing where that is not clear."""
+    """The column's number: a marked one, or else the only one; nothing if that is not clear."""
     text = str(answer)
     form = form_of(text)
     if form is not None:

@@ -1,4 +1,4 @@
-"""What a task of Reasoning Gym gives for an answer: 1 where it is right, in some tasks a part where it nearly is.
+"""The score that a task of Reasoning Gym gives an answer: 1 if it is right, in some tasks a part if it nearly is.
 
 Column: `entry`, the task's entry as JSON, as `dataset_name: reasoning_gym:TASK` has it. The answer is what the last
 <answer> tags hold, or else the whole text. Four scorers run an answer as Python code and five parse it as a formula by
@@ -75,7 +75,7 @@ def judged(text: str, entry: dict[str, Any], need_tags: bool) -> float:
 
 
 def judge(task: str, options: str) -> Callable[..., float]:
-    """The task's scorer; where it would run answers as code, it finds a harmless `eval` instead."""
+    """The task's scorer; if it would run answers as code, it finds a harmless `eval` instead."""
     score = scorer(task, options)
     if task in LITERALS:
         vars(sys.modules[score.__module__])["eval"] = ast.literal_eval

@@ -1,4 +1,4 @@
-"""1 where the option `pattern`, a Python regular expression, is found in the completion, else 0.
+"""1 if the option `pattern`, a Python regular expression, is found in the completion, else 0.
 
 Flags stand in the pattern: (?i) ignores case, (?s) lets a dot be a new line. A pattern that backtracks without end is
 stopped by the time limit of the process that runs it, and such a completion stays unscored.

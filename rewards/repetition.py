@@ -1,4 +1,4 @@
-"""A penalty for saying the same again: 0 where no n-gram comes twice, down to -max_penalty where one is all there is.
+"""A penalty for saying the same again: 0 if no n-gram comes twice, down to -max_penalty if one is all there is.
 
 -max_penalty * (1 - distinct n-grams / n-grams), as in open-r1, after Demystifying Long Chain-of-Thought Reasoning
 (arXiv:2502.03373). The grams are of tokens, which the trainer always gives (`completion_ids`), so that scripts without
@@ -40,6 +40,6 @@ def check(ngram_size: int, max_penalty: float) -> None:
 
 
 def distinct_share(said: Sequence[Hashable], size: int) -> float:
-    """Distinct n-grams over n-grams; 1 where there is none."""
+    """Distinct n-grams over n-grams; 1 if there is none."""
     grams = list(zip(*(said[i:] for i in range(size)), strict=False))
     return len(set(grams)) / len(grams) if grams else 1.0

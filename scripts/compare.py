@@ -56,13 +56,13 @@ ALIKE = (  # what a reward is earned for; between entries that differ here it me
     "reward_options",
     "environment",
 )
-ENDLESS = 1_000_000  # steps, where minutes decide
-EVALUATIONS = 15  # in a run, where nothing is said
+ENDLESS = 1_000_000  # steps, if minutes decide
+EVALUATIONS = 15  # in a run, if nothing is said
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is compared: an algorithm with its recipes and options."""
+    """One side of a comparison: an algorithm with its recipes and options."""
 
     name: str
     algorithm: str
@@ -92,7 +92,7 @@ class Job:
 
     @property
     def words(self) -> list[str]:
-        """What comes after `python -m nanorlhf`."""
+        """The words after `python -m nanorlhf`."""
         return [self.entry.algorithm, *self.entry.words, "--seed", str(self.seed), "--output_dir", str(self.folder)]
 
     def begun(self) -> bool:
@@ -117,11 +117,11 @@ class Job:
         return bool(rows) and self.config.over(rows[-1]["step"], training_seconds(rows))
 
     def record(self) -> Record:
-        """What it has left."""
+        """Reads the files that it has left."""
         return read_run(self.folder)
 
     def result(self, record: Record) -> Run:
-        """What is kept of that."""
+        """Gives what is kept of its record."""
         from nanorlhf.scripts.comparing.verdicts import read
 
         return read(record, self.entry.name, f"python -m {shlex.join(self.words[:-2])}")
@@ -262,7 +262,7 @@ def run_all(jobs: Sequence[Job], output: Path) -> list[Job]:
             failed.append(job)
             print(f"{job.folder.name}: failed ({code}): {last_line(output, job)}; {left}", flush=True)
         else:
-            print(f"{job.folder.name}: {told(job.result(job.record()))}; {left}", flush=True)
+            print(f"{job.folder.name}: {outcome(job.result(job.record()))}; {left}", flush=True)
         if number + 1 < len(todo) and todo[number + 1].seed > job.seed:
             publish_finished(jobs, output)
     return failed
@@ -302,14 +302,14 @@ def publish_finished(jobs: Sequence[Job], output: Path) -> str:
     return publish([job.result(record) for job, record in zip(finished, records, strict=True)], records, output)
 
 
-def told(run: Run) -> str:
+def outcome(run: Run) -> str:
     """A run in a line."""
     first, last = run.curve["reward"][0], run.curve["reward"][-1]
     return f"reward {first:.3f} -> {last:.3f} in {run.seconds:.0f} s of training"
 
 
 def last_line(output: Path, job: Job) -> str:
-    """What a run died of, and where there is more."""
+    """The last error of a run, or else its last line, and where there is more."""
     log = output / "logs" / f"{job.folder.name}.log"
     lines = [line for line in log.read_text(errors="replace").split("\n") if line.strip()] if log.exists() else []
     errors = [line for line in lines if ": error: " in line]

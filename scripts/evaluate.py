@@ -60,7 +60,7 @@ class EvaluateConfig(TaskConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 where everything could be evaluated, 1 where a reward failed, 2 where the command cannot work, 130: Ctrl-C."""
+    """Gives 0 if everything could be evaluated, 1 if a reward failed, 2 if the command cannot work, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     subject = words.pop(0) if words and not words[0].startswith("-") else ""
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def about(subject: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a run directory, a checkpoint or a model's name says of the task, and of the model."""
+    """The options of the task, and of the model, that a run directory, a checkpoint or a model's name gives."""
     if not subject:
         return {}, {}
 
@@ -172,7 +172,7 @@ def chunks(prompts: Sequence[Prompt], chosen: EvaluateConfig) -> list[Sequence[P
 
 
 def partial(output: str) -> Path:
-    """Where finished parts are while others are not."""
+    """The file of finished parts while others are not finished."""
     return Path(output).with_suffix(".partial.jsonl")
 
 
@@ -186,7 +186,7 @@ def question(chosen: EvaluateConfig) -> dict[str, Any]:
 
 
 def figures(chosen: EvaluateConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the scores come to; prompts without a scored completion are left out."""
+    """The figures that the scores come to; prompts without a scored completion are left out."""
     from nanorlhf.scripts.statistics import estimate, majority_at, pass_at
 
     greedy = [r for r in rows if r["greedy"]]
@@ -217,7 +217,7 @@ def figures(chosen: EvaluateConfig, rows: Sequence[dict[str, Any]]) -> dict[str,
 
 
 def answer_of(text: str) -> str | None:
-    """What a completion votes for: its last answer in tags, in a box, or else its last number."""
+    """The answer that a completion votes for: its last one in tags, in a box, or else its last number."""
     number = last_number(text)
     return last_tagged(text) or last_boxed(text) or (None if number is None else str(number))
 

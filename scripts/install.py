@@ -1,6 +1,6 @@
 """Sets up .venv for this machine with nothing but a system Python: `python3 scripts/install.py [EXTRA ...]`.
 
-It is silent and quick where everything is there already. An NVIDIA GPU gets vLLM, another Linux machine gets vLLM built
+It is silent and quick if everything is there already. An NVIDIA GPU gets vLLM, another Linux machine gets vLLM built
 for CPUs, and any other generates with Hugging Face.
 """
 
@@ -41,7 +41,7 @@ print(*versions, sep=", ")
 
 
 class SetUpError(Exception):
-    """What pip, or a first import, said when it failed."""
+    """The words of pip, or of a first import, when it failed."""
 
 
 def say(line: str) -> None:
@@ -86,7 +86,7 @@ def name_of(requirement: str) -> str:
 
 
 def needs_of(distribution: str) -> list[str]:
-    """What an installed package requires, as it says itself."""
+    """The requirements of an installed package, as it states them."""
     ask = f"from importlib.metadata import requires; print(*requires({distribution!r}), sep='\\n')"
     return subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.splitlines()
 

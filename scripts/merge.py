@@ -32,7 +32,7 @@ SHOWN = ("eval/reward", "eval/accuracy", "eval/loss", "reward/mean", "kl", "entr
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 where it was written, 2 where that cannot be."""
+    """Gives 0 if it was written, 2 if that cannot be."""
     parser = argparse.ArgumentParser(
         prog="nanorlhf merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,7 +97,7 @@ def check_output(output: Path) -> None:
 
 
 def standard_of(record: Record) -> dict[str, Any]:
-    """The options of a run's algorithm where nothing is said; of a user's own, those of the one that it is like."""
+    """The options of a run's algorithm if nothing is said; of a user's own, those of the one that it is like."""
     for name in [record.algorithm, *ALGORITHMS]:
         if name in ALGORITHMS:
             package = import_module(f"nanorlhf.{name}")

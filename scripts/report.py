@@ -20,7 +20,7 @@ from nanorlhf.system.files import write_whole
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 where the page was written or served, 2 where there is nothing to show."""
+    """Gives 0 if the page was written or served, 2 if there is nothing to show."""
     parser = argparse.ArgumentParser(
         prog="nanorlhf report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

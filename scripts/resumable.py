@@ -1,4 +1,4 @@
-"""What a long measurement has finished, on disk part by part: asked the same again, it goes on from there."""
+"""The finished parts of a long measurement, on disk one by one: asked the same again, it goes on from there."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class Kept:
 
 
 def stamps(*paths: Path) -> dict[str, list[int]]:
-    """Size and time of these files and of those in these folders: where they are others, so is the question."""
+    """Size and time of these files and of those in these folders: if they change, so does the question."""
     files = (file for path in paths for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}

@@ -28,8 +28,8 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of one value for each prompt, prompts being what varies.
 
-    Where every value is 0 or 1 Wilson's interval (doi:10.1080/01621459.1927.10502953), which is right at the ends too;
-    else the normal one, within 0 and 1 where every value is.
+    If every value is 0 or 1, the interval is Wilson's (doi:10.1080/01621459.1927.10502953), which is right at the ends
+    too; else it is the normal one, within 0 and 1 if every value is.
     """
     n, mean = len(values), fmean(values)
     if all(value in (0, 1) for value in values):
@@ -50,7 +50,7 @@ def pass_at(k: int, passed: Sequence[bool]) -> float:
 def majority_at(k: int, answers: Sequence[Hashable], passed: Sequence[bool]) -> float:
     """Whether the most frequent of the first k answers passes; those that tie share the verdict.
 
-    Samples without an answer (None) do not vote; where nobody votes nothing passes.
+    Samples without an answer (None) do not vote; if none votes, nothing passes.
     """
     votes = Counter(answer for answer in answers[:k] if answer is not None)
     if not votes:
@@ -81,8 +81,8 @@ def p_value(z: float) -> float:
 def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     """The two-sided p-value that two means are one, whatever the spread of each: Welch's t-test of few values.
 
-    None where they differ and neither varies by more than rounding: there is no noise to hold the difference against.
-    Where one alone does not vary, its mean counts as known, and the other's spread is all there is to judge by.
+    None if they differ and neither varies by more than rounding: there is no noise to hold the difference against.
+    If only one does not vary, its mean counts as known, and the other's spread is all there is to judge by.
     """
     from scipy import stats  # takes a second to load
 

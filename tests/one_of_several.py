@@ -1,4 +1,4 @@
-"""What each process of a launched test does: several runs, one after the other, for one start of Python."""
+"""The work of each process of a launched test: several runs, one after the other, for one start of Python."""
 
 from __future__ import annotations
 

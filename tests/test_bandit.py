@@ -70,9 +70,7 @@ def test_the_group_std_bends_the_gradient() -> None:
 
 SIX = torch.tensor([0.9, -0.3, 0.1, -1.2, 0.4, 0.0], dtype=torch.double)  # the policy's logits,
 REF = torch.tensor([-0.2, 0.5, 0.0, 0.3, -0.9, 0.8], dtype=torch.double).log_softmax(0)
-OLD = torch.tensor([0.1, 0.4, -0.7, 0.2, 0.6, -0.5], dtype=torch.double).log_softmax(
-    0
-)  # who drew, where it was not it,
+OLD = torch.tensor([0.1, 0.4, -0.7, 0.2, 0.6, -0.5], dtype=torch.double).log_softmax(0)  # who drew, if it was not it,
 ENGINE = torch.tensor([0.3, 0.1, -0.2, 0.5, 0.2, -0.1], dtype=torch.double).log_softmax(0)  # or who drew in truth
 ESTIMATES = ("k1", "k2", "k3")
 
@@ -127,7 +125,7 @@ def arms(logp: Tensor, drawn: Tensor, each: int = 1) -> MicroBatch:
 @pytest.mark.parametrize("policy_loss", LOSSES)
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_the_loss_descends_the_reverse_kl(name: Any, policy_loss: Any, correction: Any) -> None:
-    """After updates, with samples of the old policy or, where that is corrected for, of an engine that strays."""
+    """After updates, with samples of the old policy or, if that is corrected for, of an engine that strays."""
     drawn = OLD if correction == "none" else ENGINE
     options: dict[str, Any] = {"kl_estimator": name, "policy_loss": policy_loss, "importance_correction": correction}
     algorithm = GRPO(GRPOConfig(kl_coef=0.3, importance_cap=100.0, **options))

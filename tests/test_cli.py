@@ -1,4 +1,4 @@
-"""The command line: layers, other trainers' names, and mistakes answered at the door."""
+"""The command line: layers, other trainers' names, and mistakes answered before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed is what lies in the checkout, and set-up takes the right steps on every kind of machine."""
+"""The installed files are those in the checkout, and set-up takes the right steps on every kind of machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is loaded for which names, and what is refused before anything is."""
+"""Names and what is loaded for them, and settings that are refused before anything is loaded."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ BEGINNINGS = {  # what a prompt of each dataset (or recipe) must hold, as the mo
 
 
 def options_of(name: str, recipe: str) -> dict[str, Any]:
-    """What a recipe says."""
+    """The options that a recipe sets."""
     return yaml.safe_load((ROOT / name / "recipes" / f"{recipe}.yaml").read_text())
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: which way imports go, which libraries have one door, and what a command loads."""
+"""The rules of the code: which way imports go, which libraries have one importer, and what a command loads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOMS = (  # of the core: each imports only those that stand below it
 )
 EXAMINER = "nanorlhf/sandbox/examiner.py"  # one text that a sandbox is handed, so it cannot be cut
 LAYERS = ("nanorlhf", "rewards", "algorithms", "scripts", "evidence")  # each may import those before it, and itself
-DOORS = {
+IMPORTERS = {
     "vllm": "nanorlhf/engines/vllm.py",
     "peft": "nanorlhf/policy/",
     "wandb": "nanorlhf/records/tracking.py",
@@ -138,13 +138,13 @@ def test_the_rule_itself() -> None:
     )
 
 
-@pytest.mark.parametrize(("library", "door"), DOORS.items())
-def test_one_door(library: str, door: str) -> None:
+@pytest.mark.parametrize(("library", "importer"), IMPORTERS.items())
+def test_one_importer(library: str, importer: str) -> None:
     users = [str(p.relative_to(ROOT)) for p in sources() if library in {m.split(".")[0] for m in imports(p)}]
-    assert users and all(user.startswith(door) for user in users)
+    assert users and all(user.startswith(importer) for user in users)
 
 
-def test_trackers_have_the_same_door() -> None:
+def test_trackers_have_the_same_importer() -> None:
     users = [str(p.relative_to(ROOT)) for p in sources() if "accelerate.tracking" in imports(p)]
     assert users == ["nanorlhf/records/tracking.py"]
 

@@ -30,7 +30,7 @@ def run(folder: Path, steps: int, **options: Any) -> None:
             next(ticks)
 
 
-# Every prompt begins with the same blocks of the cache, which an evaluation has filled where no process has ended.
+# Every prompt begins with the same blocks of the cache, which an evaluation has filled if no process has ended.
 SHARED = {"prompt_template": "1 + 2 = 3. " * 12 + "{prompt}", "max_prompt_length": 160, "eval_steps": 1, "kl_coef": 0.1}
 
 

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: what is read does not run, what is written does not deceive, and secrets stay at home."""
+"""The promises of SECURITY.md: what is read does not run, what is written does not deceive, secrets do not leak."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_pickle_beside_a_checkpoint_is_not_opened(options: dict[str, Any], mar
 
 
 def test_pickled_weights_cannot_run_code(marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model's, and an adapter's, where there is no other file."""
+    """A model's, and an adapter's, if there is no other file."""
     take(GRPOTrainer(args=config(tmp_path / "run", dataset_test_split=None)), 1)
     adapter = names.latest(tmp_path / "run")
     assert adapter is not None and load_file(adapter / "adapter_model.safetensors")

@@ -304,7 +304,7 @@ class Elsewhere(PolicyGradient):
 
 
 def answer(algorithm: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command line is told on stderr; it must be one line, and a mistake of the user's."""
+    """The answer to a command line on stderr; it must be one line, and a mistake of the user's."""
     capsys.readouterr()
     given = [] if "--recipe" in argv or "--resume" in argv else ["--recipe", "tiny"]
     if "--dataset_name" in argv and "--dataset_test_split" not in argv:
@@ -344,7 +344,7 @@ def choices(hint: Any) -> list[Any]:
 
 
 def wrong_values(hint: Any) -> list[str]:
-    """What no value of this type can look like on the command line; nothing, where all text is one."""
+    """Texts that no value of this type can look like on the command line; none, if any text is a value."""
     parts = choices(hint)
     if str in parts:
         return []

@@ -29,7 +29,7 @@ CASE = "import sys; from evidence.gpu.__main__ import run_case; run_case(*sys.ar
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One measurement; `published` are public figures of others for the same shape, where there are any."""
+    """One measurement; `published` are public figures of others for the same shape, if there are any."""
 
     part: str
     shape: str
@@ -67,7 +67,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def run_case(folder: str, case: str, device: str, tiny: str, model: str) -> None:
-    """What a process of its own does: the case's figures into `folder`."""
+    """Measures a case in a process of its own, and writes its figures into `folder`."""
     figures = measured(Path(folder), Case(**json.loads(case)), device, tiny == "True", model)
     (Path(folder) / "figures.json").write_text(json.dumps(figures))
 
@@ -93,7 +93,7 @@ def in_a_process(case: Case, device: str, tiny: bool, model: str) -> dict[str, A
 
 
 def card(device: str) -> dict[str, Any]:
-    """What it was measured on."""
+    """The card that it was measured on."""
     import torch
 
     if device == "cpu":
@@ -115,7 +115,7 @@ def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures and writes results/gpu_<part>.json after every case; 1 where a case failed."""
+    """Measures and writes results/gpu_<part>.json after every case; 1 if a case failed."""
     parser = argparse.ArgumentParser(
         prog="python -m evidence.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

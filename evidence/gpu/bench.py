@@ -47,7 +47,7 @@ class Check:
 
 
 class Bench:
-    """What checks share: models made once, and the file that figures go to."""
+    """The things that checks share: models made once, and the file that figures go to."""
 
     def __init__(self, folder: Path, device: str, tiny: bool, path: Path) -> None:
         self.folder, self.device, self.tiny, self.path = folder, device, tiny, path
@@ -84,7 +84,7 @@ class Bench:
         return folder
 
     def sizes(self, **others: Any) -> dict[str, Any]:
-        """What the runs that are checked have in common."""
+        """The options that the checked runs have in common."""
         return (SMALL if self.tiny else FULL) | {"lora_alpha": 16, "gpu_memory_gib": 39.5} | others
 
 

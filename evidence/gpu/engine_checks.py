@@ -1,4 +1,4 @@
-"""What a card shows with vLLM beside the trainer, in one process; run 2 of evidence/gpu/first.py."""
+"""Checks on a card with vLLM beside the trainer, in one process; run 2 of evidence/gpu/first.py."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def options(bench: Bench, name: str, **others: Any) -> dict[str, Any]:
 
 
 def card(bench: Bench) -> dict[str, float]:
-    """What of the card is taken by now, and what of that torch's allocator has."""
+    """The memory of the card that is taken by now, and the part that torch's allocator has."""
     if bench.device == "cpu":
         return {}
     torch.cuda.synchronize()
@@ -101,7 +101,7 @@ def endless(asked: Sequence[Request]) -> Sampling:
 
 
 def tokens(engine: Any, asked: Sequence[Request], seed: int) -> list[list[int]]:
-    """What is written, in the order asked for, with nothing remembered of earlier prompts."""
+    """The tokens that are written, in the order asked for, with nothing remembered of earlier prompts."""
     engine.forget()
     return [c.token_ids for c in sorted(engine.generate(asked, seed, endless(asked)), key=lambda c: c.id)]
 

@@ -103,7 +103,7 @@ def install(requirements: Sequence[str], folder: Path) -> None:
 
 
 def contents(scratch: Path) -> dict[str, dict[str, Path]]:
-    """What each piece holds: names in the folder of packages, and the files that lie in `scratch`."""
+    """The contents of each piece: names in the folder of packages, and the files that lie in `scratch`."""
     pieces: dict[str, dict[str, Path]] = {}
     for piece, requirements in WANTED.items():
         folder = scratch / piece

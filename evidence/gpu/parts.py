@@ -1,4 +1,4 @@
-"""What each part of evidence/gpu measures; every function has a process to itself."""
+"""The measurements of each part of evidence/gpu; every function has a process to itself."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def requests(count: int, tokens: int, longest: int = PROMPT) -> list[Request]:
 
 
 def as_written(asked: Sequence[Request], written: Iterable[Completion]) -> Rollout:
-    """What an engine wrote, as the loop takes it."""
+    """The completions that an engine wrote, as the loop takes them."""
     return given((asked[c.id].prompt_ids, c.token_ids, c.logprobs) for c in sorted(written, key=lambda c: c.id))
 
 
@@ -235,7 +235,7 @@ def drawn(engine: Any, limit: int) -> None:
 
 
 def ingredients(tiny: bool) -> dict[str, Any]:
-    """What a trainer is made with beside its options."""
+    """The arguments that a trainer takes beside its options."""
     from datasets import Dataset
 
     return {"reward_funcs": coin, "train_dataset": Dataset.from_list(questions(64, 4 if tiny else PROMPT))}
@@ -356,7 +356,7 @@ def head(folder: Path, device: str, tiny: bool, tokens: int) -> dict[str, Any]:
 
 
 def scorers(here: Any) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
-    """Ours, and liger-kernel's where it is installed."""
+    """Ours, and liger-kernel's if it is installed."""
 
     def fused(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         from liger_kernel.ops.fused_linear_scaled_cross_entropy import (  # type: ignore[import-not-found]

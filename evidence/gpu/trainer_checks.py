@@ -1,4 +1,4 @@
-"""What a card shows without vLLM: kernels, moves, gradients, one row of a 1.5B model; run 1 of first.py."""
+"""Checks on a card without vLLM: kernels, moves, gradients, one row of a 1.5B model; run 1 of first.py."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def residency(bench: Bench) -> None:
 
 
 def stepped(bench: Bench, moves: bool) -> list[Tensor]:
-    """What learns, and its moments, after three steps with the same gradients."""
+    """The weights that learn, and their moments, after three steps with the same gradients."""
     config = parts.options(bench.model("Qwen3-0.6B", layers=4), bench.device)
     torch.manual_seed(0)
     policy = Policy(config)

@@ -3,8 +3,8 @@
     python -m evidence.learning.planted_differences
 
 Thirty runs are made once (what is there is not made again): GRPO on the shipped task, and the same with a tenth of its
-learning rate. Then three runs are drawn against three others, many times: of the same kind, where any verdict is a
-false one, and of both kinds, where no verdict is a miss.
+learning rate. Then three runs are drawn against three others, many times: of the same kind, so that any verdict is
+a false one, and of both kinds, so that no verdict is a miss.
 """
 
 from __future__ import annotations

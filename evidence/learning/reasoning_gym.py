@@ -74,12 +74,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def right(completions: list[Any], entry: list[str], **_: Any) -> list[float]:
-    """1 where the task's own scorer has nothing to object, for it gives parts too."""
+    """Gives 1 if the task's own scorer has nothing to object, for it gives parts too."""
     return [float(score == 1) for score in reasoning(completions, entry)]
 
 
 def options(name: str, task: Task) -> dict[str, Any]:
-    """What both stages are told."""
+    """The options that both stages share."""
     config = f"{{{task.config}, test_size: {HELD_OUT}}}"
     return COMMON | {"dataset_name": f"reasoning_gym:{name}", "dataset_config": config}
 

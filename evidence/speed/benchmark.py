@@ -124,7 +124,7 @@ def ours_in_a_process(folder: Path, work: Workload, threads: int) -> Run:
 
 
 def about(threads: int) -> dict[str, Any]:
-    """When, where and with which versions."""
+    """The date, commit, machine and versions of a measurement."""
     found = dict.fromkeys(VERSIONS, "not installed") | directory.versions(VERSIONS)
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*: (.*)", cpuinfo)
@@ -184,7 +184,7 @@ def reports(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, writes results/benchmark_<name>.json as figures come in, prints a table; 1 where something is off."""
+    """Measures, writes results/benchmark_<name>.json as figures come in, prints a table; 1 if something is off."""
     options = parse(argv)
     options.output.mkdir(parents=True, exist_ok=True)
     everything_holds = True

@@ -23,7 +23,7 @@ from evidence.speed.workloads import LORA_R, Run, Setting, Workload, aligned, me
 
 MEASURE = "import sys; from evidence.speed.contest import measure; measure(*sys.argv[1:])"
 FULL = ("can't allocate memory", "MemoryError", "bad_alloc", "Cannot allocate memory")
-# How far runs may differ: float32 sums in another order differ by less, or where a loss is of a whole sequence's sum of
+# How far runs may differ: float32 sums in another order differ by less, or if a loss is of a whole sequence's sum of
 # log-probabilities by somewhat more; a random end token may cut a completion short.
 ALIKE = {"loss": 1e-5, "grad_norm": 1e-6, "tokens": 0.03}
 OF_SEQUENCES = {"rloo": {"grad_norm": 1e-5}, "dpo": {"grad_norm": 1e-5}}
@@ -34,7 +34,7 @@ HEADS = ("seconds", "cpu_seconds", "above_start_mib", "above_loaded_mib", "peak_
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What both sides do, and in which settings."""
+    """The work of both sides, and their settings."""
 
     kind: str  # update, step, refresh or reach
     work: Workload | Goal
@@ -52,7 +52,7 @@ def load_only(folder: Path) -> Run:
 
 
 def measure(folder: str, kind: str, work: str, setting: str, limit_gib: str, threads: str) -> None:
-    """What a process of its own does: one measurement, its figures into `folder`."""
+    """Makes one measurement in a process of its own, and writes its figures into `folder`."""
     import torch
 
     torch.set_num_threads(int(threads))
@@ -87,7 +87,7 @@ def spawn(folder: Path, code: str, *arguments: str, threads: int) -> str | None:
 
 
 def in_a_process(folder: Path, contest: Contest, setting: Setting, threads: int) -> Run | None:
-    """One measurement; None where there was less memory than it needs."""
+    """One measurement; None if there was less memory than it needs."""
     limit = contest.limit_gib if setting.side == "trl" else 0.0
     asked = (contest.kind, json.dumps(asdict(contest.work)), json.dumps(asdict(setting)), str(limit))
     if spawn(folder, MEASURE, *asked, threads=threads):

@@ -1,4 +1,4 @@
-"""How the cost of our update grows with its tokens, and what it saves where groups teach nothing."""
+"""How the cost of our update grows with its tokens, and what it saves if groups teach nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Measured = Callable[[Path, Workload, int], Run]
 
 
 def measure_ours(folder: str, work: str, threads: str) -> None:
-    """What a process of its own does: one update after a small one, its figures into `folder`."""
+    """Makes one update after a small one in a process of its own, and writes its figures into `folder`."""
     import torch
 
     torch.set_num_threads(int(threads))

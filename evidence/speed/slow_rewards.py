@@ -1,4 +1,4 @@
-"""What slow rewards cost: a step against its rollout and against its scoring, with a reward of 50 ms of CPU a sample.
+"""The cost of slow rewards: a step against its rollout and against its scoring, with a reward of 50 ms of CPU a sample.
 
     python -m evidence.speed.slow_rewards
 

@@ -27,7 +27,7 @@ class Goal:
 
 
 def prepare(folder: Path) -> None:
-    """The model, where both sides load it from."""
+    """Copies the model to the folder from which both sides load it."""
     from nanorlhf.config.names import shipped_model
 
     shutil.copytree(shipped_model("nanorlhf:adder"), folder, dirs_exist_ok=True)
@@ -48,7 +48,7 @@ def trainer_of(folder: Path, work: Goal, seed: int, engine: str) -> Any:
 
 
 class Course:
-    """Adds up the training on the way, and looks where it is."""
+    """Adds up the training on the way, and evaluates it now and then."""
 
     def __init__(self, work: Goal, meter: Meter) -> None:
         self.work, self.meter, self.laps = work, meter, list[Run]()
@@ -59,7 +59,7 @@ class Course:
         return bool(self.held_out) and self.held_out[-1][1] >= self.work.reward
 
     def step(self, judge: Callable[[], float]) -> bool:
-        """Takes a step's time, evaluates where that is due, and says whether this is the end."""
+        """Takes a step's time, evaluates if that is due, and says whether this is the end."""
         self.laps.append(self.meter.lap())
         if len(self.laps) % self.work.every == 0:
             self.held_out.append((len(self.laps), judge()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from evidence.speed import time_to_reward
 from evidence.speed.time_to_reward import Goal
-from evidence.speed.trl_updates import adapter, arguments, grpo_options, told
+from evidence.speed.trl_updates import adapter, arguments, grpo_options, step_callback
 from evidence.speed.workloads import (
     LORA_R,
     REFRESHES,
@@ -29,7 +29,7 @@ COLOCATED = "vLLM, patched"  # TRL's colocated vLLM as far as it goes on a CPU, 
 
 
 def engine_options(setting: Setting, longest: int) -> dict[str, Any]:
-    """Who writes completions."""
+    """TRL's options for the engine that writes completions."""
     if setting.engine != COLOCATED:
         return {}
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -76,7 +76,7 @@ def step(folder: Path, work: Workload, setting: Setting) -> Run:
     """Whole steps: weights for the engine, completions, rewards, update; the first one warms up."""
     meter, laps = Meter(), []
     meter.start()
-    trainer = stepping(folder, work, setting, STEPS + 1, told(meter.go, lambda _: laps.append(meter.lap())))
+    trainer = stepping(folder, work, setting, STEPS + 1, step_callback(meter.go, lambda _: laps.append(meter.lap())))
     lengths = trainer._metrics["train"]["completions/mean_length"]  # noqa: SLF001 kept there without a log
     trainer.train()
     tokens = sum(lengths) * work.prompts * work.generations
@@ -87,7 +87,7 @@ def refresh(folder: Path, work: Workload, setting: Setting) -> Run:
     """New weights for the engine, again and again; the first time warms up."""
     meter, laps = Meter(), []
     meter.start()
-    trainer = stepping(folder, work, setting, 1, told())
+    trainer = stepping(folder, work, setting, 1, step_callback())
     disturb(trainer.model)
     for _ in range(REFRESHES + 1):
         meter.go()
@@ -122,7 +122,7 @@ def reach(folder: Path, work: Goal, setting: Setting) -> Run:
         model=str(folder),
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=adapter(recipe.lora_r),
-        callbacks=[told(meter.go, end)],
+        callbacks=[step_callback(meter.go, end)],
         reward_funcs=exact_answer,
         train_dataset=Dataset.from_dict(judge.rows(work)),
         args=GRPOConfig(**options, **engine_options(setting, recipe.max_prompt_length + recipe.max_completion_length)),

@@ -18,7 +18,7 @@ def adapter(rank: int) -> Any:
 
 
 def arguments(folder: Path, setting: Setting, size: int, together: int = 1) -> dict[str, Any]:
-    """What every trainer of TRL's is told; `size` completions are one step, `together` of them one row of its data."""
+    """Arguments of every TRL trainer; `size` completions are one step, `together` of them one row of its data."""
     return {
         "output_dir": str(folder / "trl"), "use_cpu": True, "bf16": False, "max_steps": 1, "learning_rate": RATE,
         "per_device_train_batch_size": setting.micro_batch // together,
@@ -28,7 +28,7 @@ def arguments(folder: Path, setting: Setting, size: int, together: int = 1) -> d
     }  # fmt: skip
 
 
-def told(begin: Callable[[], Any] | None = None, end: Callable[[Any], Any] | None = None) -> Any:
+def step_callback(begin: Callable[[], Any] | None = None, end: Callable[[Any], Any] | None = None) -> Any:
     """A callback: `begin` as a step begins, `end` with the trainer's control after it."""
     from transformers import TrainerCallback
 
@@ -50,7 +50,7 @@ def update(folder: Path, work: Workload, samples: Sequence[dict[str, Any]], sett
 
     meter, measured = Meter(), {}
     from_others = work.algorithm in WITH_DATA
-    callback = told(meter.start if from_others else None, lambda _: measured.update(meter.stop()))
+    callback = step_callback(meter.start if from_others else None, lambda _: measured.update(meter.stop()))
     common = {
         "model": str(folder), "processing_class": AutoTokenizer.from_pretrained(folder),
         "peft_config": adapter(LORA_R), "callbacks": [callback],
@@ -85,7 +85,7 @@ def grpo(samples: Any, common: dict[str, Any], options: dict[str, Any], work: Wo
 
 
 def grpo_options(work: Workload) -> dict[str, Any]:
-    """What makes TRL's GRPO ours; the ratio times its KL is its default, too."""
+    """The options that make TRL's GRPO ours; the ratio times its KL is its default, too."""
     return {
         "num_generations": work.generations, "max_completion_length": work.limit, "beta": work.kl,
         "use_bias_correction_kl": True, "loss_type": "dapo", "scale_rewards": "group",

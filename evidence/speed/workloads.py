@@ -1,4 +1,4 @@
-"""What the benchmarks work on: a random model, prompts, a made-up rollout, and a meter."""
+"""The material of the benchmarks: a random model, prompts, a made-up rollout, and a meter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Workload:
 
     @property
     def model(self) -> dict[str, Any]:
-        """What transformers' Qwen2Config takes."""
+        """The arguments of transformers' Qwen2Config."""
         return {
             "vocab_size": self.vocabulary, "hidden_size": self.hidden, "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.heads,
@@ -89,14 +89,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Who works, and how."""
+    """A side of a contest, and how it works."""
 
     side: str  # ours, trl, or loaded: the model alone, which both start from
     micro_batch: int = 0  # in completions
     checkpointing: bool = False
     padding_free: bool = False
-    engine: str = ""  # who writes completions, where that is not the side's own choice
-    sync: str = ""  # how weights reach our engine, where that is not its own choice
+    engine: str = ""  # who writes completions, if that is not the side's own choice
+    sync: str = ""  # how weights reach our engine, if that is not its own choice
     seed: int = 0
 
     def __str__(self) -> str:
@@ -118,11 +118,11 @@ class Meter:
         self.go()
 
     def go(self) -> None:
-        """What came before does not count."""
+        """Begins to measure anew; earlier use does not count."""
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def lap(self) -> Run:
-        """What was used since `start`, `go` or the last lap."""
+        """The time used since `start`, `go` or the last lap."""
         seconds = {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
         self.go()
         return seconds

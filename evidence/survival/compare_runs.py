@@ -27,7 +27,7 @@ READERS: dict[str, Callable[..., Any]] = {
 
 
 def damage(run: Path, ended: bool) -> list[str]:
-    """What is not whole; a run that has not ended may have drafts, and half a line at the end of its lines."""
+    """The damage to a run; one that has not ended may have drafts, and half a line at the end of its lines."""
     found: list[str] = []
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run)
@@ -41,7 +41,7 @@ def damage(run: Path, ended: bool) -> list[str]:
 
 
 def flaws(path: Path, ended: bool) -> Iterator[str]:
-    """What is wrong with a file."""
+    """The flaws of a file."""
     if path.suffix == ".png":
         if not path.read_bytes().endswith(PNG):
             yield "the picture breaks off"

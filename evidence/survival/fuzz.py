@@ -228,7 +228,7 @@ def samples(count: int) -> list[Sample]:
 
 @given(outputs, st.dictionaries(texts, nested | st.sets(st.integers(), max_size=2), max_size=2), st.booleans())
 def rewards(output: Any, extras: dict[str, Any], raises: bool) -> None:
-    """What a reward function returns is a finite score, none, or a fault that keeps its sample out of training."""
+    """A reward function's output is a finite score, none, or a fault that keeps its sample out of training."""
 
     def reward(completions: list[Any], log_extra: Any, log_metric: Any) -> Any:
         for name, value in extras.items():

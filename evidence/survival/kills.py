@@ -60,7 +60,7 @@ def contained_answer(completions: list[Any], answer: list[str], **columns: Any) 
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What the run is like that nobody kills."""
+    """The figures of the run that nobody kills."""
 
     start: float  # seconds until the first line of metrics
     cycle: float  # from one step to the next
@@ -70,7 +70,7 @@ class Usual:
 
 @dataclass(slots=True)
 class Killed:
-    """What was found after the kills."""
+    """The findings after the kills."""
 
     phases: Counter[str] = field(default_factory=Counter)
     in_a_checkpoint: int = 0  # kills that left half a checkpoint
@@ -109,7 +109,7 @@ class Launch:
         return path.stat().st_size if path.exists() else 0
 
     def first_line(self) -> bool:
-        """Waits for the first new line of metrics; False where the process ended before."""
+        """Waits for the first new line of metrics; False if the process ended before."""
         if not self.wait_for(self.has_begun):
             return False
         before = 0 if names.latest(self.run) is None else self.lines()
@@ -126,7 +126,7 @@ class Launch:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints and writes; gives 1 where anything was not as it must be."""
+    """Measures, prints and writes; gives 1 if anything was not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=KILLS, nargs="+", default=[*KILLS], help="(default: both)")
     parser.add_argument("--kills", type=int, help="(default: 50 with hf, 10 with vllm)")
@@ -202,7 +202,7 @@ def undisturbed_run(words: list[str], run: Path, folder: Path) -> Usual:
 
 
 def kill(words: list[str], run: Path, folder: Path, aim: str, delay: float, usual: Usual, found: Killed) -> bool:
-    """Starts the run or goes on with it, kills it, and looks at what is left; False where it had ended by itself."""
+    """Starts the run or goes on with it, kills it, and looks at what is left; False if it had ended by itself."""
     temporary, shared = emptied(folder / "tmp"), {*Path("/dev/shm").iterdir()}  # noqa: S108
     launch = Launch(resumed(words, run), run, temporary)
     if aim == "start" or (launch.saves() if aim == "saving" else launch.first_line()):
@@ -223,7 +223,7 @@ def kill(words: list[str], run: Path, folder: Path, aim: str, delay: float, usua
 
 
 def resumed(words: list[str], run: Path) -> list[str]:
-    """What a user types: the same command where nothing was begun, else that it goes on."""
+    """The words that a user types: the same command if nothing was begun, else that it goes on."""
     return ["grpo", "--resume", str(run)] if (run / "config.yaml").exists() else [*words, "--output_dir", str(run)]
 
 
@@ -245,7 +245,7 @@ def unsaved(run: Path) -> bool:
 
 
 def phase(launch: Launch, at: float) -> str:
-    """What a run did at the time `at`, told from what it left."""
+    """The phase of a run at the time `at`, found from what it left."""
     if not launch.has_begun():
         return "start"
     rows = read_lines(launch.run / "metrics.jsonl")

@@ -37,7 +37,7 @@ WRITES = [*SHORT, "--engine", "hf", "--reward_workers", "0", "--max_completion_l
 OUT_OF_MEMORY = (
     "import sys; from evidence.survival.same_bits import run_out_of_memory; sys.exit(run_out_of_memory(sys.argv[1:]))"
 )
-ROWS = 100  # tokens; no longer row fits where memory runs out
+ROWS = 100  # tokens; no longer row fits in the run that runs out of memory
 ALONE, MODULE = [sys.executable], ["-m", "nanorlhf"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 RUNS = {
@@ -62,7 +62,7 @@ RUNS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Records the runs, or compares two recordings; gives 1 where a run fails or a bit differs."""
+    """Records the runs, or compares two recordings; gives 1 if a run fails or a bit differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["record", "compare"])
     parser.add_argument("folders", type=Path, nargs="+", help="one to record into, or two to compare")

@@ -40,7 +40,7 @@ LIMITS = {"rss_mib": 0.02, "handles": 0.0, "cpu_seconds": 0.1}  # by which the l
 
 @dataclass(slots=True)
 class Course:
-    """What a run was like from step to step: some of it at every step, some only now and then."""
+    """The course of a run from step to step: some of it at every step, some only now and then."""
 
     every: int
     seconds: list[float] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Course:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints and writes; gives 1 where something grew."""
+    """Measures, prints and writes; gives 1 if something grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=STEPS, help="(default: both, each in a process of its own)")
     parser.add_argument("--steps", type=int, help="(default: 3,000 with hf, 1,500 with vllm)")
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     began, steps = time.monotonic(), args.steps or STEPS[args.engine]
     with tempfile.TemporaryDirectory() as folder:
         course = run(Path(folder), args.engine, steps)
-    figures = {"steps": steps, "seconds": time.monotonic() - began} | told(course)
+    figures = {"steps": steps, "seconds": time.monotonic() - began} | summary(course)
     known = json.loads(args.output.read_text()) if args.output.exists() else {}
     known[args.engine] = figures | where()
     args.output.write_text(json.dumps(known, indent=1) + "\n")
@@ -140,7 +140,7 @@ def write_model(folder: Path) -> None:
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
-def told(course: Course) -> dict[str, Any]:
+def summary(course: Course) -> dict[str, Any]:
     """Medians of quarters, by how much the last exceeds the first, and whether that is little enough."""
     plain, saving = [], []
     for number, seconds in enumerate(course.cpu_seconds, 1):

@@ -12,7 +12,7 @@ from nanorlhf.system.terminal import tell
 
 @dataclass(frozen=True)
 class Became:
-    """The option it is here; `value` translates where the values differ too, seeing all options given."""
+    """The option it is here; `value` translates if the values differ too, seeing all options given."""
 
     name: str
     value: Callable[[Any, Mapping[str, Any]], Any] = lambda value, _: value
@@ -36,7 +36,7 @@ YES = (True, "true", "True")
 
 
 def _kind(value: Any, options: Mapping[str, Any]) -> str:
-    """Half precision in the Trainer's sense keeps master weights in float32, as auto does where all weights learn."""
+    """Half precision in the Trainer's sense keeps master weights in float32, as auto does if all weights learn."""
     if value not in YES:
         return "float32"
     return "auto" if options.get("lora") == "none" else "bfloat16"

@@ -70,14 +70,14 @@ def split_names(value: str | list[str]) -> list[str]:
 
 
 def item_type(hint: Any) -> type | None:
-    """Type of the items where an option takes a list and no text of its own: such a list may come as one string."""
+    """Type of the items if an option takes a list and no text of its own: such a list may come as one string."""
     kinds = (hint,) if get_origin(hint) is list else get_args(hint)
     lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
     return lists[0] if lists and str not in kinds else None
 
 
 def as_list(value: Any, hint: Any) -> Any:
-    """A list from one string with commas, where the option takes one; what is no such string stays as it is."""
+    """A list from one string with commas, if the option takes one; what is no such string stays as it is."""
     item = item_type(hint)
     if item is None or not isinstance(value, str) or value.strip().startswith(("[", "{")):
         return value

@@ -1,4 +1,4 @@
-"""What is to be learned, whoever learns it: the model, the data, how it answers and what is rewarded."""
+"""The task, whichever algorithm learns it: the model, the data, how it answers and what is rewarded."""
 
 from __future__ import annotations
 

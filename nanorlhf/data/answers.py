@@ -7,12 +7,12 @@ from typing import Any
 
 
 def after(mark: str, text: Any) -> str | None:
-    """What follows the last `mark` of a text, to the end of the line."""
+    """The text behind the last `mark`, to the end of the line."""
     return text.rpartition(mark)[2].strip().partition("\n")[0] if isinstance(text, str) and mark in text else None
 
 
 def last_boxed(text: Any) -> str | None:
-    r"""What the last \boxed{...} holds, inner braces and all; None where there is none, or it does not end."""
+    r"""The contents of the last \boxed{...}, inner braces and all; None if there is none, or it does not end."""
     start = text.rfind("\\boxed{") + len("\\boxed{") if isinstance(text, str) and "\\boxed{" in text else 0
     depth = 1
     for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL) if start else ():

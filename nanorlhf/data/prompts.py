@@ -22,11 +22,11 @@ from nanorlhf.system.seeds import derive
 from nanorlhf.types import Prompt, Text
 
 ANSWERS = "demonstrations"  # the column for what a reader finds
-LOOK = 4096  # rows that are looked at before the run begins, all of them where there are no more
+LOOK = 4096  # rows that are looked at before the run begins, all of them if there are no more
 
 
 class Reader(Protocol):
-    """How the answers of a row are found, for who learns from them."""
+    """How the answers of a row are found, for algorithms that learn from them."""
 
     def __call__(self, read: Read) -> list[str]:
         """The answers, the best first."""
@@ -50,7 +50,7 @@ class Maker:
         self.unfit: dict[int, str] = {}
 
     def __call__(self, index: int, row: Any) -> Prompt | None:
-        """The row's prompt, or None where it has none that fits."""
+        """The row's prompt, or None if it has none that fits."""
         try:
             return self.make(index, row)
         except UnfitError as unfit:
@@ -81,7 +81,7 @@ class Maker:
         )
 
     def check(self, tried: int) -> None:
-        """Refuses a dataset where nothing could be used of so many rows."""
+        """Refuses a dataset if nothing could be used of so many rows."""
         if len(self.unfit) >= tried:
             raise UsageError(f"no prompt of the dataset can be used: of {tried:,} rows {self.why()}")
         if self.pattern is not None and not self.matched:
@@ -127,7 +127,7 @@ class Prompts:
         return len(self.maker.unfit)
 
     def summary(self) -> str:
-        """What there is, in a line."""
+        """A line that says how much there is."""
         size = len(self.usable) + self.dropped
         if self.looked == size:
             return f"{len(self.usable):,} prompts ({self.maker.why()})"
@@ -147,7 +147,7 @@ class Prompts:
         return self.sample(size, random.Random(0))
 
     def sample(self, size: int, draw: random.Random) -> list[Prompt]:
-        """Different prompts at random, all there are where there are no more."""
+        """Different prompts at random, all there are if there are no more."""
         first = draw.sample(self.usable, min(size, len(self.usable)))
         kept = [prompt for index in first if (prompt := self.prompt(index))]
         if len(kept) < len(first):  # of many rows, some were not looked at before

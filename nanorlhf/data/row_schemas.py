@@ -150,7 +150,7 @@ def transcript(text: Any) -> Messages:
 
 
 def maths(row: Row) -> dict[str, Any]:
-    """MATH: the answer lies in the solution's last box, where no column has it."""
+    """MATH: the answer lies in the solution's last box, if no column has it."""
     solution = row.get("solution")
     answer = row["answer"] if "answer" in row else last_boxed(solution)
     return {"prompt": row["problem"], "completion": solution, "answer": answer}
@@ -164,20 +164,20 @@ def countdown(row: Row) -> dict[str, Any]:
 
 
 def verl(row: Row) -> dict[str, Any]:
-    """What verl's rule rewards compare with, under that name and as the answer."""
+    """The `ground_truth` that verl's rule rewards compare with, under that name and as the answer."""
     truth = as_mapping(row["reward_model"]).get("ground_truth")
     return {**own(row), "ground_truth": truth, "answer": row.get("answer", truth)}
 
 
 def grade_school(row: Row) -> dict[str, Any]:
-    """GSM8K: the answer stands behind ####; where there is no such mark, it is the answer as it is."""
+    """GSM8K: the answer stands behind ####; if there is no such mark, it is the answer as it is."""
     said = row["answer"]
     short = after("####", said)
     return {"prompt": row["question"], "completion": said, "answer": said if short is None else short}
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """The value, or an empty mapping where it is none."""
+    """The value, or an empty mapping if it is none."""
     return value if isinstance(value, Mapping) else {}
 
 

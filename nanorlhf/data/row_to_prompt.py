@@ -24,11 +24,11 @@ FIELD = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
 
 @dataclass(frozen=True)
 class Read:
-    """What a row held: the prompt, what rewards are given, and what there is to copy or to prefer."""
+    """The contents of a row: the prompt, what rewards are given, and what there is to copy or to prefer."""
 
     prompt: Text
     columns: dict[str, Any]
-    answers: dict[str, Any]  # completion, chosen and rejected, where there are
+    answers: dict[str, Any]  # completion, chosen and rejected, if there are any
     names: list[str]  # of all its columns
 
 
@@ -74,7 +74,7 @@ class Reading:
         return {**full, **{ours: full[theirs] for ours, theirs in self.renames.items()}}
 
     def __call__(self, row: Row) -> Read:
-        """What this row holds; UnfitError where that is nothing."""
+        """The contents of this row; UnfitError if there are none."""
         row = self.named(row)
         known = self.form.read(row) if self.form else {}
         columns = {name: value for name, value in row.items() if name not in self.hidden}

@@ -60,7 +60,7 @@ def find(name: str, config: str | None, split: str, streaming: bool) -> Rows:
 
 
 def loaded(name: str, config: str | None, split: str, streaming: bool, **more: Any) -> Rows:
-    """What `datasets` itself can load."""
+    """Rows that `datasets` itself can load."""
     if streaming and "[" in split:
         raise UsageError(f"split {split!r}: a stream has no parts; leave streaming or the part away")
     return cast(Rows, datasets.load_dataset(name, config, split=split, streaming=streaming, **more))
@@ -156,7 +156,7 @@ def only_split(name: str) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line; `datasets` hides it one level down."""
+    """The error in one line; `datasets` hides it one level down."""
     inner = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     inner = inner or error
     return " ".join(f"{type(inner).__name__}: {inner}".split())

@@ -36,7 +36,7 @@ class Stream(Prompts):
         return LOOK
 
     def summary(self) -> str:
-        """What there is is not known before it is read."""
+        """A line without a total, which is not known before all rows are read."""
         return f"prompts from a stream ({self.maker.why()} so far)"
 
     def rewind(self) -> None:

@@ -47,7 +47,7 @@ OPENED = re.compile(r"(?:<(?!(?:assistant|model|bot)>)(\w+)>\s*(?:</\1>\s*)?)+\Z
 
 
 def read_tokenizer(name: str, option: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that an option names; refuses one without words, which is made where no file is."""
+    """The tokenizer of the model that an option names; refuses one without words, which is made if there is no file."""
     otherwise = "save one into the model's folder, or pass processing_class in Python"
     try:
         tokenizer = AutoTokenizer.from_pretrained(shipped_model(name), trust_remote_code=trust_remote_code)

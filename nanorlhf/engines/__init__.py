@@ -1,1 +1,1 @@
-"""Who writes completions."""
+"""The engines, which write completions."""

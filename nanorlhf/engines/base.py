@@ -1,4 +1,4 @@
-"""What the loop asks of an engine, and what an engine asks of the policy."""
+"""The interface of an engine, and that of the policy to an engine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Request:
     id: int
     prompt_ids: list[int]
     greedy: bool = False
-    max_tokens: int | None = None  # where it may have fewer than the sampling says
+    max_tokens: int | None = None  # if it may have fewer than the sampling says
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine wrote: ids with the end token, and the log-probability of each as it was sampled."""
+    """A completion as an engine wrote it: ids with the end token, and the log-probability of each as it was sampled."""
 
     id: int
     token_ids: list[int]
@@ -126,7 +126,7 @@ class Engine(Protocol):
         ...
 
     def told(self) -> list[str]:
-        """What the user should know of the last requests, said once."""
+        """Give remarks on the last requests for the user, each once."""
         ...
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.types import WeightSync
 
-BATCH = 256  # rows that decode together, where no plan says how many
+BATCH = 256  # rows that decode together, if no plan says how many
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class HFEngine:
         self.remarks.append(f"out of memory (rollout), nothing is lost: {self.batch} rows decode together from now on")
 
     def told(self) -> list[str]:
-        """What was done about full memory."""
+        """Remarks on what was done about full memory."""
         remarks, self.remarks = self.remarks, []
         return remarks
 
@@ -163,7 +163,7 @@ class HFEngine:
         self.version = weights.version
 
     def sleep(self) -> None:
-        """Moves the copy to main memory, where the device has its own."""
+        """Moves the copy to main memory, if the device has its own."""
         if self.device.type == "cuda":
             self.model.to("cpu")
 

@@ -1,4 +1,4 @@
-"""Who writes completions: vLLM where it is installed, transformers elsewhere."""
+"""Starts the engine that writes completions: vLLM if it is installed, else transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def engine_name(config: TrainConfig) -> str:
 
 
 def check_engine(config: TrainConfig, about: PretrainedConfig) -> None:
-    """Refuses vLLM where it is not there, or too old, or cannot take weights in the way that is asked for."""
+    """Refuses vLLM if it is not there, or too old, or cannot take weights in the way that is asked for."""
     vllm = engine_name(config) == "vllm"
     config.require(vllm or config.head_dtype == "model", "head_dtype", "float32 is for engine vllm")
     if not vllm:
@@ -58,7 +58,7 @@ def lacks_adapters(about: PretrainedConfig) -> bool:
 
 
 def sync_way(config: TrainConfig, policy: Policy) -> WeightSync:
-    """The adapter itself for 16-bit weights, where merging would round small updates away; else merged weights."""
+    """The adapter itself for 16-bit weights, for merging would round small updates away; else merged weights."""
     if config.weight_sync != "auto":
         return config.weight_sync
     half = policy.has_adapter and policy.compute_dtype != torch.float32
@@ -110,7 +110,7 @@ def build_engine(
 
 
 def free_share() -> float:
-    """Nine tenths of what is left of the GPU, as a share of all; where a plan sizes the cache, vLLM only looks whether
+    """Nine tenths of what is left of the GPU, as a share of all; if a plan sizes the cache, vLLM only looks whether
     so much is there."""
     if not torch.cuda.is_available():
         return 0.5

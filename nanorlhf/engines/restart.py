@@ -30,7 +30,7 @@ class Restarting:
         self.part = 1.0
         self.engine = self.first()
         self.version = self.engine.version
-        self.failed = ""  # how, since anybody was told
+        self.failed = ""  # how, since it was last told
 
     def first(self) -> Engine:
         """The engine; if memory runs out as it starts, with half the cache."""
@@ -72,7 +72,7 @@ class Restarting:
 
     @property
     def instead(self) -> str:
-        """Options to try where it does not do what it should."""
+        """Options to try if it does not do what it should."""
         ways = {"lora": "weight_sync merged", "merged": "weight_sync lora (with an adapter)"}
         others = "engine hf or another version of vLLM" if "vLLM" in self.release else "engine vllm"
         return f"{ways[self.sync]}, {others}"
@@ -100,7 +100,7 @@ class Restarting:
         self.engine.forget()
 
     def update(self, weights: Weights) -> None:
-        """Serves these weights from now on, by a new engine where the old one cannot."""
+        """Serves these weights from now on, by a new engine if the old one cannot."""
         try:
             self.engine.update(weights)
         except (UsageError, RunError):

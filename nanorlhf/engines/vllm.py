@@ -121,7 +121,7 @@ class VLLMEngine:
                 self.engine.abort_request(list(waiting))
 
     def add(self, request: Request, seed: int, sampling: Sampling) -> None:
-        """Queues a request with a seed of its own: its tokens do not hang on who else is in the batch."""
+        """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
@@ -249,7 +249,7 @@ def start(cpu: bool, **engine_args: Any) -> Any:
     registry._run_in_subprocess = lambda ask: ask()  # noqa: SLF001 it would start a second Python to import what this one imports anyway
     if hasattr(uniproc_executor, "get_file_store_init_method"):
         uniproc_executor.get_file_store_init_method = nameless_file  # type: ignore[attr-defined]
-    if cpu:  # the rank of each token, which nobody reads: compiling it would take the first generation 15 s
+    if cpu:  # the rank of each token, which nothing reads: compiling it would take the first generation 15 s
         sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)  # type: ignore[attr-defined]
     try:
         with classes_kept(decorators) as move:
@@ -281,7 +281,7 @@ def nameless_file() -> str:
 
 
 def completion(output: Any) -> Completion:
-    """What vLLM finished, in our words."""
+    """The output of a finished request, as a Completion."""
     written = output.outputs[0]
     assert written.finish_reason in {"stop", "length"}, f"request {output.request_id} ended by {written.finish_reason}"
     ids, logprobs = list(written.token_ids), list(written.logprobs.logprobs)
@@ -290,7 +290,7 @@ def completion(output: Any) -> Completion:
 
 
 def lora_request() -> Any:
-    """What makes a request use the adapter; the path is never opened, for the adapter is already loaded."""
+    """Makes a request use the adapter; the path is never opened, for the adapter is already loaded."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest("policy", ADAPTER, "in memory")
@@ -305,7 +305,7 @@ def forget_kernels(model: nn.Module) -> None:
 
 
 def renames(mapper: Any) -> Any:
-    """What becomes of names where vLLM's model has others, without the stacking of layers: an adapter has their parts.
+    """The mapper of names that differ in vLLM's model, without the stacking of layers: an adapter has their parts.
 
     The method is called get_rename_mapper from vLLM 0.29 on, get_unstacked_mapper before.
     """

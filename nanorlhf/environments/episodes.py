@@ -34,7 +34,7 @@ class Stage:
         sample.environment.reset(**sample.prompt.columns)
 
     def goes_on(self, sample: Sample, completion: Completion, turn: str, last: bool) -> bool:
-        """Lets the environment answer a turn whose tokens are in the sample; False where the episode is over.
+        """Lets the environment answer a turn whose tokens are in the sample; False if the episode is over.
 
         An environment that raises leaves its sample without a return: unscored, for the fault is not the policy's.
         """
@@ -57,14 +57,14 @@ class Stage:
         return True
 
     def observed(self, prompt: Text, observation: str, ended: bool) -> list[int]:
-        """An observation's tokens: where the model's message has ended in a chat, a message of the user's."""
+        """An observation's tokens: if the model's message has ended in a chat, a message of the user's."""
         text = observation
         if ended and not isinstance(prompt, str):
             text = self.next_turn(prompt, observation)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def next_turn(self, prompt: Messages, observation: str) -> str:
-        """What the chat template puts between the end of the model's message and its next one."""
+        """The text that the chat template puts between the end of the model's message and its next one."""
         mark, role = "\u2063mark\u2063", getattr(self.environment, "role", "user")
         messages = [*prompt, {"role": "assistant", "content": mark}, {"role": role, "content": observation}]
         after = render(self.tokenizer, messages, self.template, opens=True).rpartition(mark)[2]

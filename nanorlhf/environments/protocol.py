@@ -18,16 +18,16 @@ class Environment(Protocol):
     """One episode's other side; a class whose objects are made anew for every episode.
 
     More may be there: `stop`, strings that end a turn in the middle of the model's message, which goes on after the
-    observation; `role`, whose message an observation is, where the model's has ended (user); and `rows(split)`, for
+    observation; `role`, whose message an observation is, if the model's has ended (user); and `rows(split)`, for
     environments that bring their own questions.
     """
 
     def reset(self, **columns: Any) -> str | None:
-        """Begins an episode from a dataset row; says what the model is asked, where the row has no prompt."""
+        """Begins an episode from a dataset row; says what the model is asked, if the row has no prompt."""
         ...
 
     def step(self, completion: str) -> tuple[str, float, bool]:
-        """What the model is told after its turn, what the turn earned, and whether the episode is over."""
+        """Gives what the model is told after its turn, what the turn earned, and whether the episode is over."""
         ...
 
 

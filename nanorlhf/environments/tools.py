@@ -29,7 +29,7 @@ class ToolCalls:
         return "\n".join(map(self.result, calls)), 0.0, not calls
 
     def result(self, call: str) -> str:
-        """What a function returns, or what is wrong with the call, for the model to read."""
+        """The result of a function, or what is wrong with the call, for the model to read."""
         try:
             asked = json.loads(call)
             return str(self.functions[asked["name"]](**asked.get("arguments", {})))

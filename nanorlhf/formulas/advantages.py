@@ -65,7 +65,7 @@ def opo(rewards: Tensor, group: Tensor, lengths: Tensor) -> Tensor:
 
 
 def maxrl(rewards: Tensor, group: Tensor) -> Tensor:
-    """(S,) MaxRL: (r - m) / m with m the group's mean; 0 where m is 0."""
+    """(S,) MaxRL: (r - m) / m with m the group's mean; 0 if m is 0."""
     _, mean, _ = group_stats(rewards, group)
     safe = torch.where(mean == 0, 1.0, mean)
     return torch.where((mean == 0) | rewards.isnan(), 0.0, (rewards.double() - mean) / safe).float()
@@ -81,7 +81,7 @@ def gpg(rewards: Tensor, group: Tensor) -> Tensor:
 
 
 def best_of_group(scores: Tensor, group: Tensor) -> Tensor:
-    """(S,) RAFT, arXiv:2304.06767: the first of a group's best; none where the group has no spread."""
+    """(S,) RAFT, arXiv:2304.06767: the first of a group's best; none if the group has no spread."""
     value = scores.nan_to_num(-torch.inf)
     best = torch.full((int(group.max()) + 1,), -torch.inf).scatter_reduce_(0, group, value, "amax")
     first = torch.zeros(len(scores), dtype=torch.bool)

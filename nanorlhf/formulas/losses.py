@@ -9,7 +9,7 @@ Clip = tuple[float, float]
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip: Clip, dual: float | None = None) -> Tensor:
-    """PPO, arXiv:1707.06347: max(-A rho, -A clip(rho, 1 - low, 1 + high)); where A < 0 at most -A dual."""
+    """PPO, arXiv:1707.06347: max(-A rho, -A clip(rho, 1 - low, 1 + high)); if A < 0 at most -A dual."""
     ratio = log_ratio.exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip[0], 1 + clip[1]))
     if dual is None:

@@ -1,4 +1,4 @@
-"""What is still to come? A value head on a second adapter of the same base, or on a model of its own."""
+"""Predicts the reward still to come, by a value head on a second adapter of the same base, or on a model of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Critic(Learner):
 
     @torch.no_grad()
     def start_from_policy(self) -> None:
-        """The same adapter as the policy's: with what an earlier stage taught it, where there was one."""
+        """The same adapter as the policy's: with what an earlier stage taught it, if there was one."""
         policy = self.body.trainable
         for name, parameter in self.weights.items():
             if not name.startswith("head."):
@@ -89,7 +89,7 @@ class Critic(Learner):
         return share.item()
 
     def tensors(self) -> list[Tensor]:
-        """What it does not share with the policy."""
+        """The tensors that it does not share with the policy."""
         own = [] if self.shares_base else self.body.tensors()
         return [*self.weights.values(), *own]
 

@@ -26,7 +26,7 @@ COLUMNS = {"logprobs": ("logprobs", "entropy")}  # measured in one pass
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one update learns from."""
+    """The part of a rollout that one update learns from."""
 
     chosen: Tensor  # (S,) samples that pass through the models
     tokens: int  # that these trained

@@ -48,7 +48,7 @@ class Optimizer:
         return loss, norm
 
     def take(self) -> None:
-        """Adam's step, whole or not at all; where it broke off in the middle there is no going on."""
+        """Adam's step, whole or not at all; if it broke off in the middle there is no going on."""
         known, changes = set(self.adam.state), self.changes()
         try:
             self.adam.step()
@@ -62,11 +62,11 @@ class Optimizer:
                     "go on from the last checkpoint with --resume"
                 ) from error
             raise
-        # A fused step's writes are not counted by autograd, and whoever keeps copies goes by that count.
+        # A fused step's writes are not counted by autograd, and code that keeps copies goes by that count.
         torch.autograd.graph.increment_version([*self.parameters, *self.moments()])
 
     def moments(self) -> list[torch.Tensor]:
-        """What it remembers of past gradients."""
+        """The tensors in which it keeps past gradients."""
         return [t for state in self.adam.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
     def changes(self) -> int:
@@ -78,7 +78,7 @@ class Optimizer:
         self.adam.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, object]:
-        """What a resumed run must know."""
+        """The state that a resumed run must know."""
         return {"adam": self.adam.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:

@@ -46,8 +46,8 @@ class Attempt:
 class Passes:
     """This process's rows of a rollout, of at most `tokens` each unless a sample is longer.
 
-    With `in_step` the layers are in parts on several processes, which go through them together: everybody gets as many
-    rows, and nobody can begin again. `undo` drops the gradients of an attempt that ended early.
+    With `in_step` the layers are in parts on several processes, which go through them together: each gets as many
+    rows, and none can begin again. `undo` drops the gradients of an attempt that ended early.
     """
 
     def __init__(

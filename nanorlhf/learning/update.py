@@ -1,4 +1,4 @@
-"""What comes of the optimizer steps that a rollout gives: figures, and the steps that were not taken."""
+"""The result of the optimizer steps that a rollout gives: figures, and the steps that were not taken."""
 
 from __future__ import annotations
 

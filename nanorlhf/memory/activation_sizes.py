@@ -1,4 +1,4 @@
-"""What a pass through a model needs at once, found by running it on tensors without memory and counting what lives."""
+"""Finds what a pass through a model needs at once, by running it on tensors without memory and counting what lives."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Living(TorchDispatchMode):
 
 
 def storage(tensor: Tensor) -> int:
-    """What views of the same memory have in common."""
+    """The key that views of the same memory have in common."""
     return tensor.untyped_storage()._cdata  # noqa: SLF001  data_ptr is 0 for tensors without memory
 
 
 def skeleton(
     config: TrainConfig, about: PretrainedConfig, peft_config: Any = None, layers: int | None = None
 ) -> nn.Module:
-    """The model with its adapter as on CUDA, shapes without weights; with fewer `layers` where that is said."""
+    """The model with its adapter as on CUDA, shapes without weights; with fewer `layers` if that is said."""
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and not config.full_finetuning)
     about = shortened(about, layers) if layers else about
     with torch.device("meta"):

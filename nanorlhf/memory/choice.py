@@ -23,7 +23,7 @@ def make_plan(
     recompute: bool | Literal["auto"] = "auto",
     token_budget: Tokens = None,
 ) -> Plan:
-    """The plan that moves least where much fits, else the one with most cache; a UsageError where none works.
+    """The plan that moves least if much fits, else the one with most cache; a UsageError if none works.
 
     Gradient checkpointing costs more time than moving anything, so it comes last, and for no more layers than it must.
     """
@@ -74,7 +74,7 @@ def reasons(plan: Plan, tries: dict[tuple[int, frozenset[Unit]], Try]) -> list[s
 
 
 def lacks(plan: Plan | None, lacking: tuple[int, Phase]) -> str:
-    """What speaks against a plan that was not taken."""
+    """The reason against a plan that was not taken."""
     missing, phase = lacking
     if plan is None:
         return f"the {phase} phase would lack {missing / GIB:.1f} GiB"
@@ -91,7 +91,7 @@ def misfit(
     recompute: bool | str,
     token_budget: Tokens,
 ) -> UsageError:
-    """What to say where no plan works."""
+    """The error to raise if no plan works."""
     missing, phase = min(lacking)
     one = " with one completion of full length" if phase == "generate" else ""
     return UsageError(
@@ -108,7 +108,7 @@ def ways_to_move(needs: Needs, offload: Offload) -> Iterator[frozenset[Unit]]:
 
 
 def attempt(needs: Needs, card: int, moved: frozenset[Unit], again: int, token_budget: Tokens) -> Try:
-    """The plan where these units are moved and so many layers recomputed."""
+    """The plan if these units are moved and so many layers recomputed."""
     room: dict[Phase, int] = {
         p: card - CONTEXT - MARGIN - sum(r.bytes for r in needs.present(p, moved)) for p in PHASES
     }
@@ -135,7 +135,7 @@ def attempt(needs: Needs, card: int, moved: frozenset[Unit], again: int, token_b
 
 
 def remedies(needs: Needs, offload: Offload, recompute: bool | str, token_budget: Tokens) -> str:
-    """What to change where nothing fits."""
+    """Options to change if nothing fits."""
     ways = ["shorten max_completion_length"]
     ways += ["offload auto"] if offload == "never" else []
     ways += ["gradient_checkpointing auto"] if recompute is False else []

@@ -1,4 +1,4 @@
-"""What a recipe puts on a GPU: residents by exact counts, workspaces by tracing, before anything is loaded."""
+"""Finds what a recipe puts on a GPU: residents by exact counts, workspaces by tracing, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Body:
         entropy_grad: bool = False,
         layers: int | None = None,
     ) -> Workspace:
-        """What a pass through it (or its first `layers`) takes."""
+        """The workspace of a pass through it (or through its first `layers`)."""
         return trace(
             lambda depth: skeleton(self.config, self.about, self.peft_config, depth),
             layers or self.layers,
@@ -104,7 +104,7 @@ def needs_of(
     judges: Sequence[Judge] = (),
     engine: str | None = "vllm",
 ) -> Needs:
-    """What a recipe needs of a card; `engine` is who generates, if anybody."""
+    """The memory that a recipe needs on a card; `engine` is the one that generates, if any does."""
     if config.adapter_name_or_path and peft_config is None:
         peft_config = saved_adapter(config.adapter_name_or_path)
     body = Body.of(config, about, peft_config)
@@ -173,7 +173,7 @@ def learners(body: Body, critic: Body | None, algorithm: Algorithm) -> list[Resi
 
 
 def own_critic(config: TrainConfig) -> Body | None:
-    """The critic's own model, where it has one."""
+    """The critic's own model, if it has one."""
     name = config.critic_model_name_or_path if isinstance(config, CriticConfig) else None
     if name is None:
         return None
@@ -198,7 +198,7 @@ def engine_residents(body: Body, engine: str) -> list[Resident]:
 
 
 def decoding(body: Body) -> int:
-    """What the engine works in: a prefill's widest layer, and logits of every sequence."""
+    """Bytes that the engine works in: a prefill's widest layer, and logits of every sequence."""
     text: Any = body.about.get_text_config()
     wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     layer = PREFILL * (3 * wide + 4 * text.hidden_size) * (2 if body.half else 4)
@@ -222,7 +222,7 @@ def requests(config: TrainConfig, algorithm: Algorithm) -> int:
 
 
 def advice(config: TrainConfig) -> tuple[str, ...]:
-    """What would make this recipe smaller."""
+    """Options that would make this recipe smaller."""
     ways = ["lora all-linear"] if config.full_finetuning else [f"lora_r below {config.lora_r}"]
     ways += ["dtype auto (bfloat16)"] if config.dtype == "float32" else []
     own = isinstance(config, CriticConfig) and config.critic_model_name_or_path and not config.full_finetuning

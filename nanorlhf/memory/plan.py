@@ -1,4 +1,4 @@
-"""What a recipe needs of a GPU, and a plan: who is there in which phase, with how much cache and how many tokens."""
+"""A recipe's needs on a GPU, and a plan: what is there in which phase, with how much cache and how many tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a recipe needs of a card."""
+    """The memory that a recipe needs on a card."""
 
     residents: tuple[Resident, ...]
     longest: int  # tokens of the longest row that cannot be cut
@@ -45,7 +45,7 @@ class Needs:
     recomputed: Workspace  # the same with gradient checkpointing of all layers
     parked: Workspace  # and with the layers' inputs in main memory
     inputs: Line  # these
-    parks_from: float  # where they are more than this share of the card, they go there
+    parks_from: float  # if they are more than this share of the card, they go there
     reading: Workspace  # of forward alone
     scoring: int = 0  # bytes that the reward model works in
     decoding: int = 0  # bytes that the engine works in
@@ -55,7 +55,7 @@ class Needs:
     advice: tuple[str, ...] = ()  # what would make it smaller
 
     def present(self, phase: Phase, moved: frozenset[Unit]) -> list[Resident]:
-        """Who is there; a phase that needs nobody (rewards on the CPU) moves nobody."""
+        """The residents that are there; a phase that needs none (rewards on the CPU) moves none."""
         if phase == "score" and not any("score" in r.phases for r in self.residents):
             phase = "generate"
         return [r for r in self.residents if phase in r.phases or not (r.passing or r.unit in moved)]
@@ -86,13 +86,13 @@ class Needs:
 
     @property
     def units(self) -> list[Unit]:
-        """What can be moved, in the order in which it is."""
+        """The units that can be moved, in the order in which they are."""
         return [u for u in MOVES if any(r.unit == u for r in self.residents)]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is moved, how large the cache is, and how many tokens a micro-batch has."""
+    """The choice of what is moved, how large the cache is, and how many tokens a micro-batch has."""
 
     needs: Needs
     card: int  # bytes
@@ -143,7 +143,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """What moving costs in a step."""
+        """Seconds that moving costs in a step."""
         copied = 0
         for before, after in zip(PHASES, (*PHASES[1:], PHASES[0]), strict=True):
             old, new = (self.needs.present(phase, self.moved) for phase in (before, after))

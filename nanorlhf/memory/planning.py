@@ -1,4 +1,4 @@
-"""From a configuration to its memory plan: the card's size, the model's config, and who else is on the GPU."""
+"""From a configuration to its memory plan: the card's size, the model's config, and what else is on the GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan_run(
 
 
 def card_bytes(config: TrainConfig) -> int:
-    """What may be used of the card: as much as was said, or what is free."""
+    """Bytes of the card that may be used: as many as were said, or as are free."""
     may = gpu_memory.hold(config.gpu_memory_gib)
     if may is None:
         raise UsageError("gpu_memory_gib='auto': there is no GPU here to look at; say how large it is, such as 40")

@@ -1,4 +1,4 @@
-"""Whoever a phase does not need leaves the card as it begins, where the plan says so; who is needed comes back."""
+"""Moves what a phase does not need off the card as it begins, if the plan says so, and back what it needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Movable(Protocol):
 
 
 class Tensors:
-    """Weights or an optimizer's state, between a card and main memory; who refers to them notices nothing.
+    """Weights or an optimizer's state, between a card and main memory; code that refers to them notices nothing.
 
     The copy in main memory is kept while they are on the card, so that what never changes leaves without being copied.
     """
@@ -66,7 +66,7 @@ class Tensors:
         self.kept = homes
 
     def places(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Room for these in main memory, in one block that the card can copy from while nobody waits."""
+        """Room for these in main memory, in one block that the card can copy from while nothing waits."""
         starts, size = [], 0
         for t in tensors:
             starts.append(size)
@@ -122,7 +122,7 @@ class Residency:
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
-        """With everybody there whom the phase needs; they stay until another phase begins."""
+        """With everything there that the phase needs; it stays until another phase begins."""
         if self.plan is None:
             yield
             return

@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """What a pass over a row takes beside the weights: in the layers, or what they keep and the LM head's share."""
+    """The memory of a pass over a row beside the weights: in the layers, or what they keep and the LM head's share."""
 
     body: Line  # the most that the layers have at once
     kept: Line  # of which this is there when they are through

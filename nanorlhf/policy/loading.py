@@ -24,7 +24,7 @@ from nanorlhf.policy.lora import fuse
 from nanorlhf.system.device import ran_out
 
 POLICY = "default"  # PEFT's name for the adapter that learns
-REFERENCE = "reference"  # a second adapter, where the first one does not start from nothing
+REFERENCE = "reference"  # a second adapter, if the first one does not start from nothing
 
 
 def load(config: TrainConfig, device: torch.device) -> PreTrainedModel:
@@ -76,7 +76,7 @@ def with_adapter(
 
 
 def fuse_adapters(model: nn.Module) -> None:
-    """Runs linear layers and their adapters as one function, where both are plain."""
+    """Runs linear layers and their adapters as one function, if both are plain."""
     for module in model.modules():
         if type(module) is LoraLinear:
             fuse(module)

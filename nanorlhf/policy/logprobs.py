@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nanorlhf.system import gpu_memory
 
-CHUNK = 1 << 24  # logits worked on at a time, rows x V, where memory is short: 64 MiB
+CHUNK = 1 << 24  # logits worked on at a time, rows x V, if memory is short: 64 MiB
 CPU_CHUNK = 1 << 22  # there 16 MiB measured fastest
 CUDA_CHUNK = 1 << 28  # at most: 1 GiB is some 1,800 rows of a large vocabulary, and reading the head costs little then
 HELD = 16  # bytes that each of these logits takes while it is worked on: a few float32, and 16-bit copies
@@ -138,7 +138,7 @@ class _How:
     def slopes(
         self, targets: Tensor, entropy: Tensor, p: Tensor, plogp: Tensor, cap_slope: Tensor | None
     ) -> list[Tensor]:
-        """Derivatives (n, V) of log-probabilities, and of entropies where asked, by the head's output; in place."""
+        """Derivatives (n, V) of log-probabilities, and of entropies if asked, by the head's output; in place."""
         slopes = [plogp.addcmul_(p, entropy[:, None]).neg_()] if self.entropy_grad else []
         slopes.insert(0, p.neg_().scatter_add_(1, targets[:, None], torch.ones_like(p[:, :1])))
         if cap_slope is not None:
@@ -171,7 +171,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the hidden states, and of the head where it learns."""
+        """Gradients of the hidden states, and of the head if it learns."""
         how = ctx.how
         factors = [g[:, None] * (how.scale / how.temperature) for g in grads[: 1 + how.entropy_grad]]  # (N, 1) each
         if how.ahead:

@@ -79,7 +79,7 @@ class Policy:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the engine serves too: bfloat16 on CUDA even where full fine-tuning keeps float32 masters."""
+        """The dtype that the engine serves too: bfloat16 on CUDA, even if full fine-tuning keeps float32 masters."""
         on_cuda = self.device.type == "cuda" and self.config.dtype == "auto"
         return torch.bfloat16 if on_cuda else self.base.dtype
 
@@ -108,7 +108,7 @@ class Policy:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """With LoRA's own dropout, where there is any; the base computes what the engine serves."""
+        """With LoRA's own dropout, if there is any; the base computes what the engine serves."""
         let_lora_drop(self.base)
         try:
             yield
@@ -151,7 +151,7 @@ class Policy:
                 yield self.model
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 arithmetic where that is what the engine computes in."""
+        """bfloat16 arithmetic if that is what the engine computes in."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
 
     def verify(self) -> None:

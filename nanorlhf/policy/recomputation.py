@@ -81,7 +81,7 @@ class Parked:
 
 
 class Offload:
-    """Runs a layer to be recomputed in backward; its input is parked where all of them would take `least` bytes."""
+    """Runs a layer to be recomputed in backward; its input is parked if all of them would take `least` bytes."""
 
     def __init__(self, layers: int, least: float) -> None:
         self.layers, self.least = layers, least
@@ -96,7 +96,7 @@ class Offload:
         return Offload(self.layers, self.least)  # a stream cannot be copied, and needs not be
 
     def park(self, tensor: Tensor) -> Tensor | Parked:
-        """What autograd keeps in place of a layer's input."""
+        """The tensor or its parked copy, for autograd to keep in place of a layer's input."""
         if not tensor.is_floating_point() or tensor.nbytes * self.layers < self.least:
             return tensor
         if tensor.is_cuda and self.stream is None:
@@ -107,7 +107,7 @@ class Offload:
 
 
 def unpark(kept: Tensor | Parked) -> Tensor:
-    """What autograd gets back."""
+    """The tensor that autograd gets back."""
     return kept.fetch() if isinstance(kept, Parked) else kept
 
 

@@ -58,7 +58,7 @@ def chosen(resume: str) -> Path | None:
 
 
 def damaged(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, if anything is."""
+    """The fault of a checkpoint's files, in words; None if there is none."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text())
         for name, expected in sums.items():

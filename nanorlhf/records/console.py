@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on, and when it ends."""
+"""Shows the user how a run goes on, and how it ended."""
 
 from __future__ import annotations
 

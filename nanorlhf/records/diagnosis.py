@@ -1,4 +1,4 @@
-"""What goes wrong in a run, told from its metrics in words, with what to try."""
+"""Tells from a run's metrics what goes wrong, in words, with what to try."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def remarks(rows: Sequence[Row]) -> list[Remark]:
 
 
 def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
-    """What is wrong with one row, given those before it; nothing with an evaluation before the first step."""
+    """The faults of one row, given those before it; an evaluation before the first step has none."""
     at %= len(rows)
     row, before = rows[at], rows[:at]
     if "loss" not in row:
@@ -53,7 +53,7 @@ def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
 
 
 def begun(rows: Sequence[Row]) -> list[Remark]:
-    """What is wrong with the last row and was not with the one before it."""
+    """The faults of the last row that the one before it did not have."""
     before = {remark.kind for remark in look(rows, len(rows) - 2)} if len(rows) > 1 else set()
     return [remark for remark in look(rows) if remark.kind not in before]
 
@@ -70,7 +70,7 @@ def no_spread(row: Row, _: Sequence[Row]) -> str | None:
 
 
 def entropy_collapse(row: Row, before: Sequence[Row]) -> str | None:
-    """Little is left of it; where groups are compared, also so little variety that most of them agree."""
+    """Little is left of it; if groups are compared, also so little variety that most of them agree."""
     first = typical("entropy", before[: FEW + 1])
     entropy, alike = row.get("entropy"), row.get("groups/no_spread_fraction")
     if first is None or entropy is None or entropy > first / 10 or (alike is not None and alike < 0.8):
@@ -104,7 +104,7 @@ def stale_engine(row: Row, _: Sequence[Row]) -> str | None:
 
 
 def typical(name: str, rows: Sequence[Row]) -> float | None:
-    """The median of the last rows that have it, where there are enough."""
+    """The median of the last rows that have it, if there are enough."""
     values = list(latest(name, rows))
     return median(values) if len(values) >= FEW else None
 

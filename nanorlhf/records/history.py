@@ -1,4 +1,4 @@
-"""What a run still needs of the steps behind it, which is little: all of it is in metrics.jsonl."""
+"""The few figures that a run still needs of its past steps; all of them are in metrics.jsonl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down of itself, step by step; of several processes only the first puts it on a disk."""
+"""The record that a run keeps of itself, step by step; of several processes only the first puts it on a disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Journal:
         for name in (rollout_files.FOLDER, skipped_updates.FOLDER):
             directory.forget_after(self.run / name, done)
         if done:
-            self.draw()  # whoever killed the run may have done it before it had drawn its last steps
+            self.draw()  # the run may have been killed before it had drawn its last steps
         self.tracker = Tracker(self.run, self.config, self.algorithm, done)
 
     def settle(self) -> None:
@@ -83,7 +83,7 @@ class Journal:
             )
 
     def ailments(self) -> list[diagnosis.Remark]:
-        """What has begun to be wrong with the last step."""
+        """The faults of the last step that the one before it did not have."""
         return diagnosis.begun(self.history.telling)
 
     def draw(self) -> None:

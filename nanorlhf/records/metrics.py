@@ -84,7 +84,7 @@ class Averages:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
-    """Lengths of a rollout, and where rewards scored it, what they say of samples and groups."""
+    """Lengths of a rollout, and, if rewards scored it, what they say of samples and groups."""
     lengths = rollout.lengths.float()
     metrics: dict[str, float | None] = {
         "completion/length_mean": lengths.mean().item(),
@@ -106,7 +106,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
 
 
 def no_spread(rollout: Rollout) -> float | None:
-    """The share of samples whose whole group earned one reward; None where every group is of one."""
+    """The share of samples whose whole group earned one reward; None if every group is of one."""
     if len(rollout.samples) == len(rollout.group.unique()):
         return None
     return 1 - has_spread(rollout.rewards, rollout.group).float().mean().item()

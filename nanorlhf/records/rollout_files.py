@@ -30,7 +30,7 @@ SCHEMA = pyarrow.schema(
         ("stopped", pyarrow.bool_()),
         ("rewards", pyarrow.string()),  # JSON: by name
         ("reward", pyarrow.float64()),
-        ("baseline", pyarrow.float64()),  # of the prompt's greedy sample, where there was one
+        ("baseline", pyarrow.float64()),  # of the prompt's greedy sample, if there was one
     ]
 )
 

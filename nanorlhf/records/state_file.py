@@ -20,12 +20,12 @@ def write(value: Any, folder: Path, name: str) -> None:
 
 
 def read(folder: Path, name: str) -> Any:
-    """What `write` was given."""
+    """Reads the value that `write` was given."""
     return unpacked(json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
 
 
 def packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What JSON can hold; tensors go into `tensors`, under numbers."""
+    """The value in a form that JSON can hold; tensors go into `tensors`, under numbers."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.detach().to("cpu", copy=True).contiguous()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, samples.jsonl, and what trackers are told that accelerate knows."""
+"""Writes a run's metrics.jsonl and samples.jsonl, and tells the trackers that accelerate knows."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tracker:
 
 
 def sample_line(step: int, s: Sample, advantage: float) -> str:
-    """A sample as a line of JSON, without a character that could move the cursor of who looks at it."""
+    """A sample as a line of JSON, without a character that could move the cursor of a terminal."""
     row = {"step": step, "index": s.prompt.index, "prompt": s.prompt.text, "completion": s.text, "reward": s.reward}
     row |= {"rewards": s.rewards, "advantage": round(advantage, 6), "length": len(s.completion_ids)}
     row |= {"stopped": s.stopped} | ({"fault": s.fault} if s.fault else {}) | ({"extras": s.extras} if s.extras else {})
@@ -127,7 +127,7 @@ def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
 
 
 def wandb_mode() -> dict[str, str]:
-    """Offline where wandb could not upload, for want of an account or of a connection: its runs stay on disk."""
+    """Offline if wandb could not upload, for want of an account or of a connection: its runs stay on disk."""
     import wandb
 
     if os.environ.get("WANDB_MODE", "online") != "online":

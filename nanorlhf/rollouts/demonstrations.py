@@ -18,7 +18,7 @@ from nanorlhf.types import Progress, Prompt, Rollout, Sample, as_tensor
 
 
 def demonstration(read: Read) -> list[str]:
-    """What there is to copy: the completion, or of a pair the chosen answer."""
+    """The answer to copy: the completion, or of a pair the chosen answer."""
     for name in ("completion", "chosen"):
         if name in read.answers:
             return [content(read.answers[name])]

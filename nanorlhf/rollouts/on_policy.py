@@ -25,7 +25,7 @@ class Sampler:
         self.config, self.wanted, self.author, self.prompts = config, wanted, author, prompts
 
     def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
-        """A step's samples; groups without spread are replaced for some rounds, where that is asked for."""
+        """A step's samples; groups without spread are replaced for some rounds, if that is asked for."""
         size = self.config.prompts_per_step
         rollout = self.sample(self.prompts.batch(step - 1, size), ("step", step), clock, progress)
         for attempt in range(self.config.dynamic_sampling):
@@ -38,7 +38,7 @@ class Sampler:
         return rollout
 
     def beforehand(self, count: int, progress: Progress) -> Rollout:
-        """What the starting policy writes to prompts of a choice of its own, before the first step."""
+        """The starting policy's samples for prompts of a choice of its own, before the first step."""
         draw = random.Random(derive(self.config.seed, "value_init"))
         return self.sample(self.prompts.sample(count, draw), ("value_init",), Clock(), progress)
 

@@ -17,7 +17,7 @@ from nanorlhf.types import Progress, Prompt, Sample
 
 
 class Author:
-    """Prompts to samples: completions by the engine, episodes where there is an environment, rewards as they finish."""
+    """Prompts to samples: completions by the engine, episodes if there is an environment, rewards as they finish."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Author:
         sampling: Sampling | None = None,
         progress: Progress = lambda tokens: None,
     ) -> tuple[list[Sample], list[Sample]]:
-        """Samples in the order of the prompts, and each prompt's greedy one where planned; not scored to the end.
+        """Samples in the order of the prompts, and each prompt's greedy one if planned; not scored to the end.
 
-        Among several processes these are those of one's own share of the prompts; `shared` gives everyone all.
+        Among several processes these are those of one's own share of the prompts; `shared` gives all to each process.
         """
         each, rank = wanted.each, team().rank
         prompts, seed = team().share(prompts), derive(seed, "process", rank) if rank else seed
@@ -79,7 +79,7 @@ class Author:
         return Request(number, context, greedy, room)
 
     def extend(self, sample: Sample, completion: Completion, last: bool) -> bool:
-        """Takes what the engine wrote into the sample; True where the episode goes on."""
+        """Takes what the engine wrote into the sample; True if the episode goes on."""
         ids = completion.token_ids
         sample.completion_ids = sample.completion_ids + ids
         sample.engine_logprobs = sample.engine_logprobs + completion.logprobs

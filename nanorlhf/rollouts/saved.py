@@ -12,7 +12,7 @@ from nanorlhf.types import Progress, Rollout, as_tensor
 
 
 class Saved:
-    """A step's samples from files, the first again after the last; scored anew where rewards are named."""
+    """A step's samples from files, the first again after the last; scored anew if rewards are named."""
 
     def __init__(self, folder: str, scorer: Scorer, group_size: int, vocabulary: int) -> None:
         self.files, self.scorer = find_rollouts(folder), scorer

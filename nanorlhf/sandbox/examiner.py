@@ -210,7 +210,7 @@ def is_array(value: Any) -> bool:
 
 
 def serve(source: bytes, requests: Any, replies: Any) -> None:
-    """Over there: loads the program, and does what is asked until nobody asks."""
+    """Runs in the program's process: loads the program, and does what is asked until no request comes."""
     objects: list[Any] = []
 
     def send(message: Any) -> None:
@@ -275,7 +275,7 @@ def examine(peer: Peer, texts: list[str], entry_point: str | None, say: Callable
 
 
 def find_cases(namespace: dict[str, Any], entry_point: str | None, called: set[str]) -> list[Callable[[], Any]]:
-    """What a text of tests has defined, and yet has to be called: `test_...()`, or `check(entry_point)`."""
+    """The cases that a text of tests defines, and that must be called: `test_...()`, or `check(entry_point)`."""
     cases = []
     for name, value in list(namespace.items()):
         if name in called or not isinstance(value, types.FunctionType) or value.__globals__ is not namespace:
@@ -287,7 +287,7 @@ def find_cases(namespace: dict[str, Any], entry_point: str | None, called: set[s
 
 
 def call(function: types.FunctionType, namespace: dict[str, Any], entry_point: str | None) -> None:
-    """Calls a test, with the function that is tested where it takes one."""
+    """Calls a test, with the function that is tested if it takes one."""
     wanted = function.__code__.co_argcount - len(function.__defaults__ or ())
     if wanted > (function.__name__ == "check" and entry_point is not None):
         raise UnposableError("nobody says what to test")
@@ -295,7 +295,7 @@ def call(function: types.FunctionType, namespace: dict[str, Any], entry_point: s
 
 
 def attempt(peer: Peer, act: Callable[[], Any]) -> bool | None:
-    """Whether it goes through; None where that says nothing about the program."""
+    """Whether it goes through; None if that says nothing about the program."""
     try:
         act()
     except (UnposableError, SyntaxError):
@@ -339,7 +339,7 @@ def take(count: int) -> bytes:
 
 def main() -> None:
     """Reads a program, starts it, and only then reads the tests."""
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody but root looks into this process now
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # only root can look into this process now
     verdicts = os.dup(1)
 
     def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Inside the sandbox: shuts the doors behind itself, becomes the program in a child, and watches over that child.
+"""Inside the sandbox: shuts itself in, becomes the program in a child, and watches over that child.
 
 Never imported by the trainer: `nanorlhf.sandbox` hands this text to an interpreter of its own, with a last line that
 calls `main`. It imports little, for every run waits for it, and runs on Python 3.10 too.
@@ -39,7 +39,7 @@ STAGE = "/sys"  # a mount point that exists everywhere and holds nothing that is
 
 
 def main(order: dict) -> None:
-    """Does as ordered; returns to nobody but the interpreter's end, in the program's own process."""
+    """Does as ordered; returns only in the program's own process, to the interpreter's end."""
     if order["method"] == "unshare":
         enter(order["uid"] is None)
         build(order)
@@ -156,7 +156,7 @@ def become(order: dict, home: str, outputs: list[int]) -> bytes:
     libc("capset", (0x20080522).to_bytes(4, sys.byteorder) + bytes(4), bytes(24))  # version 3, this process, nothing
     libc("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # or its own /proc/self would be closed to it
     with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
-        file.write("1000")  # where memory is short, this goes first
+        file.write("1000")  # if memory is short, this process goes first
     for name, value in order["limits"].items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
@@ -222,7 +222,7 @@ def watch(child: int, outputs: list[int], seconds: float, largest: int) -> bytes
 
 
 def drain(output: int, text: bytearray, largest: int) -> bool:
-    """Reads on; keeps one byte more than is allowed, which tells that there was more. False where there is nothing."""
+    """Reads on; keeps one byte more than is allowed, which tells that there was more. False if there is nothing."""
     try:
         data = os.read(output, 2**16)
     except BlockingIOError:

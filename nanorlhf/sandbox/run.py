@@ -1,4 +1,4 @@
-"""A program that nobody trusts, run in a process of its own that can harm, see and outlive nothing else."""
+"""Runs an untrusted program in a process of its own that can harm, see and outlive nothing else."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SYSTEM += ["/etc/alternatives", "/etc/ld.so.cache"]
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 ENVIRONMENT |= {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # threads count as processes
 PROBE = "import json, sys; assert sys.version_info >= (3, 10), f'its Python is {sys.version}'; print('inside')"
-FIRST_UID = 0x7000_0000  # in the range that systemd's list of user ids leaves to nobody
+FIRST_UID = 0x7000_0000  # in a range that systemd's list of user ids leaves unused
 START = 60.0  # seconds, far more than setting up or clearing away can take, after which the sandbox itself is at fault
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use; memory is that of one process, and its files are limited one by one and together."""
+    """Limits of a program; memory is that of one process, and its files are limited one by one and together."""
 
     seconds: float = 10.0
     memory_mb: int = 1024
@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run."""
+    """The result of a run."""
 
     status: int  # the exit code, or minus the signal that ended it
     timed_out: bool
@@ -118,7 +118,7 @@ def in_memory(text: str | bytes) -> BinaryIO:
 
 
 def command(method: str, limits: Limits, program: int, stdin: int) -> list[str]:
-    """What to start: the cell, told what to do, behind bubblewrap where that is the method."""
+    """The command that starts inside.py with its order, behind bubblewrap if that is the method."""
     show, links = view()
     order = {
         "method": method,
@@ -157,7 +157,7 @@ def bubblewrap(limits: Limits) -> list[str]:
 
 @cache
 def view() -> tuple[list[str], dict[str, str]]:
-    """What of this machine a program sees: the system's libraries, Python and its packages; folders, and links."""
+    """The part of this machine that a program sees: system libraries, Python and its packages; folders, and links."""
     links = {path: str(Path(path).readlink()) for path in SYSTEM if Path(path).is_symlink()}
     wanted = [path for path in SYSTEM if path not in links and Path(path).exists()]
     shown: list[Path] = []
@@ -175,7 +175,7 @@ def packages() -> list[str]:
 
 
 def interpreter(method: str) -> str:
-    """This Python or, where it lies in a folder that the program's user may not enter, the system's."""
+    """This Python or, if it lies in a folder that the program's user may not enter, the system's."""
     ours = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     return str(ours) if method != "uid" or is_open(ours) else "/usr/bin/python3"
 
@@ -187,7 +187,7 @@ def is_open(path: Path) -> bool:
 
 @cache
 def refusal(method: str) -> str | None:
-    """Why a method does not work here, found by trying; None where it does."""
+    """Why a method does not work here, found by trying; None if it does."""
     if method == "bwrap" and shutil.which("bwrap") is None:
         return "not installed"
     if method == "uid" and os.getuid() != 0:
@@ -200,7 +200,7 @@ def refusal(method: str) -> str | None:
 
 
 def find_method(unsafe: bool = False) -> str:
-    """The best method that works here; UNCONTAINED only where there is none and the user has agreed."""
+    """The best method that works here; UNCONTAINED only if there is none and the user has agreed."""
     for method in METHODS:
         if refusal(method) is None:
             return method
@@ -214,6 +214,6 @@ def find_method(unsafe: bool = False) -> str:
 
 
 def last_line(text: bytes | str) -> str:
-    """What a traceback ends with."""
+    """The last line of a traceback."""
     text = text if isinstance(text, str) else text.decode(errors="replace")
     return (text.strip().splitlines() or ["it says nothing"])[-1]

@@ -20,7 +20,7 @@ from nanorlhf.system.user_code import from_file, is_file_spec
 
 RewardFunction = Callable[..., Any]
 ALWAYS = {"prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}  # beside the columns
-EPISODES = {"environments", "environment_returns"}  # where there is an environment
+EPISODES = {"environments", "environment_returns"}  # if there is an environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TrainerState:
 
 @dataclass(slots=True)
 class Verdict:
-    """What came of one call: for each completion a score, or None and, where that was a fault, the fault in words."""
+    """The result of one call: for each completion a score, or None and, if that was a fault, the fault in words."""
 
     scores: list[float | None]
     faults: list[str | None]
@@ -191,7 +191,7 @@ def find_rewards(
 
 
 def name_of(spec: Any) -> str:
-    """What the metrics call a reward."""
+    """The name of a reward in the metrics."""
     if callable(spec):
         return getattr(spec, "__name__", type(spec).__name__)
     return spec.rpartition(":")[2] if is_file_spec(spec) else spec.partition(":")[0]
@@ -240,7 +240,7 @@ def with_options(function: RewardFunction, options: Mapping[str, Any]) -> Reward
 
 
 def same_kind(default: Any) -> tuple[type, ...]:
-    """The types that an option with this default takes: numbers for a number, where true and false are none."""
+    """The types that an option with this default takes: numbers for a number, and true and false are none."""
     if isinstance(default, bool | str):
         return (type(default),)
     return (int, float)

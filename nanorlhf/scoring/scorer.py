@@ -24,7 +24,7 @@ COMPARED = 8  # completions in the one call that shows whether a reward judges e
 
 @dataclass(slots=True)
 class Tally:
-    """What one reward did since it was last asked."""
+    """Counts and faults of one reward since the last report."""
 
     count: int = 0
     unscored: int = 0
@@ -80,7 +80,7 @@ class Scorer:
         return self.pool.submit(reward.name, reward.wanted(arguments), count, limit)
 
     def finish(self, samples: Sequence[Sample]) -> None:
-        """Fills each sample's rewards, and its total: None where no function could score it."""
+        """Fills each sample's rewards, and its total: None if no function could score it."""
         if not samples:
             return
         begun = [self.begun.pop(id(sample)) for sample in samples]
@@ -158,13 +158,13 @@ class Scorer:
             self.refuse_the_broken({name: tallies[name]})
 
     def refuse_the_broken(self, tallies: Mapping[str, Tally]) -> None:
-        """Ends the run where one reward has failed too often."""
+        """Ends the run if one reward has failed too often."""
         for name, tally in tallies.items():
             if len(tally.faults) > self.config.reward_failure_limit * tally.count:
                 raise RewardError(f"{described(name, tally)}\n  (more than reward_failure_limit allows)")
 
     def report(self) -> tuple[dict[str, float], list[str]]:
-        """What happened since the last report: metrics, and the failures in words, each with an example."""
+        """Reports what happened since the last report: metrics, and the failures in words, each with an example."""
         metrics: dict[str, float] = {}
         everyone = team().gathered(self.tallies)
         tallies = {name: joined([tallies[name] for tallies in everyone]) for name in self.tallies}
@@ -175,7 +175,7 @@ class Scorer:
         return metrics, words
 
     def arguments(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """What reward functions receive: prompts, completions, their tokens, every dataset column, the state."""
+        """The arguments of reward functions: prompts, completions, their tokens, every dataset column, the state."""
         arguments: dict[str, Any] = {
             name: [s.prompt.columns.get(name) for s in samples] for name in samples[0].prompt.columns
         }
@@ -187,7 +187,7 @@ class Scorer:
         }
 
     def at_home(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """What only a reward in the trainer can be given: the environments of the episodes, and what they returned."""
+        """Arguments of rewards in the trainer alone: the environments of the episodes, and what they returned."""
         if samples[0].environment is None:
             return {}
         return {
@@ -202,7 +202,7 @@ class Scorer:
 
 
 def failures(verdict: Verdict, samples: Sequence[Sample]) -> list[tuple[str, Any, str]]:
-    """What a call died of, with the prompt and the completion, for each of these samples that it failed on."""
+    """The faults of a call, with the prompt and the completion, for each of these samples that it failed on."""
     judged = zip(samples, verdict.faults, strict=True)
     return [(fault, sample.prompt.text, sample.text) for sample, fault in judged if fault]
 

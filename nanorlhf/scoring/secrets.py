@@ -1,4 +1,4 @@
-"""What of this process's environment others are not given."""
+"""Leaves secrets out of the environment that other processes are given."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def end(threads: ThreadPoolExecutor, workers: Sequence[Worker]) -> None:
 
 
 def packable(reward: Reward) -> str | None:
-    """Why a reward cannot travel to a worker; None where it can."""
+    """Why a reward cannot travel to a worker; None if it can."""
     try:
         size = len(cloudpickle.dumps(reward))
     except Exception as error:  # noqa: BLE001  whatever a user's object may raise
@@ -91,7 +91,7 @@ class Worker:
         self.connection: Connection | None = None
 
     def start(self) -> None:
-        """Starts the process; its imports go on while nobody waits for them."""
+        """Starts the process; its imports go on while nothing waits for them."""
         here, there = socket.socketpair()
         with there:
             self.process = subprocess.Popen(
@@ -104,7 +104,7 @@ class Worker:
         self.connection, self.ready = Connection(here.detach()), False
 
     def ask(self, name: str, arguments: Mapping[str, Any], count: int, limit: float) -> Verdict:
-        """What the reward says of these completions, or what became of the process that was asked."""
+        """The reward's verdict on these completions, or what became of the process that was asked."""
         began = time.perf_counter()
         try:
             connection = self.prepared()
@@ -166,9 +166,9 @@ class Worker:
 
 
 def serve(descriptor: int) -> None:
-    """A worker's life: it takes its functions, and then judges what it is sent, until nobody sends any more."""
+    """A worker's life: it takes its functions, and then judges what it is sent, until no more is sent."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a trainer that is killed leaves nobody behind
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a trainer that is killed leaves no process behind
     connection = Connection(descriptor)
     with suppress(EOFError, OSError):  # the trainer has gone
         try:

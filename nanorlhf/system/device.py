@@ -22,7 +22,7 @@ def ran_out(error: Exception) -> bool:
 
 
 def empty_cache() -> None:
-    """Gives back what nobody holds."""
+    """Gives back memory that nothing holds."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -44,7 +44,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def taken(device: torch.device) -> int:
-    """Bytes of the card that anybody has."""
+    """Bytes of the card that any process has."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free
 

@@ -1,4 +1,4 @@
-"""The processes of a run, one a device: who does which share, and what they tell each other.
+"""The processes of a run, one a device: which share each does, and what they tell each other.
 
 `accelerate launch` (or torchrun) starts them, and each runs the whole program. Every process holds the step's whole
 rollout, so that credit, weights of the loss and metrics are what they would be in one; it writes, measures and
@@ -23,7 +23,7 @@ from nanorlhf.system.terminal import launched
 T = TypeVar("T")
 
 SHARDING = ("FSDP", "DEEPSPEED")  # accelerate's ways, of which its launcher tells
-PATIENCE = timedelta(hours=3)  # with one who still writes; who has died is noticed at once
+PATIENCE = timedelta(hours=3)  # with a process that still writes; one that has died is noticed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Team:
         return items[start:end]
 
     def gathered(self, item: T) -> list[T]:
-        """What each gave, in their order."""
+        """The items that all processes gave, in their order."""
         if self.size == 1:
             return [item]
         everyone: list[Any] = [None] * self.size
@@ -53,11 +53,11 @@ class Team:
         return everyone
 
     def joined(self, items: Sequence[T]) -> list[T]:
-        """Everyone's items in a row."""
+        """The items of all processes in a row."""
         return [item for part in self.gathered(list(items)) for item in part]
 
     def agreed(self, item: T) -> T:
-        """What the first process gave."""
+        """The item that the first process gave."""
         if self.size == 1:
             return item
         box: list[Any] = [item]
@@ -65,7 +65,7 @@ class Team:
         return box[0]
 
     def once(self, work: Callable[[], T]) -> T:
-        """What the first process makes of it, for all; a mistake found there is everyone's."""
+        """The first process's result, for all; a mistake found there is raised in all of them."""
         if self.size == 1:
             return work()
         made: Any = None
@@ -93,7 +93,7 @@ class Team:
                 tensor.detach().copy_(total.view_as(tensor))
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
-        """Gives every parameter the sum of its gradients, and returns that of losses; who had no sample had none."""
+        """Gives every parameter the sum of its gradients, and returns that of losses; one without samples had none."""
         if self.size == 1:
             return loss
         total = torch.tensor([loss, any(p.grad is not None for p in parameters)], dtype=torch.float64)
@@ -115,7 +115,7 @@ class Team:
 
 
 def together(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Something that all processes do at once; where one of them is gone it cannot be done."""
+    """Something that all processes do at once; if one of them is gone it cannot be done."""
     try:
         collective(*args, **kwargs)
     except RuntimeError as error:

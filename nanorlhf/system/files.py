@@ -47,7 +47,7 @@ def discard(folder: Path) -> None:
     """Deletes a folder that must not be found half deleted."""
     if folder.exists():
         gone = folder.with_name(f".{folder.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)  # of one who was killed here
+        shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed here
         folder.replace(gone)
         shutil.rmtree(gone)
 
@@ -69,7 +69,7 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def room(run: Path) -> Iterator[None]:
-    """Ends a run in one line where its disk is full."""
+    """Ends a run in one line if its disk is full."""
     try:
         yield
     except Exception as error:

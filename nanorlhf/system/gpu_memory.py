@@ -1,4 +1,4 @@
-"""How much of the GPU this process may use, and what is left of that: whoever goes by the card's memory asks here."""
+"""How much of the GPU this process may use, and what is left of that: all that goes by the card's memory asks here."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def allowed(device: torch.device) -> int:
 
 
 def left(device: torch.device | None = None) -> int:
-    """Bytes of these that nobody has yet."""
+    """Bytes of these that are still free."""
     return max(0, torch.cuda.mem_get_info(device)[0] - (_share.spared if _share else 0))

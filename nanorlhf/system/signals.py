@@ -15,7 +15,7 @@ _heard: list[int] = []  # since the outermost `listening` began
 
 
 def interrupt(number: int, _: object) -> None:
-    """Raises KeyboardInterrupt, and notes it: where Python runs a `__del__` or a callback, an exception is lost."""
+    """Raises KeyboardInterrupt, and notes it: while Python runs a `__del__` or a callback, an exception is lost."""
     _heard.append(number)
     raise KeyboardInterrupt
 

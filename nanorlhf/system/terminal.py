@@ -1,4 +1,4 @@
-"""Who speaks: of the processes that a launcher started the first, for all."""
+"""Speaks for the whole run: of the processes that a launcher started, only the first prints."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def tell(line: str) -> None:
 
 
 def signature() -> str:
-    """Which process it is, where there are several."""
+    """Which process it is, if there are several."""
     return f" (process {os.environ['RANK']})" if launched() else ""

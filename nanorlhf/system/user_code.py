@@ -1,4 +1,4 @@
-"""What users bring in files of their own: `path/to/file.py:name`."""
+"""Loads what users bring in files of their own: `path/to/file.py:name`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_file_spec(spec: str) -> bool:
 
 
 def from_file(spec: str) -> Any:
-    """What `path/to/file.py:name` names, whatever the file's folder."""
+    """The object that `path/to/file.py:name` names, whatever the file's folder."""
     where, _, name = spec.rpartition(":")
     path = Path(where)
     if not path.is_file():
@@ -31,7 +31,7 @@ def from_file(spec: str) -> Any:
         raise UsageError(f"{path} cannot be imported: {told(error)}") from error
     finally:
         if listed is module:
-            del sys.modules[path.stem]  # nobody else is to find it there
+            del sys.modules[path.stem]  # no other import is to find it there
     if not hasattr(module, name):
         raise UsageError(f"{spec!r}: {path} defines no {name!r}; {nearest(name, vars(module))}")
     return getattr(module, name)

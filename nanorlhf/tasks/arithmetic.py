@@ -36,6 +36,6 @@ def says(text: str) -> list[dict[str, str]]:
 
 
 def slip(a: int, b: int) -> str:
-    """What not to say: a sum beside the right one, or the right one without tags, each for half of the problems."""
+    """A wrong answer: a sum beside the right one, or the right one without tags, each for half of the problems."""
     kind = crc32(f"slip {a}+{b}".encode()) % 8
     return str(a + b) if kind < 4 else f"<answer>{a + b + (-10, -1, 1, 10)[kind - 4]}</answer>"

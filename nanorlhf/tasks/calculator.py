@@ -16,7 +16,7 @@ LARGEST = 1e15  # beyond it a float is no longer exact to the unit
 
 
 class Calculator:
-    """Ends with an answer in tags, and is worth 1 where that is the row's `answer`."""
+    """Ends with an answer in tags, and is worth 1 if that is the row's `answer`."""
 
     stop = ("</calc>",)
 

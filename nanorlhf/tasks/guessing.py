@@ -11,7 +11,7 @@ GUESS = re.compile(r"\d+")
 
 
 class Guessing:
-    """Worth 1 for the number at once, less for every guess, nothing where it is not found."""
+    """Worth 1 for the number at once, less for every guess, nothing if it is not found."""
 
     @staticmethod
     def rows(split: str) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def reasoning_gym_dataset(name: str, config: str | None, split: str) -> Dataset:
 
 
 def read_options(name: str, config: str | None) -> dict[str, Any]:
-    """What the configuration says, checked: ours where not given, the task's own where given."""
+    """Reads and checks the configuration's options: ours have defaults, the task's own are there only if given."""
     try:
         given = yaml.safe_load(config or "{}")
     except yaml.YAMLError as error:
@@ -77,7 +77,7 @@ def distinct(name: str, options: Mapping[str, Any], seed: int, size: int, held_o
 
 
 def as_row(name: str, options: Mapping[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry as a row; where it is the task's own, its scorer will have these options again."""
+    """An entry as a row; if it is the task's own, its scorer will have these options again."""
     answer = None if entry["answer"] is None else str(entry["answer"])
     whole = {**entry, "options": options} if entry["metadata"].get("source_dataset") == name else entry
     return {

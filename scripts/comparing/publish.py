@@ -1,4 +1,4 @@
-"""What is made of a comparison: tables, a CSV, a JSON that is small enough to keep, pictures and a page."""
+"""The output of a comparison: tables, a CSV, a JSON that is small enough to keep, pictures and a page."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def costs(name: str, runs: Sequence[Run]) -> list[str]:
-    """What an entry cost; the mismatch is that between the log-probabilities of engine and trainer."""
+    """The cost of an entry; the mismatch is that between the log-probabilities of engine and trainer."""
     some = [run for run in runs if run.entry == name]
     each = [run.costs() for run in some]
     cells = [

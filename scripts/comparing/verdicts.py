@@ -6,7 +6,7 @@ Three figures are compared, each over the seeds of an entry:
 - at equal samples: the reward after as many scored completions as the run with the fewest had;
 - over the last fifth: the reward up to a run's own last step.
 
-The reward is the held-out one where there is any, else that of training. A single evaluation is noisy (256 prompts at
+The reward is the held-out one if there is any, else that of training. A single evaluation is noisy (256 prompts at
 .95 stray by .014), so each figure is the mean of the curve, straight lines between its points, over the last fifth of
 the way up to there; none is a final value. Training seconds are those of steps, and of a critic's value initialisation;
 evaluations and starting up are no algorithm's cost.
@@ -37,7 +37,7 @@ ALL_PHASES = ("value init", *PHASES, "other")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is kept of a run: its curve, and what it cost."""
+    """The part of a run that is kept: its curve, and what it cost."""
 
     entry: str
     seed: int
@@ -80,7 +80,7 @@ class Pair:
 
 
 def read(record: Record, entry: str, command: str) -> Run:
-    """What is kept of a run that ended."""
+    """Gives what is kept of a run that ended."""
     steps, first = record.steps, record.rows[0]
     seconds, samples = first.get("value_init/seconds") or 0.0, first.get("value_init/episodes") or 0
     phases = dict.fromkeys(ALL_PHASES, 0.0) | {"value init": seconds}
@@ -167,7 +167,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
-    """What may be said of the differences, in plain sentences."""
+    """Says what may be said of the differences, in plain sentences."""
     counts = [len(values) for values in grouped(runs, [0.0] * len(runs)).values()]
     if len(counts) < 2:
         return ["One entry alone: there is nothing to compare it with."]

@@ -31,7 +31,7 @@ class Server(ThreadingHTTPServer):
         self.page, self.made_at, self.lock = b"", "", threading.Lock()
 
     def newest(self) -> bytes:
-        """The page, made anew where something was written since."""
+        """The page, made anew if something was written since."""
         with self.lock:
             now = self.mark()
             if now != self.made_at or not self.page:

@@ -90,7 +90,7 @@ def block(name: str, value: Any) -> str:
 
 
 def packed(name: str, value: Any) -> str:
-    """The same where there is much of it: compressed."""
+    """The same if there is much of it: compressed."""
     text = gzip.compress(json.dumps(value, allow_nan=False, separators=(",", ":")).encode(), mtime=0)
     return f'<script type="text/plain" id="{name}">{base64.b64encode(text).decode()}</script>'
 
@@ -102,7 +102,7 @@ def sample_blocks(run: int, found: Excerpts) -> list[str]:
 
 
 def summary(records: Sequence[Record], title: str, tables: Sequence[Table], stamp: str) -> dict[str, Any]:
-    """What the page says before anybody looks at a sample."""
+    """The data of a page as it opens, before any sample is looked at."""
     names = Counter(record.name for record in records)
     runs = [one_run(r, r.name if names[r.name] == 1 else f"{r.name} ({r.folder})") for r in records]
     made = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -126,7 +126,7 @@ def one_run(record: Record, name: str) -> dict[str, Any]:
 
 
 def warned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is wrong with the run, a kind each: since when, until when, in how many steps."""
+    """The warnings of a run, a kind each: since when, until when, in how many steps."""
     kinds: dict[str, list[Remark]] = {}
     for remark in remarks(rows):
         kinds.setdefault(remark.kind, []).append(remark)

@@ -1,4 +1,4 @@
-"""What a page shows of a run's samples: the spread of all of them, and as many in full as stay quick to browse."""
+"""The samples of a run on a page: the spread of all of them, and as many in full as stay quick to browse."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def messages(prompt: Any) -> list[list[str]]:
 
 
 def said(message: dict[str, Any]) -> str:
-    """What a message says, with whatever else it holds."""
+    """The text of a message, with whatever else it holds."""
     content = message.get("content")
     others = {k: v for k, v in message.items() if k not in ("role", "content") and v}
     words = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False) if content else ""
@@ -170,7 +170,7 @@ def placed(values: Sequence[float], own: Sequence[bool]) -> list[float | None]:
 
 
 def rewards(lines: Sequence[Line]) -> dict[str, Any]:
-    """How rewards are spread at each step: by value where there are few, else in bins."""
+    """How rewards are spread at each step: by value if there are few, else in bins."""
     values = sorted({line.reward for line in lines if line.reward is not None})
     if len(values) <= BINS // 2:
         return spread(

@@ -43,7 +43,7 @@ class Pieces:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """What these tokens say in the middle of a text: alone, some tokenizers drop the space they begin with."""
+        """The text of these tokens in the middle of another: alone, some tokenizers drop the space they begin with."""
         if ids not in self.spoken:
             whole = self.decode([*self.before, *ids])
             inside = self.start and whole.startswith(self.start)
@@ -64,7 +64,7 @@ class Pieces:
         return found
 
     def number(self, ids: tuple[int, ...]) -> int:
-        """A piece's number, a new one where it is new."""
+        """A piece's number, a new one if it is new."""
         if ids not in self.known:
             self.known[ids] = len(self.texts)
             self.texts.append(self.text(ids))

@@ -1,4 +1,4 @@
-"""What a card would run, beside the same on the CPU; results go to a file as JSON: `cases.py COMPILER FOLDER OUT`."""
+"""Steps as on a card, beside the same on the CPU; results go to a file as JSON: `cases.py COMPILER FOLDER OUT`."""
 
 from __future__ import annotations
 

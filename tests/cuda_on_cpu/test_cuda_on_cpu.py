@@ -60,7 +60,7 @@ WIDE = {"critic.Critic.evaluate: float32", "backward: float32"}  # the critic's 
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What came of every case, all of them run by one process that has the card."""
+    """The results of every case, all of them run by one process that has the card."""
     assert COMPILER is not None and request.config.cache is not None
     stub, out = request.config.cache.mkdir("cuda_on_cpu"), tmp_path_factory.mktemp("cuda_on_cpu") / "results.json"
     command = [sys.executable, "-m", "tests.cuda_on_cpu.cases", COMPILER, str(stub), str(out)]
@@ -71,7 +71,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def complaints(name: str, seen: dict[str, Any]) -> list[str]:
-    """What is wrong with a step on the card."""
+    """The faults of a step on the card."""
     if seen["error"]:
         return [seen["error"].strip().splitlines()[-1]]
     case, waits = CASES[name], seen["waits"]

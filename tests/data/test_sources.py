@@ -1,4 +1,4 @@
-"""Where rows come from, and what is said where they do not come."""
+"""Where rows come from, and what is said if they do not come."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is loaded here leaves nothing in the user's cache."""
+    """Keeps datasets that are loaded here out of the user's cache."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 

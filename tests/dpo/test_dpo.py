@@ -142,7 +142,7 @@ def test_beta_is_an_option_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert DPOConfig(beta=0.5).beta == 0.5
 
 
-def test_wrong_input_is_answered_at_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_answered_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "1+1=", "chosen": "2"}) + "\n")
     for complaint, options in {"'chosen' and 'rejected'": {"dataset_name": rows}, "above 0": {"beta": 0}}.items():

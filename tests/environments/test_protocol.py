@@ -209,7 +209,7 @@ def test_guessing_brings_its_own_questions() -> None:
     assert game.step(f"it is {secret}") == ("", 0.5, True)
 
 
-def test_at_the_door(tmp_path: Path) -> None:
+def test_wrong_settings_are_refused_early(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'calculator'"):
         find_environment("calculater")
     (tmp_path / "e.py").write_text("class Half:\n    def reset(self): ...\n")

@@ -102,7 +102,7 @@ def test_tools_that_the_model_would_not_know_of_are_refused() -> None:
         wording(TELLS, prompt_format="text")("6*7=")
 
 
-def test_at_the_door() -> None:
+def test_wrong_settings_are_refused_early() -> None:
     with pytest.raises(UsageError, match="docstring"):
         tool_environment([lambda x: x])
     with pytest.raises(UsageError, match=r"say path/to/file.py:function"):

@@ -88,7 +88,7 @@ def weights(loop: Loop) -> list[Tensor]:
 
 
 def expect_same(loop: Loop, other: Loop, metrics: dict[str, Any], expected: dict[str, Any], exact: bool) -> None:
-    """The same weights, and everything that the step says of them; to the last bit where all of it was done alike."""
+    """The same weights, and everything that the step says of them; to the last bit if all of it was done alike."""
     for a, b in zip(weights(loop), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-5)
     for name in ("loss", "grad_norm", "kl", "entropy", "value/loss", "clip_fraction", "tokens/trained"):

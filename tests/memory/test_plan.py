@@ -137,7 +137,7 @@ def test_heads_that_share_keys_are_counted_as_the_card_keeps_them(monkeypatch: p
 
 def test_a_reasoner_of_1_5b_fits_a_card_of_40_gib() -> None:
     plan = make_plan(reasoner(8000), 40 * GIB)
-    # Kept activations of 8,512 tokens: 8,512 x 3.1 MB = 24.6 GiB, and a tenth: they fit where the engine leaves.
+    # Kept activations of 8,512 tokens: 8,512 x 3.1 MB = 24.6 GiB, and a tenth: they fit if the engine leaves.
     assert plan.moved == {"engine"} and not plan.recompute
     assert 8512 <= plan.tokens < 16384
     # 40 - CUDA 1 - kept back 1.5 - graphs 1 - engine 3.01 - policy 2.88 - adapter .28 - moments .55 - sampling .72
@@ -280,7 +280,7 @@ def test_activations_are_recomputed_only_where_they_do_not_fit() -> None:
 def test_layer_inputs_wait_in_main_memory_where_they_would_take_too_much() -> None:
     held, parked = (Workspace(Line(0, gib * GIB / 1000), Line(0, 0), Line(0, 0)) for gib in (3, 1))
     needs = a_need(recomputed=held, parked=parked, inputs=Line(0, 2 * GIB / 1000), parks_from=0.1)
-    assert needs.learning(1000, 1, 20 * GIB) == GIB  # where the inputs are a tenth of the card
+    assert needs.learning(1000, 1, 20 * GIB) == GIB  # if the inputs are a tenth of the card
     assert needs.learning(999, 1, 20 * GIB) == held(999) and needs.learning(2000, 0, 20 * GIB) == FLAT(2000)
     # 1 + 3 + 2 + 1 and 1.1 for a row of 1,000, while one of 500 would have to hold what it keeps
     assert make_plan(needs, beside(8.2), recompute=True).tokens == 1090

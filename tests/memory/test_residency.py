@@ -155,7 +155,7 @@ def test_what_learns_is_copied_out_and_what_is_frozen_only_when_written_to() -> 
     moved.leave()
     moved.enter(CPU)
     for _, home, _ in moved.kept.values():
-        home.fill_(9.0)  # shows where it is not overwritten
+        home.fill_(9.0)  # shows if it is not overwritten
     learns.data += 1
     moved.leave()
     assert learns.tolist() == [1, 1] and frozen.tolist() == [9, 9]

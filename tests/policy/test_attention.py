@@ -144,7 +144,7 @@ def test_rotations_that_depend_on_the_longest_sample_have_a_row_to_themselves() 
 def windowed(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, _: Tensor, longest: int, *__: int, **options: Any
 ) -> Tensor:
-    """What the CUDA kernel promises: a window (l, r) reaches l tokens back and r ahead."""
+    """Does what the CUDA kernel promises: a window (l, r) reaches l tokens back and r ahead."""
     (left, right), groups = options["window_size"], query.shape[1] // key.shape[1]
     assert ends.dtype == torch.int32 and right == 0 and longest == ends.diff().max()
     assert groups == 1 or options["enable_gqa"]

@@ -1,4 +1,4 @@
-"""What is kept of a long run says all that the whole of it would."""
+"""The kept part of a long run says all that the whole of it would."""
 
 from __future__ import annotations
 

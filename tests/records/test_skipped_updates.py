@@ -1,4 +1,4 @@
-"""An update whose numbers are not finite changes nothing, is written down, and ends the run where it goes on so."""
+"""An update whose numbers are not finite changes nothing, is written down, and ends the run if it goes on so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run wrote, once it goes on from an earlier step."""
+"""The lines that a run wrote, once it goes on from an earlier step."""
 
 from __future__ import annotations
 

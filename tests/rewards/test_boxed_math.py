@@ -260,7 +260,7 @@ def test_answers_are_found_in_long_texts() -> None:
 
 
 @pytest.mark.parametrize("options", [{"need_boxed": "yes"}, {"decimals": -1}, {"decimals": 2.0}, {"decimals": 99}])
-def test_options_are_checked_at_the_door(options: dict[str, Any]) -> None:
+def test_options_are_checked_as_they_are_read(options: dict[str, Any]) -> None:
     check(need_boxed=True, decimals=3)
     with pytest.raises(UsageError, match=next(iter(options))):
         check(**{"need_boxed": False, "decimals": 6} | options)

@@ -20,7 +20,7 @@ ECHO = "print(input()[::-1])"
 
 
 def score(program: str, tests: Any, entry_point: str | None = None, **options: Any) -> float | None:
-    """Contained where this machine can, for the tests of the sandbox see to that."""
+    """The score, contained if this machine can, for the tests of the sandbox see to that."""
     options = {"seconds": 5.0, "unsafe_code": True} | options
     return code([f"```python\n{program}\n```"], [tests], [entry_point], **options)[0]
 

@@ -129,7 +129,7 @@ def test_values_are_those_of_arithmetic(case: tuple[str, Fraction]) -> None:
 @pytest.mark.parametrize(
     "options", [{"format_score": 1}, {"format_score": -0.1}, {"format_score": "a"}, {"use_all": 1}]
 )
-def test_options_are_checked_at_the_door(options: dict[str, Any]) -> None:
+def test_options_are_checked_as_they_are_read(options: dict[str, Any]) -> None:
     check(use_all=True, format_score=0.1)
     with pytest.raises(UsageError, match=next(iter(options))):
         check(**{"use_all": True, "format_score": 0.0} | options)

@@ -52,6 +52,6 @@ def test_one_token_never_changes_more_than_its_share(tokens: int, low: int, widt
         ({"max": 5, "slack": 0}, "slack=0"),
     ],
 )
-def test_options_are_checked_at_the_door(options: dict[str, Any], complaint: str) -> None:
+def test_options_are_checked_as_they_are_read(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         check(**NOTHING | options)

@@ -86,7 +86,7 @@ def test_any_text_is_right_or_wrong(text: str, strict: bool) -> None:
 
 
 @pytest.mark.parametrize("options", [{"tolerance": -1}, {"tolerance": "a"}, {"tolerance": float("nan")}, {"strict": 1}])
-def test_options_are_checked_at_the_door(options: dict[str, Any]) -> None:
+def test_options_are_checked_as_they_are_read(options: dict[str, Any]) -> None:
     check(strict=False, tolerance=0)
     with pytest.raises(UsageError, match=next(iter(options))):
         check(**{"strict": False, "tolerance": 0.0} | options)

@@ -58,7 +58,7 @@ def test_what_has_no_entry_has_no_score() -> None:
 def test_answers_that_would_run_are_only_read(tmp_path: Path) -> None:
     made = tmp_path / "made"
     code = f"__import__('os').mkdir({str(made)!r})"
-    spelled = "+".join(f"chr({ord(letter)})" for letter in code)  # where quotes would not do
+    spelled = "+".join(f"chr({ord(letter)})" for letter in code)  # if quotes would not do
     for task in LITERALS | FORMULAS:
         entry = reasoning_gym_dataset(task, "{size: 1}", "train")[0]["entry"]
         for attack in (code, f"[{code}]", f"eval({spelled})", f"exec({spelled})"):
@@ -121,7 +121,7 @@ def test_any_text_has_a_score(text: str) -> None:
         assert score is not None and 0 <= score <= 1
 
 
-def test_options_are_checked_at_the_door() -> None:
+def test_options_are_checked_as_they_are_read() -> None:
     check(need_tags=True)
     with pytest.raises(UsageError, match="need_tags='yes'"):
         check(need_tags="yes")  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_long_texts_take_no_longer_than_their_length(piece: str) -> None:
     assert time.process_time() - start < 2
 
 
-def test_options_are_checked_at_the_door() -> None:
+def test_options_are_checked_as_they_are_read() -> None:
     check(answer_tags=False)
     with pytest.raises(UsageError, match="answer_tags='no'"):
         check(answer_tags="no")  # type: ignore[arg-type]

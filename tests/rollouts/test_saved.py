@@ -66,7 +66,7 @@ def test_kept_rollouts_are_scored_anew_by_the_rewards_that_are_named(tmp_path: P
     assert 0 <= GRPOTrainer(args=unjudged).train()[1]["reward/mean"] <= 1
 
 
-def test_at_the_door(tmp_path: Path) -> None:
+def test_wrong_settings_are_refused_early(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are no rollouts"):
         GRPOTrainer(args=options(tmp_path / "b", rollouts_from=str(tmp_path)))
     GRPOTrainer(args=options(tmp_path / "a", max_steps=1)).train()

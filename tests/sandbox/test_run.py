@@ -1,4 +1,4 @@
-"""What a hostile program tries, by every method that works on this machine."""
+"""The attempts of a hostile program, by every method that works on this machine."""
 
 # ruff: noqa: S108  these tests write to /tmp, or see to it that nobody does
 

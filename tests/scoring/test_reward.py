@@ -1,4 +1,4 @@
-"""Reward functions: found by name or in a file, with their options, and refused at the door."""
+"""Reward functions: found by name or in a file, with their options, and refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
         find_rewards(steep, None, options)
 
 
-def test_at_the_door() -> None:
+def test_wrong_settings_are_refused_early() -> None:
     with pytest.raises(UsageError, match="did you mean 'exact_answer'"):
         find_rewards("exact_answers")
     with pytest.raises(UsageError, match="takes no :x"):

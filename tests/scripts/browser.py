@@ -61,7 +61,7 @@ class Browser:
         return self
 
     def js(self, code: str, *arguments: Any) -> Any:
-        """What an expression comes to; `a` are the arguments."""
+        """The value of an expression; `a` are the arguments."""
         return self.driver.execute_script(f"const a = arguments; return {code}", *arguments)
 
     def wait(self, code: str, *arguments: Any, seconds: float = 20) -> Any:
@@ -73,7 +73,7 @@ class Browser:
         return found
 
     def texts(self, css: str) -> list[str]:
-        """What elements say, to the letter."""
+        """The texts of elements, to the letter."""
         return self.js("[...document.querySelectorAll(a[0])].map((e) => e.textContent)", css)
 
     def click(self, css: str) -> None:
@@ -102,7 +102,7 @@ class Browser:
         )
 
     def hover(self, css: str, share: float = 0.5) -> str:
-        """What the tip says with the pointer at this share of an element's width, in the middle of its height."""
+        """The text of the tip with the pointer at this share of an element's width, in the middle of its height."""
         self.show(css.split(maxsplit=1)[0])  # what lies in it may be drawn only now
         element = self.driver.find_element(By.CSS_SELECTOR, css)
         aside = int((share - 0.5) * element.size["width"])
@@ -111,7 +111,7 @@ class Browser:
         return self.js("document.getElementById('tip').innerText")
 
     def errors(self) -> list[str]:
-        """What the page complained of since it was opened."""
+        """The errors of the page since it was opened."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:

@@ -54,7 +54,7 @@ def rows(split):
 
 
 class Handle:
-    """Interrupted as it is deleted, as files and sessions of libraries are, where Python drops every exception."""
+    """Interrupted as it is deleted, as files and sessions of libraries are, when Python drops every exception."""
 
     interrupted: ClassVar[int] = 0
 

@@ -1,4 +1,4 @@
-"""Reasoning Gym's tasks as datasets: rows, splits that never meet, options, and mistakes answered at the door."""
+"""Reasoning Gym's tasks as datasets: rows, splits that never meet, options, and mistakes answered early."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_tasks_without_one_answer_and_tasks_of_tasks() -> None:
         ("chain_sum", "{size: ", "train", "is no YAML"),
     ],
 )
-def test_at_the_door(task: str, config: str | None, split: str, complaint: str) -> None:
+def test_wrong_settings_are_refused_early(task: str, config: str | None, split: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         reasoning_gym_dataset(task, config, split)
 

@@ -38,14 +38,14 @@ function axes(compact) {
   ];
 }
 
-/** What the y axis spans: something, where all values are the same. */
+/** The span of the y axis: something, if all values are the same. */
 function span(_, low, high) {
   if (low === null) return [0, 1];
   if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
   return uPlot.rangeNum(low, high, 0.1, true);
 }
 
-/** What is drawn of a card: a line for each visible run and metric. */
+/** The drawing of a card: a line for each visible run and metric. */
 function lines(metrics) {
   return shownRuns().flatMap((run) =>
     metrics.map((metric, i) => ({ run, metric, second: i > 0, ...points(run, metric, state.x) })).filter((line) => line.x.length),
@@ -127,7 +127,7 @@ function nearby(at, { drawn }) {
   return [el("table", {}, rows)];
 }
 
-/** What a card's curves come to, in a line. */
+/** A card's curves, in a line of text. */
 function gist(metric) {
   const ends = shownRuns().map((run) => points(run, metric, "step").y).filter((y) => y.length);
   if (!ends.length) return [];

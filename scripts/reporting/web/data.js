@@ -1,5 +1,5 @@
 "use strict";
-// What the page was given, how it is worded, and the few helpers that everything is made with.
+// The data that the page was given, how it is worded, and the few helpers that everything is made with.
 // Text reaches the document by textContent alone, whatever it says.
 
 const report = JSON.parse(document.getElementById("report").textContent);
@@ -17,7 +17,7 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A few digits for a glance; where a figure is to be read, it stands in full. */
+/** A few digits for a glance; if a figure is to be read, it stands in full. */
 function brief(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
@@ -40,7 +40,7 @@ function duration(seconds) {
 
 const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en-US")} ${n === 1 ? one : many}`;
 
-/** What a metric is, for those that everybody meets. */
+/** The meaning of a metric, for those that everybody meets. */
 const WORDS = {
   "eval/reward": "Held-out reward",
   "reward/mean": "Training reward",
@@ -67,7 +67,7 @@ const LOGARITHMIC = new Set(["mismatch/mean_abs"]);
 const AXES = { step: "step", time: "training time, s", samples: "completions scored" };
 const COLOURS = 8;
 
-/** Runs as they are drawn: each with a colour, dashes where colours come again, and its x by step, time and samples. */
+/** Runs as they are drawn: each with a colour, dashes if colours come again, and its x by step, time and samples. */
 const runs = report.runs.map((run, number) => {
   const { metrics } = run;
   const total = (each) => {
@@ -99,7 +99,7 @@ function points(run, metric, axis) {
   return found;
 }
 
-/** What was chosen on the page; it stays in the address, so a reloaded page looks the same. */
+/** The choices made on the page; they stay in the address, so a reloaded page looks the same. */
 const state = { x: "step", smooth: "0", theme: "auto", off: "", detail: "0", metric: "", run: "0", colour: "advantage", follow: "1" };
 new URLSearchParams(location.hash.slice(1)).forEach((value, name) => {
   if (name in state) state[name] = value;
@@ -112,7 +112,7 @@ function remember() {
   history.replaceState(null, "", `#${new URLSearchParams(state)}`);
 }
 
-/** Who wants to know when what is drawn changes. */
+/** The functions to call when what is drawn changes. */
 const listeners = [];
 function redraw() {
   remember();

@@ -3,7 +3,7 @@
 const last = (run, metric) => points(run, metric, "step").y.at(-1) ?? null;
 const stepsOf = (run) => (run.metrics["time/step"] || []).filter((v) => typeof v === "number").length;
 
-/** What matters most about each run, a row each. */
+/** The main facts of each run, a row each. */
 function overview() {
   const held = ["eval/reward", "eval/accuracy", "eval/loss"].find((metric) => allMetrics.includes(metric));
   const training = ["reward/mean", "accuracy", "loss"].find((metric) => allMetrics.includes(metric));
@@ -34,7 +34,7 @@ function overview() {
 const table = (heads, rows) =>
   el("div", { class: "scroll" }, el("table", { class: "data" }, el("thead", {}, el("tr", {}, heads.map((head) => el("th", {}, head)))), el("tbody", {}, rows)));
 
-/** What went wrong, where, and what to try. */
+/** The warnings: what went wrong, where, and what to try. */
 function warnings() {
   const found = runs.flatMap((run) => run.remarks.map((remark) => ({ run, ...remark })));
   if (!found.length) return null;

@@ -28,7 +28,7 @@ async function unpacked(id) {
 }
 
 const tokenBlocks = new Map();
-/** A sample's pieces with the values of their tokens; null where a run kept no tokens. */
+/** A sample's pieces with the values of their tokens; null if a run kept no tokens. */
 async function tokensOf(number, i) {
   const samples = samplesOf(number);
   const id = `tokens-${number}-${samples.step[i]}`;
@@ -177,7 +177,7 @@ function described({ text, logprobs, advantages }) {
   return [el("b", {}, JSON.stringify(text)), el("table", {}, rows.map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", { class: "value" }, value))))];
 }
 
-/** What colours mean. */
+/** The meaning of colours. */
 function scale(limit) {
   const ends = state.colour === "advantage" ? [-limit, 0, limit] : [-limit, 0];
   return ends.map((value) => {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from evidence.survival import soak
-from evidence.survival.soak import Course, handles, kibibytes, quarters, told
+from evidence.survival.soak import Course, handles, kibibytes, quarters, summary
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
 
@@ -29,7 +29,7 @@ def test_quarters_are_of_what_comes_after_the_warm_up() -> None:
 
 
 def test_what_is_flat() -> None:
-    figures = told(course())
+    figures = summary(course())
     assert figures["flat"] and set(figures["last_quarter_over_first"].values()) == {0}
     assert figures["medians_of_quarters"]["cpu_seconds_with_checkpoint"] == [3, 3, 3, 3]
 
@@ -43,10 +43,10 @@ def test_what_is_flat() -> None:
     ],
 )
 def test_what_grows_is_seen(name: str, values: list[float], growth: float) -> None:
-    figures = told(course(**{name: values}))
+    figures = summary(course(**{name: values}))
     assert not figures["flat"]
     assert figures["last_quarter_over_first"][name] == pytest.approx(growth, rel=0.15)
-    assert told(course(**{name: values[::-1]}))["flat"], "what shrinks does no harm"
+    assert summary(course(**{name: values[::-1]}))["flat"], "what shrinks does no harm"
 
 
 def test_memory_and_handles_are_those_of_a_process() -> None:
