@@ -140,7 +140,7 @@ def make_author(
     environment: type[Environment] | None,
     residency: Residency | None = None,
 ) -> Author:
-    """Who writes the completions that this task asks for, or plays its episodes."""
+    """The sampler of the completions that this task asks for, or of its episodes."""
     limit = config.max_completion_length
     if environment is None:
         return Author(engine, tokenizer, scorer, limit, residency=residency)

@@ -150,7 +150,7 @@ class TrainConfig(TaskConfig):
 
     @property
     def ailments(self) -> Collection[str]:
-        """What steps are looked at for."""
+        """Names of what each step is looked at for."""
         return WITHOUT_REWARDS
 
     @property

@@ -143,10 +143,10 @@ class HFEngine:
         text = str(self.tokenizer.decode(row.ids))
         return any(stop in text for stop in sampling.stop)
 
-    @torch.no_grad()
     def forget(self) -> None:
         """Nothing is kept from one call to the next."""
 
+    @torch.no_grad()
     def update(self, weights: Weights) -> None:
         """Copies the policy's weights over its own."""
         mine = dict(self.model.named_parameters())

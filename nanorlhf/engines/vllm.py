@@ -187,7 +187,7 @@ class VLLMEngine:
 
 
 def usual_args(sync: WeightSync, dtype: str, lora_rank: int, head_dtype: str, cuda: bool) -> dict[str, Any]:
-    """What `EngineArgs` is given unless somebody says otherwise."""
+    """Arguments for `EngineArgs`, unless the caller gives others."""
     if cuda and sync == "lora" and dtype == "float32":
         raise UsageError("weight_sync='lora' in float32: vLLM's adapters on CUDA are 16-bit; use 'merged', or bfloat16")
     # On CUDA as the memory plan counts on.

@@ -128,7 +128,7 @@ class Plan:
 
     @property
     def engine_cache(self) -> CacheBudget:
-        """What the engine is told."""
+        """The part of it that the engine is told."""
         return CacheBudget(self.cache, self.needs.sequence, "engine" in self.moved)
 
     @property
