@@ -10,25 +10,25 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.data.prompts import Prompts, Reader
+from nanorlhf.data.prompts import AnswerPicker, Prompts
 from nanorlhf.data.streaming import prompts_of
 from nanorlhf.data.templates import read_tokenizer
 from nanorlhf.engines.base import Engine, Sampling
 from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.engines.restart import Restarting
-from nanorlhf.environments.episodes import Stage
+from nanorlhf.environments.episodes import Episodes
 from nanorlhf.environments.protocol import Environment
 from nanorlhf.errors import UsageError
 from nanorlhf.learning.critic import Critic
 from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.planning import plan_run
-from nanorlhf.memory.residency import Residency, Tensors
+from nanorlhf.memory.residency import Offloadable, Residency
 from nanorlhf.policy.policy import Policy
-from nanorlhf.preflight import Entry, reward_models
+from nanorlhf.preflight import Preflight, reward_models
 from nanorlhf.rollouts.demonstrations import Demonstrations
-from nanorlhf.rollouts.on_policy import Sampler
-from nanorlhf.rollouts.sampler import Author
-from nanorlhf.rollouts.saved import Saved
+from nanorlhf.rollouts.on_policy import OnPolicySource
+from nanorlhf.rollouts.sampler import Sampler
+from nanorlhf.rollouts.saved import SavedRollouts
 from nanorlhf.rollouts.source import Source
 from nanorlhf.scoring.reward import Reward
 from nanorlhf.scoring.scorer import Scorer
@@ -36,7 +36,7 @@ from nanorlhf.system.device import pick_device
 from nanorlhf.types import Prompt
 
 
-def plan_memory(entry: Entry, peft_config: Any) -> Plan | None:
+def plan_memory(entry: Preflight, peft_config: Any) -> Plan | None:
     """The plan of who is on the card, when; None without a GPU."""
     config = entry.config
     if pick_device(config.device).type != "cuda":
@@ -66,7 +66,7 @@ def check_critic(config: CriticConfig, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def read_prompts(
-    entry: Entry, tokenizer: PreTrainedTokenizerBase, reader: Reader | None
+    entry: Preflight, tokenizer: PreTrainedTokenizerBase, reader: AnswerPicker | None
 ) -> tuple[Prompts, list[Prompt]]:
     """The prompts to train on, and those held out."""
     prompts = prompts_of(entry.train, tokenizer, entry.config, reader)
@@ -76,7 +76,7 @@ def read_prompts(
     return prompts, unseen.held_out(entry.config.eval_prompts)
 
 
-def make_algorithm(entry: Entry, policy: Policy) -> Algorithm:
+def make_algorithm(entry: Preflight, policy: Policy) -> Algorithm:
     """The algorithm, and the reference if it needs one."""
     algorithm = entry.algorithm(entry.config)
     if policy.one_per_row and algorithm.together > 1:
@@ -104,11 +104,11 @@ def how_to_sample(
 def register(residency: Residency, policy: Policy, critic: Critic | None, rewards: list[Reward]) -> None:
     """Gives what is on the card into the residency's charge."""
     apart = {id(p) for p in critic.weights.values()} if critic and critic.shares_base else set()
-    residency.add("policy", Tensors(lambda: (t for t in policy.tensors() if id(t) not in apart)))
+    residency.add("policy", Offloadable(lambda: (t for t in policy.tensors() if id(t) not in apart)))
     if policy.frozen is not None:
-        residency.add("reference", Tensors(policy.frozen.state_dict(keep_vars=True).values))
+        residency.add("reference", Offloadable(policy.frozen.state_dict(keep_vars=True).values))
     if critic is not None:
-        residency.add("critic", Tensors(critic.tensors))
+        residency.add("critic", Offloadable(critic.tensors))
     for reward in rewards:
         if movable := getattr(reward.function, "classifier", None):
             residency.add("reward model", movable)
@@ -131,7 +131,7 @@ def start_engine(
     return Restarting(start, policy, str(run))
 
 
-def make_author(
+def make_sampler(
     config: TaskConfig,
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -139,17 +139,17 @@ def make_author(
     ends: tuple[int, ...],
     environment: type[Environment] | None,
     residency: Residency | None = None,
-) -> Author:
+) -> Sampler:
     """The sampler of the completions that this task asks for, or of its episodes."""
     limit = config.max_completion_length
     if environment is None:
-        return Author(engine, tokenizer, scorer, limit, residency=residency)
-    stage = Stage(environment, tokenizer, ends, limit, config.chat_template_kwargs)
-    return Author(engine, tokenizer, scorer, limit, stage, config.max_turns, residency)
+        return Sampler(engine, tokenizer, scorer, limit, residency=residency)
+    episodes = Episodes(environment, tokenizer, ends, limit, config.chat_template_kwargs)
+    return Sampler(engine, tokenizer, scorer, limit, episodes, config.max_turns, residency)
 
 
 def make_source(
-    entry: Entry,
+    entry: Preflight,
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     algorithm: Algorithm,
@@ -157,7 +157,7 @@ def make_source(
     held_out: list[Prompt],
     scorer: Scorer,
     sampling: Sampling,
-    author: Author | None,
+    sampler: Sampler | None,
 ) -> Source:
     """Where a step's samples come from: the dataset's own answers, another run's rollouts, or the policy."""
     config = entry.config
@@ -166,6 +166,6 @@ def make_source(
     assert isinstance(config, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
     if entry.source == "run":
         vocabulary = policy.base.config.get_text_config().vocab_size
-        return Saved(str(config.rollouts_from), scorer, algorithm.samples().each, vocabulary)
-    assert author is not None
-    return Sampler(config, algorithm.samples(), author, prompts)
+        return SavedRollouts(str(config.rollouts_from), scorer, algorithm.samples().each, vocabulary)
+    assert sampler is not None
+    return OnPolicySource(config, algorithm.samples(), sampler, prompts)

@@ -19,7 +19,7 @@ from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.names import run_of
 from nanorlhf.config.option import defaults, item_type
 from nanorlhf.config.task import TaskConfig
-from nanorlhf.errors import RunError, UsageError, nearest, told
+from nanorlhf.errors import RunError, UsageError, error_line, nearest
 from nanorlhf.records.directory import algorithm_of
 from nanorlhf.system.signals import heed
 from nanorlhf.system.terminal import signature, speaks, tell
@@ -85,7 +85,7 @@ def read_options(path: Path, parser: ArgumentParser, config_class: type[TaskConf
     except argparse.ArgumentError as error:
         raise UsageError(f"{path}: {one_line(str(error), config_class)}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {told(error)}") from None
+        raise UsageError(f"{path} cannot be read: {error_line(error)}") from None
 
 
 def recipe_path(name: str, recipes: Path) -> Path:

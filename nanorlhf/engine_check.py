@@ -14,7 +14,7 @@ from nanorlhf.errors import RunError
 from nanorlhf.learning.packing import pack
 from nanorlhf.memory.residency import Residency
 from nanorlhf.policy.policy import Policy
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Prompt, Rollout, Sample
 
@@ -61,7 +61,7 @@ class EngineCheck:
         said = torch.tensor([x for c in written for x in c.logprobs])
         own = self.logprobs([Sample(self.prompt, c.token_ids, c.logprobs, c.stopped, "") for c in written])
         limit = MISMATCH_LIMIT[self.policy.compute_dtype]
-        gaps = team().gathered((own - said).abs().mean().item())
+        gaps = world().gather((own - said).abs().mean().item())
         if not all(gap <= limit for gap in gaps):
             raise RunError(
                 f"{self.engine.described} and the trainer differ by {max(gaps):.2g} nats a token under {weights}, "
@@ -105,5 +105,5 @@ class EngineCheck:
             for p, own in zip(learned, kept, strict=True):
                 p.copy_(own)
                 p.add_(torch.randn(p.shape, generator=draw, device=p.device, dtype=p.dtype), alpha=size)
-            shift = min(team().gathered((self.logprobs(tokens) - before).abs().mean().item()))
+            shift = min(world().gather((self.logprobs(tokens) - before).abs().mean().item()))
             size *= 2

@@ -33,7 +33,7 @@ def plain(text: str, keep: str = "\n") -> str:
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """The error in one line: its type and its message."""
     return plain(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
 

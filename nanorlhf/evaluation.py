@@ -11,18 +11,18 @@ from nanorlhf.algorithm import Samples
 from nanorlhf.engines.base import Sampling
 from nanorlhf.learning.learner import PolicyLearner
 from nanorlhf.learning.passes import Passes
-from nanorlhf.rollouts.sampler import Author
+from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.rollouts.source import shared
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Prompt, Rollout, Sample
 
 
 def evaluate(
-    author: Author, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None = None
+    sampler: Sampler, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None = None
 ) -> tuple[dict[str, float], list[Sample]]:
     """Mean rewards of one completion for each prompt; the seed is the same each time, so only the weights differ."""
-    samples, _ = author.write(prompts, Samples(1), derive(seed, "evaluation"), sampling)
-    author.scorer.finish(samples)
+    samples, _ = sampler.write(prompts, Samples(1), derive(seed, "evaluation"), sampling)
+    sampler.scorer.finish(samples)
     samples = shared(samples)
     metrics = {"eval/reward": mean_scored([s.reward for s in samples])}
     names = samples[0].rewards.keys()

@@ -78,7 +78,7 @@ class Loop:
         self.serve(number, clock)
         metrics = {"step": number} | rollout_metrics(rollout) | updated
         metrics["samples/dropped_fraction"] = dropped.float().mean().item()
-        warnings += self.passes.told() + (self.engine.told() if self.engine else [])
+        warnings += self.passes.notices() + (self.engine.notices() if self.engine else [])
         if self.scorer:
             noted, failures = self.scorer.report()
             metrics |= noted
@@ -87,7 +87,7 @@ class Loop:
         metrics["memory/token_budget"] = self.passes.tokens
         metrics |= self.residency.metrics()
         metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None
-        return Step(rollout, credit, metrics, warnings, update.faults)
+        return Step(rollout, credit, metrics, warnings, update.skipped)
 
     @contextmanager
     def phase(self, name: Phase, clock: Clock, timed: str | None = None) -> Iterator[None]:

@@ -20,16 +20,16 @@ from nanorlhf.config.names import run_of
 from nanorlhf.config.option import split_names
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.config.training import OnPolicyConfig, PolicyGradientConfig, TrainConfig
-from nanorlhf.data.prompts import Reader, first_rows
+from nanorlhf.data.prompts import AnswerPicker, first_rows
 from nanorlhf.data.row_schemas import UnfitError
-from nanorlhf.data.row_to_prompt import Reading, require
+from nanorlhf.data.row_to_prompt import RowReader, require
 from nanorlhf.data.sources import Rows, as_rows, load, only_split
 from nanorlhf.engines.launch import check_engine, engine_name
 from nanorlhf.environments.protocol import Environment, environment, find_environment, own_questions
 from nanorlhf.environments.tools import ToolCalls, tool_environment
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.memory.activation_sizes import skeleton
-from nanorlhf.memory.needs import Judge
+from nanorlhf.memory.needs import RewardModelSize
 from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.planning import plan_run
 from nanorlhf.policy import loading
@@ -46,7 +46,7 @@ ADAM = 16  # bytes of a weight that learns: itself, its gradient and two moments
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Preflight:
     """Everything that a run is made of, checked before anything is loaded."""
 
     config: TrainConfig
@@ -60,16 +60,16 @@ class Entry:
     generates: bool  # whether the policy writes what it is trained or evaluated on
 
 
-def enter(
+def check(
     config: TrainConfig,
     model: Any,
     reward_funcs: Any,
     train: Any,
     held_out: Any,
-    reader: Reader | None,
+    reader: AnswerPicker | None,
     algorithm: type[Algorithm],
     tools: Any = None,
-) -> Entry:
+) -> Preflight:
     """Looks at everything that was asked for; a mistake is a UsageError."""
     if config.resume and config.output_dir:
         stays = Path(config.output_dir).resolve() == run_of(config.resume).resolve()
@@ -78,8 +78,8 @@ def enter(
     if isinstance(config, PolicyGradientConfig) and config.rollouts_from and config.importance_correction == "none":
         config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
-    config, environment_class = find_world(config, tools)
-    rewards = find_judges(config, reward_funcs, environment_class)
+    config, environment_class = environment_of(config, tools)
+    rewards = rewards_of(config, reward_funcs, environment_class)
     chosen = find_algorithm(config, algorithm)
     check_sizes(config, chosen)
     if replays:
@@ -101,7 +101,7 @@ def enter(
         whole = engine_name(config) == "hf" and generates
         config.require(not whole, "shard_base", "the hf engine would keep a whole copy on every card; use engine vllm")
         config.require(model is None, "shard_base", "name the model, so that the engine can load it by itself")
-    return Entry(config, about, rewards, train, held_out, chosen, environment_class, source, generates)
+    return Preflight(config, about, rewards, train, held_out, chosen, environment_class, source, generates)
 
 
 def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
@@ -150,7 +150,7 @@ def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algori
     return found
 
 
-def find_world(config: C, tools: Any = None) -> tuple[C, type[Environment] | None]:
+def environment_of(config: C, tools: Any = None) -> tuple[C, type[Environment] | None]:
     """The environment that episodes are played in, if any; of tools the chat template must know too."""
     tools = split_names(config.tools) if tools is None else tools
     if not tools:
@@ -160,7 +160,7 @@ def find_world(config: C, tools: Any = None) -> tuple[C, type[Environment] | Non
     return dataclasses.replace(config, chat_template_kwargs=config.chat_template_kwargs | {"tools": described}), found
 
 
-def find_judges(config: TaskConfig, given: Any, environment_class: type[Environment] | None) -> list[Reward]:
+def rewards_of(config: TaskConfig, given: Any, environment_class: type[Environment] | None) -> list[Reward]:
     """The rewards given or named, behind what the environment itself gives; tools give none."""
     specs = config.rewards if given is None else given
     found = find_rewards(specs, config.reward_weights, config.reward_options, config.unsafe_code) if specs else []
@@ -188,7 +188,7 @@ def check_rank(config: TrainConfig, about: PretrainedConfig) -> None:
 
 
 def load_datasets(
-    config: TrainConfig, rewards: Sequence[Reward], reader: Reader | None, train: Any, held_out: Any
+    config: TrainConfig, rewards: Sequence[Reward], reader: AnswerPicker | None, train: Any, held_out: Any
 ) -> tuple[Rows, Rows | None]:
     """The datasets given or named, with every column that the rewards cannot do without."""
     if train is None and not config.dataset_name:
@@ -209,10 +209,12 @@ def load_datasets(
     return train, held_out
 
 
-def check_rows(config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Reward], reader: Reader | None) -> None:
+def check_rows(
+    config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Reward], reader: AnswerPicker | None
+) -> None:
     """Refuses rows that lack what is needed, by the first that can be read; says how they are read."""
     first = first_rows(rows, 100)
-    reading = Reading(config, first[0])
+    reading = RowReader(config, first[0])
     names = list(reading.named(first[0]))
     for row in first:
         with suppress(UnfitError):
@@ -229,11 +231,11 @@ def check_rows(config: TrainConfig, which: str, rows: Rows, rewards: Sequence[Re
             require(column, names, f"reward {reward.name!r}")
 
 
-def reward_models(rewards: Sequence[Reward], config: TaskConfig) -> list[Judge]:
+def reward_models(rewards: Sequence[Reward], config: TaskConfig) -> list[RewardModelSize]:
     """The rewards that have something on the GPU, and say how much."""
     longest = config.max_prompt_length + config.max_completion_length
     classifiers = [getattr(reward.function, "classifier", None) for reward in rewards]
-    return [Judge(*c.footprint(longest)) for c in classifiers if c is not None and hasattr(c, "footprint")]
+    return [RewardModelSize(*c.footprint(longest)) for c in classifiers if c is not None and hasattr(c, "footprint")]
 
 
 def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -> Plan:
@@ -241,7 +243,7 @@ def plan_command(config: TrainConfig, algorithm: type[Algorithm], reads: bool) -
     about = loading.check_model(config, None)
     check_rank(config, about)
     chosen = find_algorithm(config, algorithm)
-    rewards = find_judges(config, None, find_world(config)[1])
+    rewards = rewards_of(config, None, environment_of(config)[1])
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     evaluates = bool(rewards) and bool(config.dataset_test_name or config.dataset_test_split)
     engine = config.engine if config.engine == "hf" else "vllm"

@@ -16,7 +16,7 @@ from nanorlhf import assembly, preflight
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config import names
 from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.data.prompts import Reader
+from nanorlhf.data.prompts import AnswerPicker
 from nanorlhf.data.templates import use_template
 from nanorlhf.engine_check import EngineCheck
 from nanorlhf.environments.protocol import stops
@@ -26,17 +26,17 @@ from nanorlhf.learning.critic import Critic
 from nanorlhf.loop import Loop
 from nanorlhf.memory import rehearsal
 from nanorlhf.memory.plan import Plan
-from nanorlhf.memory.residency import Residency, Served, Tensors
+from nanorlhf.memory.residency import Offloadable, Residency, ServedWeights
 from nanorlhf.policy import serialization
 from nanorlhf.policy.loading import coverage
 from nanorlhf.policy.policy import Policy
 from nanorlhf.preflight import plan_command
 from nanorlhf.records import checkpoint, directory
-from nanorlhf.records.console import Progress, summary
+from nanorlhf.records.console import ProgressBar, summary
 from nanorlhf.records.journal import Journal
 from nanorlhf.rollouts.demonstrations import Demonstrations
-from nanorlhf.rollouts.on_policy import Sampler
-from nanorlhf.rollouts.sampler import Author
+from nanorlhf.rollouts.on_policy import OnPolicySource
+from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system import files, signals
 from nanorlhf.system.device import pick_device
@@ -60,8 +60,8 @@ class Trainer:
     algorithm_class: ClassVar[type[Algorithm]]
     config_class: ClassVar[type[TrainConfig]]
     check: EngineCheck | None = None
-    author: Author  # if anything is written
-    reader: ClassVar[Reader | None] = None  # of a dataset row's answers, for who learns from them instead of their own
+    sampler: Sampler  # if anything is written
+    reader: ClassVar[AnswerPicker | None] = None  # of a dataset row's answers, if these are learned from
 
     @signals.listening()
     def __init__(
@@ -79,10 +79,10 @@ class Trainer:
         if isinstance(model, str):
             args = dataclasses.replace(args, model_name_or_path=model)
             model = None
-        entry = preflight.enter(
+        entry = preflight.check(
             args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
         )
-        self.team = join(pick_device(args.device))
+        self.world = join(pick_device(args.device))
         self.plan = assembly.plan_memory(entry, peft_config)
         self.config = args = entry.config
         self.residency = Residency(self.plan, pick_device(args.device))
@@ -93,7 +93,7 @@ class Trainer:
             assembly.check_critic(args, self.tokenizer)
         self.prompts, self.held_out = assembly.read_prompts(entry, self.tokenizer, self.reader)
         signals.heed()
-        self.run = self.team.once(lambda: directory.prepare(args, entry.algorithm.name))
+        self.run = self.world.first_only(lambda: directory.prepare(args, entry.algorithm.name))
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.load_models(model, peft_config)
@@ -107,13 +107,13 @@ class Trainer:
         kept = entry.source == "policy" and isinstance(args, OnPolicyConfig) and args.keep_rollouts
         self.journal = Journal(self.run, args, self.algorithm.name, self.done, kept)
         if entry.generates:
-            self.freshen()
+            self.serve()
 
     def load_models(self, model: Any, peft_config: Any) -> None:
         """Loads policy, critic and engine, in an order in which each finds room, and makes the loop over them."""
         args, entry = self.config, self.entry
         self.policy = Policy(args, model, peft_config)
-        self.team.same(self.policy.trainable.values())
+        self.world.sync(self.policy.trainable.values())
         self.policy.verify()
         self.algorithm = assembly.make_algorithm(entry, self.policy)
         self.sampling = assembly.how_to_sample(args, self.policy, self.tokenizer, stops(entry.environment))
@@ -123,11 +123,11 @@ class Trainer:
             with self.residency.phase("generate"):  # there is room for it now
                 self.start_engine()
         parts = self.policy, self.tokenizer, self.algorithm, self.prompts, self.held_out, self.scorer, self.sampling
-        self.source = assembly.make_source(entry, *parts, self.author if entry.generates else None)
+        self.source = assembly.make_source(entry, *parts, self.sampler if entry.generates else None)
         scorer = None if entry.source == "dataset" else self.scorer
         engine = self.engine if entry.source == "policy" else None
         self.loop = Loop(args, self.algorithm, self.policy, self.source, scorer, engine, self.critic, self.residency)
-        self.residency.add("optimizer", Tensors(self.loop.moments))
+        self.residency.add("optimizer", Offloadable(self.loop.moments))
 
     @classmethod
     def plan_of(cls, config: TrainConfig) -> Plan:
@@ -140,13 +140,13 @@ class Trainer:
         args, ends = self.config, self.sampling.stop_token_ids
         self.engine = assembly.start_engine(args, self.policy, self.tokenizer, self.sampling, self.run, self.plan)
         who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
-        self.author = assembly.make_author(args, self.engine, *who)
-        self.residency.add("engine", Served(self.engine, self.policy))
+        self.sampler = assembly.make_sampler(args, self.engine, *who)
+        self.residency.add("engine", ServedWeights(self.engine, self.policy))
         if args.engine_check == "on":
             first = self.prompts.batch(0, 1)[0]
             self.check = EngineCheck(self.policy, self.engine, self.residency, first, args.seed)
 
-    def freshen(self) -> None:
+    def serve(self) -> None:
         """The engine awake and up to date."""
         with self.residency.phase("generate"):
             if self.engine.version != self.policy.version:
@@ -183,7 +183,7 @@ class Trainer:
         """The steps, from the first to the last."""
         self.journal.open(self.done)
         self.introduce()
-        progress = Progress(self.config.max_steps, self.done)
+        progress = ProgressBar(self.config.max_steps, self.done)
         try:
             with signals.handled(lambda name: self.end_early(name, progress.say), unless=LostError):
                 if rehearsal.is_needed(self.config, self.policy.device):
@@ -191,7 +191,7 @@ class Trainer:
                 if self.check and not self.over():
                     self.check.before_training()
                 if self.done == 0:
-                    self.journal.record({"step": 0} | self.initialise_critic(progress) | self.evaluated())
+                    self.journal.record({"step": 0} | self.initialise_critic(progress) | self.evaluate())
                 while not self.ends():
                     yield self.one_step(progress)
         finally:
@@ -201,24 +201,28 @@ class Trainer:
             if whole and checkpoint.step_of(names.latest(self.run)) < self.done:
                 self.save()
 
-    def one_step(self, progress: Progress) -> dict[str, Any]:
+    def one_step(self, progress: ProgressBar) -> dict[str, Any]:
         """A step, with its evaluation, log and checkpoint."""
         step = self.loop.step(self.done + 1, progress.writing)
         if self.check:
             self.check.after_step()
-        step.metrics = self.team.agreed(step.metrics)  # each has its own clock
+        step.metrics = self.world.broadcast(step.metrics)  # each has its own clock
         self.done += 1
         last = self.over(step.metrics["time/step"])
         try:
             if last or (self.config.eval_steps and self.done % self.config.eval_steps == 0):
-                step.metrics |= self.evaluated()
+                step.metrics |= self.evaluate()
         finally:
             self.journal.write(step)
             self.version_done = self.policy.version
         found = self.journal.ailments()
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
-        noted = self.team.joined(step.warnings + self.remarks)
-        words = [*dict.fromkeys(noted), *(f"{r.words} (try {r.advice})" for r in found), *self.journal.faults(step)]
+        noted = self.world.concat(step.warnings + self.remarks)
+        words = [
+            *dict.fromkeys(noted),
+            *(f"{r.words} (try {r.advice})" for r in found),
+            *self.journal.report_skipped(step),
+        ]
         for line in words:
             progress.say(f"step {self.done}: {line}")
         self.remarks.clear()
@@ -234,15 +238,15 @@ class Trainer:
 
     def ends(self) -> bool:
         """Whether that was the last step, for all processes."""
-        self.ending = next((why for why in self.team.gathered(self.ending) if why), None)
+        self.ending = next((why for why in self.world.gather(self.ending) if why), None)
         return self.over() or self.ending is not None
 
-    def initialise_critic(self, progress: Progress) -> dict[str, Any]:
+    def initialise_critic(self, progress: ProgressBar) -> dict[str, Any]:
         """Teaches a critic before the first update, if there is one; its metrics."""
         if not (isinstance(self.config, CriticConfig) and self.config.value_init_prompts):
             return {}
         source, algorithm, wanted = self.loop.source, self.algorithm, self.config.value_init_prompts
-        assert isinstance(source, Sampler) and isinstance(algorithm, OnPolicy) and self.critic is not None
+        assert isinstance(source, OnPolicySource) and isinstance(algorithm, OnPolicy) and self.critic is not None
 
         def episodes() -> tuple[Rollout, torch.Tensor]:
             rollout = source.beforehand(wanted, progress.writing)
@@ -255,9 +259,9 @@ class Trainer:
         """Tries out the longest rows, and lowers the token budget until they fit."""
         with self.residency.phase("update"):
             rehearsal.rehearse(self.loop.learners, self.loop.passes, self.config, self.algorithm.together)
-        self.remarks += self.loop.passes.told()
+        self.remarks += self.loop.passes.notices()
 
-    def evaluated(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """Held-out rewards, and how held-out answers fare, if there is a held-out set."""
         if not self.held_out:
             return {}
@@ -266,10 +270,10 @@ class Trainer:
             with self.residency.phase("measure"):
                 metrics |= self.held_out_loss(source.held_out)
         if self.entry.generates:
-            self.freshen()
-            metrics |= evaluate(self.author, self.held_out, self.config.seed)[0]
+            self.serve()
+            metrics |= evaluate(self.sampler, self.held_out, self.config.seed)[0]
             self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
-        return self.team.agreed(metrics | {"time/eval": time.perf_counter() - start})
+        return self.world.broadcast(metrics | {"time/eval": time.perf_counter() - start})
 
     def held_out_loss(self, rollout: Rollout) -> dict[str, Any]:
         """The loss on held-out answers, which are measured the first time."""
@@ -304,7 +308,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint, and the learning curve so far."""
-        if not self.team.first:
+        if not self.world.first:
             return
 
         self.journal.settle()
@@ -313,7 +317,7 @@ class Trainer:
 
     def save_model(self, output_dir: str | Path) -> None:
         """The adapter (or the whole model) as it is now, and the tokenizer, wherever you like."""
-        if self.team.first:
+        if self.world.first:
             self.write(Path(output_dir))
 
     def write(self, folder: Path) -> None:
@@ -334,8 +338,8 @@ class Trainer:
         """Goes back to where the run's last checkpoint left it."""
         assert self.config.resume is not None
         resume, keep = self.config.resume, self.config.save_total_limit
-        self.team.once(lambda: checkpoint.tidy(self.run, keep))
-        folder = self.team.once(lambda: checkpoint.chosen(resume))
+        self.world.first_only(lambda: checkpoint.tidy(self.run, keep))
+        folder = self.world.first_only(lambda: checkpoint.chosen(resume))
         if folder is None:
             return
         serialization.restore(self.policy, folder)

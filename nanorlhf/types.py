@@ -149,7 +149,7 @@ class Step:
     credit: Credit
     metrics: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)  # updates that were not taken
+    skipped: list[SkippedUpdate] = field(default_factory=list)  # updates that were not taken
 
 
 def as_tensor(samples: Sequence[Sample]) -> Tensor:
@@ -158,7 +158,7 @@ def as_tensor(samples: Sequence[Sample]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SkippedUpdate:
     """An update that was not taken."""
 
     whose: str  # the policy's or the critic's

@@ -29,7 +29,7 @@ from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.cli import parse
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError, nearest
-from nanorlhf.records.directory import OWN, Record, read_run, training_seconds
+from nanorlhf.records.directory import OWN, RunRecord, read_run, training_seconds
 from nanorlhf.system.signals import terminating_as_ctrl_c
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ class Job:
         rows = self.record().rows
         return bool(rows) and self.config.over(rows[-1]["step"], training_seconds(rows))
 
-    def record(self) -> Record:
+    def record(self) -> RunRecord:
         """Reads the files that it has left."""
         return read_run(self.folder)
 
-    def result(self, record: Record) -> Run:
+    def result(self, record: RunRecord) -> Run:
         """Gives what is kept of its record."""
         from nanorlhf.scripts.comparing.verdicts import read
 
@@ -213,7 +213,7 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     trainer = getattr(package, next(name for name in package.__all__ if name.endswith("Trainer")))
     try:
         _, config = parse(config_class, algorithm, Path(package.__path__[0]) / "recipes", words)
-        entered = preflight.enter(config, None, None, None, None, trainer.reader, trainer.algorithm_class)
+        entered = preflight.check(config, None, None, None, None, trainer.reader, trainer.algorithm_class)
     except UsageError as error:
         raise UsageError(f"{text}: {error}") from None
     words += ["--num_train_epochs", "null"] if config.num_train_epochs else []  # of a recipe: the budget is ours

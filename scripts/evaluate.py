@@ -117,7 +117,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
 
     from nanorlhf import preflight
     from nanorlhf.algorithm import Algorithm, Samples
-    from nanorlhf.assembly import how_to_sample, load_tokenizer, make_author
+    from nanorlhf.assembly import how_to_sample, load_tokenizer, make_sampler
     from nanorlhf.data.streaming import prompts_of
     from nanorlhf.data.templates import use_template
     from nanorlhf.engines.launch import build_engine
@@ -131,7 +131,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
     task = TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none")
     preflight.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
-    entry = preflight.enter(task, None, None, None, None, None, Algorithm)
+    entry = preflight.check(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
     tokenizer = load_tokenizer(task, None)
     use_template(tokenizer, task)
@@ -152,11 +152,11 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
         if len(kept.parts) < len(parts):
             with closing(build_engine(task, policy, tokenizer, sampling, Path(folder))) as engine:
                 engine.update(policy)
-                author = make_author(task, engine, tokenizer, scorer, sampling.stop_token_ids, environment)
+                sampler = make_sampler(task, engine, tokenizer, scorer, sampling.stop_token_ids, environment)
                 with tqdm(unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
                     for number in range(len(kept.parts), len(parts)):
                         seed = derive(task.seed, "evaluation", number)
-                        samples, greedy = author.write(parts[number], wanted, seed, progress=bar.update)
+                        samples, greedy = sampler.write(parts[number], wanted, seed, progress=bar.update)
                         scorer.finish([*samples, *greedy])
                         kept.add([row(s, greedy=False) for s in samples] + [row(s, greedy=True) for s in greedy])
         for line in scorer.report()[1]:

@@ -21,7 +21,7 @@ from nanorlhf.config.names import run_of, shipped_model
 from nanorlhf.config.option import defaults
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
-from nanorlhf.records.directory import Record, read_run
+from nanorlhf.records.directory import RunRecord, read_run
 from nanorlhf.scripts.evaluate import about
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -96,7 +96,7 @@ def check_output(output: Path) -> None:
         raise UsageError(f"{str(output)!r} cannot be written: {error.strerror}") from None
 
 
-def standard_of(record: Record) -> dict[str, Any]:
+def standard_of(record: RunRecord) -> dict[str, Any]:
     """The options of a run's algorithm if nothing is said; of a user's own, those of the one that it is like."""
     for name in [record.algorithm, *ALGORITHMS]:
         if name in ALGORITHMS:
@@ -107,7 +107,7 @@ def standard_of(record: Record) -> dict[str, Any]:
     return {}
 
 
-def card(record: Record, step: int) -> str:
+def card(record: RunRecord, step: int) -> str:
     """A model card: the recipe, and the first figures and those after this step."""
     standard, left_out = standard_of(record), ("output_dir", "resume", "overwrite_output_dir", "run_name")
     unlike = {k: v for k, v in record.options.items() if k not in standard or v != standard[k]}

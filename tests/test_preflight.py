@@ -105,9 +105,9 @@ def test_a_rewards_own_time_limit_must_end_before_its_workers() -> None:
     def graded(completions: list[str], *, seconds: float = 5) -> list[float]:
         return [seconds for _ in completions]
 
-    assert preflight.find_judges(TrainConfig(), graded, None)[0].options == {"seconds": 5}
+    assert preflight.rewards_of(TrainConfig(), graded, None)[0].options == {"seconds": 5}
     with pytest.raises(UsageError, match=r"reward_timeout=10.0 cannot work: reward 'graded' itself takes up to 12 s"):
-        preflight.find_judges(TrainConfig(reward_options={"graded": {"seconds": 12}}), graded, None)
+        preflight.rewards_of(TrainConfig(reward_options={"graded": {"seconds": 12}}), graded, None)
 
 
 def test_sizes_are_bounded_by_this_machines_memory() -> None:
@@ -150,5 +150,5 @@ def test_an_environments_failures_are_shown_in_its_own_file() -> None:
         def step(self, completion: str) -> tuple[str, float, bool]:
             raise KeyError(completion)
 
-    (reward,) = preflight.find_judges(TrainConfig(), [], World)
+    (reward,) = preflight.rewards_of(TrainConfig(), [], World)
     assert reward.file == __file__

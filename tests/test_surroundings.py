@@ -23,8 +23,8 @@ from nanorlhf.trainer import Trainer
 from tests.test_trainer import assert_same_outcome, config, lines, small, take
 
 WRITERS: dict[str, tuple[Any, str]] = {  # who writes to the disk, in the order of a step
-    "metrics": (tracking.Tracker, "log"),
-    "samples": (tracking.Tracker, "log_samples"),
+    "metrics": (tracking.RunLog, "log"),
+    "samples": (tracking.RunLog, "log_samples"),
     "rollouts": (rollout_files, "keep"),
     "checkpoint": (checkpoint, "save"),
 }
@@ -162,14 +162,14 @@ def test_an_evaluation_that_breaks_off_leaves_a_step_that_is_whole(
 ) -> None:
     run = tmp_path / "run"
     trainer = GRPOTrainer(args=config(run, save_steps=0))
-    plain = trainer.evaluated
+    plain = trainer.evaluate
 
     def breaks() -> dict[str, Any]:
         if trainer.done == 2:
             raise KeyboardInterrupt
         return plain()
 
-    monkeypatch.setattr(trainer, "evaluated", breaks)
+    monkeypatch.setattr(trainer, "evaluate", breaks)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert checkpoint.step_of(names.latest(run)) == 2

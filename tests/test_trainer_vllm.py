@@ -51,7 +51,7 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
 
 def test_every_rollout_and_evaluation_begins_with_an_empty_cache(tmp_path: Path) -> None:
     trainer = GRPOTrainer(args=config(tmp_path / "run", engine="vllm", report_to=[], **SHARED))
-    inner, write = trainer.engine.engine.engine, trainer.author.write  # type: ignore[attr-defined]
+    inner, write = trainer.engine.engine.engine, trainer.sampler.write  # type: ignore[attr-defined]
     step, cached = inner.step, list[list[int]]()
 
     def noted() -> list[Any]:
@@ -64,7 +64,7 @@ def test_every_rollout_and_evaluation_begins_with_an_empty_cache(tmp_path: Path)
         cached.append([])
         return write(*args, **options)
 
-    inner.step, trainer.author.write = noted, begun  # type: ignore[method-assign]
+    inner.step, trainer.sampler.write = noted, begun  # type: ignore[method-assign]
     with contextlib.closing(trainer.engine), contextlib.closing(trainer.steps()) as ticks:
         for _ in range(2):
             next(ticks)

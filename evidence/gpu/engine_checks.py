@@ -86,7 +86,7 @@ def engine_of(bench: Bench) -> Any:
     """vLLM itself, awake, with everybody on the card."""
     if bench.trainer is None:
         raise RuntimeError("the engine did not start")
-    bench.trainer.freshen()
+    bench.trainer.serve()
     bench.trainer.residency.prepare(frozenset(bench.trainer.residency.units))
     return bench.trainer.engine.engine
 

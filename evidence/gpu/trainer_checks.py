@@ -22,7 +22,7 @@ from evidence.speed.workloads import Meter
 from nanorlhf.grpo import GRPO, GRPOTrainer
 from nanorlhf.loop import Loop
 from nanorlhf.memory.plan import BUS, Plan
-from nanorlhf.memory.residency import Tensors
+from nanorlhf.memory.residency import Offloadable
 from nanorlhf.policy import lora
 from nanorlhf.policy.attention import packed_attention
 from nanorlhf.policy.loading import fuse_adapters
@@ -47,7 +47,7 @@ def probe(bench: Bench) -> None:
         bench.note(**in_gib(cuda_takes=others, planned=CONTEXT))
     there = torch.ones((1 << 16) if bench.tiny else 2 * GIB, dtype=torch.uint8, device=bench.device)
     start = time.perf_counter()
-    (home,) = Tensors(list).places([there])
+    (home,) = Offloadable(list).places([there])
     bench.note(pinning_seconds=time.perf_counter() - start, **in_gib(pinned=home.nbytes))
     for name, target, source in (("to main memory", home, there), ("to the card", there, home)):
         seconds, _ = parts.timed(partial(target.copy_, source, non_blocking=True), bench.device)
@@ -121,7 +121,7 @@ def stepped(bench: Bench, moves: bool) -> list[Tensor]:
     torch.manual_seed(0)
     policy = Policy(config)
     loop = Loop(config, GRPO(config), policy, Given(Meter()))
-    units, seconds = [Tensors(policy.tensors), Tensors(loop.moments)], 0.0
+    units, seconds = [Offloadable(policy.tensors), Offloadable(loop.moments)], 0.0
     for step in range(3):
         draw = torch.Generator().manual_seed(step)
         for p in policy.trainable.values():

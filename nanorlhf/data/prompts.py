@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.row_schemas import Row, UnfitError, content
-from nanorlhf.data.row_to_prompt import Read, Reading
+from nanorlhf.data.row_to_prompt import ReadRow, RowReader
 from nanorlhf.data.sources import Rows, reason
-from nanorlhf.data.templates import Wording
+from nanorlhf.data.templates import PromptFormatter
 from nanorlhf.errors import UsageError, shown
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Prompt, Text
@@ -25,27 +25,27 @@ ANSWERS = "demonstrations"  # the column for what a reader finds
 LOOK = 4096  # rows that are looked at before the run begins, all of them if there are no more
 
 
-class Reader(Protocol):
+class AnswerPicker(Protocol):
     """How the answers of a row are found, for algorithms that learn from them."""
 
-    def __call__(self, read: Read) -> list[str]:
+    def __call__(self, read: ReadRow) -> list[str]:
         """The answers, the best first."""
         ...
 
 
-class Maker:
+class PromptMaker:
     """Rows to prompts, one at a time; counts those that give none, by reason."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         config: TrainConfig,
-        reading: Reading,
-        reader: Reader | None = None,
+        reading: RowReader,
+        reader: AnswerPicker | None = None,
         examples: Sequence[tuple[Text, str]] = (),
     ) -> None:
         self.reading, self.reader, self.limit = reading, reader, config.max_prompt_length
-        self.wording = Wording(tokenizer, config, bool(reading.form and reading.form.asks), examples)
+        self.wording = PromptFormatter(tokenizer, config, bool(reading.form and reading.form.asks), examples)
         self.pattern, self.matched = config.answer_pattern, 0
         self.unfit: dict[int, str] = {}
 
@@ -100,15 +100,15 @@ class Prompts:
         dataset: Rows,
         tokenizer: PreTrainedTokenizerBase,
         config: TrainConfig,
-        reader: Reader | None = None,
+        reader: AnswerPicker | None = None,
         examples: Sequence[tuple[Text, str]] | None = None,
     ) -> None:
         self.dataset, self.seed = dataset, config.seed
-        reading = Reading(config, first_rows(dataset, 1)[0])
+        reading = RowReader(config, first_rows(dataset, 1)[0])
         if examples is None:
             examples = solved(dataset, reading, config)
         self.examples = examples
-        self.maker = Maker(tokenizer, config, reading, reader, examples)
+        self.maker = PromptMaker(tokenizer, config, reading, reader, examples)
         self.looked = self.look()
 
     def look(self) -> int:
@@ -206,7 +206,7 @@ def readable(dataset: Rows) -> Iterator[Any]:
         yield row
 
 
-def solved(dataset: Rows, reading: Reading, config: TrainConfig) -> list[tuple[Text, str]]:
+def solved(dataset: Rows, reading: RowReader, config: TrainConfig) -> list[tuple[Text, str]]:
     """Prompts with their answers, one more than `few_shot` so that no row need be its own example."""
     if not config.few_shot:
         return []
@@ -224,7 +224,7 @@ def solved(dataset: Rows, reading: Reading, config: TrainConfig) -> list[tuple[T
     raise UsageError(f"few_shot={config.few_shot} needs {config.few_shot + 1} rows with a prompt and an answer")
 
 
-def as_example(reading: Reading, row: Any) -> tuple[Text, str] | None:
+def as_example(reading: RowReader, row: Any) -> tuple[Text, str] | None:
     """A row's prompt with what answers it, its completion or else its `answer`."""
     try:
         read = reading(row)

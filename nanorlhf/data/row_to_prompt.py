@@ -23,7 +23,7 @@ FIELD = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadRow:
     """The contents of a row: the prompt, what rewards are given, and what there is to copy or to prefer."""
 
     prompt: Text
@@ -39,7 +39,7 @@ def require(column: str, names: Collection[str], option: str, otherwise: str = "
         raise UsageError(f"{option} needs the column {column!r}, and {there}{otherwise}")
 
 
-class Reading:
+class RowReader:
     """Rows to what they held; made for one dataset after one of its rows."""
 
     def __init__(self, config: TrainConfig, row: Row) -> None:
@@ -73,7 +73,7 @@ class Reading:
         full = {**dict.fromkeys(self.names), **row}
         return {**full, **{ours: full[theirs] for ours, theirs in self.renames.items()}}
 
-    def __call__(self, row: Row) -> Read:
+    def __call__(self, row: Row) -> ReadRow:
         """The contents of this row; UnfitError if there are none."""
         row = self.named(row)
         known = self.form.read(row) if self.form else {}
@@ -82,7 +82,7 @@ class Reading:
         if self.extract:
             columns["answer"] = self.extract(row["answer"] if "answer" in row else known.get("answer"))
         answers = {name: known[name] for name in ("completion", "chosen", "rejected") if name in known}
-        return Read(self.worded(row, known.get("prompt")), columns, answers, list(row))
+        return ReadRow(self.worded(row, known.get("prompt")), columns, answers, list(row))
 
     def worded(self, row: Row, prompt: Any) -> Text:
         """The prompt as the template words it; of a conversation, its last turn."""

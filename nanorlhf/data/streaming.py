@@ -12,7 +12,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.prompts import LOOK, Prompts, Reader, readable
+from nanorlhf.data.prompts import LOOK, AnswerPicker, Prompts, readable
 from nanorlhf.data.sources import Rows
 from nanorlhf.errors import UsageError
 from nanorlhf.system.seeds import derive
@@ -118,7 +118,7 @@ def prompts_of(
     dataset: Rows,
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
-    reader: Reader | None = None,
+    reader: AnswerPicker | None = None,
     examples: Sequence[tuple[Text, str]] | None = None,
 ) -> Prompts:
     """The prompts of a dataset of either kind."""

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.row_schemas import Messages, UnfitError, agreement
-from nanorlhf.errors import UsageError, first_line, nearest, shown, told
+from nanorlhf.errors import UsageError, error_line, first_line, nearest, shown
 from nanorlhf.types import Prompt, Text
 
 PLAIN = """\
@@ -74,7 +74,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Non
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"chat_template={name!r} cannot be read: {told(error)}") from None
+            raise UsageError(f"chat_template={name!r} cannot be read: {error_line(error)}") from None
     reserved = inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents"}
     for option in config.chat_template_kwargs:
         if option in reserved:
@@ -104,7 +104,7 @@ def render(
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=opens, tokenize=False, **options)
     except Exception as error:  # whatever a template raises, it is about these messages
-        raise UsageError(f"the chat template cannot write {shown(messages)}: {told(error)}") from error
+        raise UsageError(f"the chat template cannot write {shown(messages)}: {error_line(error)}") from error
     return str(text)
 
 
@@ -114,7 +114,7 @@ def opened_tags(text: str) -> str:
     return found[0] if found else ""
 
 
-class Wording:
+class PromptFormatter:
     """A question to what the model is shown: examples, system prompt and template around it, then tokens."""
 
     def __init__(

@@ -125,7 +125,7 @@ class Engine(Protocol):
         """Come back; the next `update` makes it fresh."""
         ...
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         """Give remarks on the last requests for the user, each once."""
         ...
 

@@ -83,7 +83,7 @@ class HFEngine:
         self.batch = rows // 2
         self.remarks.append(f"out of memory (rollout), nothing is lost: {self.batch} rows decode together from now on")
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         """Remarks on what was done about full memory."""
         remarks, self.remarks = self.remarks, []
         return remarks

@@ -9,9 +9,9 @@ import torch
 
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling, Weights
 from nanorlhf.engines.side_effects import kept_random_state
-from nanorlhf.errors import RunError, UsageError, told
+from nanorlhf.errors import RunError, UsageError, error_line
 from nanorlhf.system.device import empty_cache, ran_out
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.system.terminal import tell
 from nanorlhf.types import WeightSync
 
@@ -40,7 +40,7 @@ class Restarting:
             except Exception as error:
                 if not ran_out(error):
                     raise
-                failure = told(error)
+                failure = error_line(error)
             self.shrink(failure)  # here nothing refers to what failed
             tell(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
 
@@ -48,7 +48,7 @@ class Restarting:
         """Half the cache from now on; if it is halved already, the end."""
         if self.part < 1:
             raise RunError(f"the engine ran out of memory with half its cache, too ({failure}); {HELP}")
-        if team().size > 1:  # engines start together
+        if world().size > 1:  # engines start together
             raise RunError(f"the engine ran out of memory ({failure}); {HELP}")
         self.part = SMALLER
         empty_cache()
@@ -91,7 +91,7 @@ class Restarting:
             except (UsageError, RunError):
                 raise
             except Exception as error:  # noqa: BLE001  an engine may fail in any way
-                failure, full = told(error), ran_out(error)
+                failure, full = error_line(error), ran_out(error)
             else:
                 return
             self.restart(failure, full)  # here nothing refers to what failed
@@ -106,7 +106,7 @@ class Restarting:
         except (UsageError, RunError):
             raise
         except Exception as error:
-            failure, full = told(error), ran_out(error)
+            failure, full = error_line(error), ran_out(error)
             if self.version == -1 and not full:  # it has never taken any
                 raise RunError(f"{self.described} does not take the weights ({failure}); use {self.instead}") from error
         else:
@@ -121,7 +121,7 @@ class Restarting:
         go_on = f"go on from the last checkpoint with --resume {self.resume}"
         if self.failed:
             raise RunError(f"the engine failed again after it was started anew ({failure}); {go_on}")
-        if team().size > 1:  # engines start together
+        if world().size > 1:  # engines start together
             raise RunError(f"the engine failed ({failure}); {go_on}")
         self.failed = failure
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -133,7 +133,7 @@ class Restarting:
                 self.engine.update(self.weights)
         except Exception as error:
             raise RunError(
-                f"the engine failed ({failure}) and could not be started anew ({told(error)}); {go_on}"
+                f"the engine failed ({failure}) and could not be started anew ({error_line(error)}); {go_on}"
             ) from error
         self.version = self.engine.version
 
@@ -143,12 +143,12 @@ class Restarting:
     def wake(self) -> None:
         self.engine.wake()
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         """That it failed, and what the engine has to say."""
         failed, self.failed = self.failed, ""
         how = "started anew" if self.part == 1 else "started anew with half its cache"
         words = [f"the engine failed ({failed}); it was {how}, and wrote the same"] if failed else []
-        return words + self.engine.told()
+        return words + self.engine.notices()
 
     def close(self) -> None:
         self.engine.close()

@@ -19,7 +19,7 @@ from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.engines.kv_cache import sequence_bytes
 from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, undisturbed
 from nanorlhf.errors import UsageError
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import WeightSync
 
@@ -170,7 +170,7 @@ class VLLMEngine:
             self.engine.wake_up()
             self.ready = self.sync == "lora"
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         """Nothing: vLLM makes do with the cache it has."""
         return []
 
@@ -194,7 +194,7 @@ def usual_args(sync: WeightSync, dtype: str, lora_rank: int, head_dtype: str, cu
     args: dict[str, Any] = {"max_num_seqs": SEQUENCES, "max_num_batched_tokens": PREFILL} if cuda else dict(ON_CPU)
     if sync == "lora":
         args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for(lora_rank)}
-    if team().size > 1:  # each process has an engine of its own, within the group that is there
+    if world().size > 1:  # each process has an engine of its own, within the group that is there
         args["distributed_executor_backend"] = "external_launcher"
     if head_dtype != "model":  # all of SUPPORTED heed it; up to 0.25 it is for pooling models alone
         args["hf_overrides"] = {"head_dtype": head_dtype}
@@ -264,7 +264,7 @@ def start(cpu: bool, **engine_args: Any) -> Any:
 
 def team_kept() -> contextlib.AbstractContextManager[None]:
     """Lets vLLM end its groups, and not the one that the run's processes have."""
-    return group_kept() if team().size > 1 else contextlib.nullcontext()
+    return group_kept() if world().size > 1 else contextlib.nullcontext()
 
 
 def end_groups() -> None:

@@ -14,7 +14,7 @@ from nanorlhf.environments.protocol import Environment
 from nanorlhf.types import Sample, Text
 
 
-class Stage:
+class Episodes:
     """Where episodes are played: opens them, and after each turn says whether they go on."""
 
     def __init__(

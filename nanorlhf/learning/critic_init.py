@@ -18,7 +18,7 @@ from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.passes import Attempt, Passes, Rows
 from nanorlhf.records.metrics import explained_variance
 from nanorlhf.system import random_state
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.system.files import whole_folder
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Rollout
@@ -42,10 +42,10 @@ def initialise(
     `write` gives episodes of the starting policy, and which of them count; `phase` has the critic on the card.
     """
     folder = run / FOLDER
-    if not team().once(folder.is_dir):
+    if not world().first_only(folder.is_dir):
         before = random_state.random_state()
         learned = learn(critic, passes, write, phase, say)
-        team().once(lambda: keep(folder, *learned))
+        world().first_only(lambda: keep(folder, *learned))
         random_state.restore_random(before)  # what follows is the same, whether this was done now or earlier
     critic.restore(load_file(folder / WEIGHTS))
     return json.loads((folder / RESULT).read_text())
@@ -118,7 +118,7 @@ class Study:
                 mine = [
                     (self.critic.values(row).cpu(), row.columns["returns"].cpu()) for row in self.critic.on_device(rows)
                 ]
-        if not (pairs := team().joined(mine)):
+        if not (pairs := world().concat(mine)):
             return None
         return explained_variance(*(torch.cat(column) for column in zip(*pairs, strict=True)))
 
@@ -146,7 +146,7 @@ class Study:
         for attempt in self.attempts(chosen):
             with attempt as rows:
                 count, total, products = self.sums(rows)
-        team().add_up([count, total, products])
+        world().sum([count, total, products])
         mean = total / int(count.item())
         return mean, products / int(count.item()) - mean.outer(mean)
 
@@ -192,7 +192,7 @@ class Study:
                     error = self.critic.evaluate(self.critic.features(row)) - row.columns["returns"]
                     (0.5 * (error**2).sum() / total).backward()
         weights = list(self.critic.weights.values())
-        team().add_gradients(weights, 0.0)
+        world().sum_gradients(weights, 0.0)
         nn.utils.clip_grad_norm_(weights, self.critic.config.max_grad_norm)
         adam.step()
         adam.zero_grad(set_to_none=True)

@@ -18,7 +18,7 @@ from nanorlhf.learning.passes import Rows
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
 from nanorlhf.system.device import ran_out
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.types import MicroBatch
 
 COLUMNS = {"logprobs": ("logprobs", "entropy")}  # measured in one pass
@@ -58,7 +58,7 @@ class Learner(ABC):
         for row in rows:
             for n, values in zip(names, self.column(name, row.to(self.body.device)), strict=True):
                 columns[n][row.tokens] = values.cpu()
-        team().add_up(columns.values())
+        world().sum(columns.values())
         return columns
 
     def learn(self, rows: Rows, part: Part, averages: Averages) -> Learned:
@@ -161,8 +161,8 @@ class PolicyLearner(Learner):
             for name, values in loss.stats.items():
                 averages.add(name, values)
         whole = torch.tensor([total], dtype=torch.double)
-        team().add_up([whole])
-        return whole.item(), averages.joined()
+        world().sum([whole])
+        return whole.item(), averages.gather()
 
 
 def bodies(learners: Sequence[Learner]) -> list[Policy]:

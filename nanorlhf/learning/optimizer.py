@@ -10,7 +10,7 @@ from torch import nn
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.learning.schedule import schedule
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 
 FUSED = ("cuda",)  # devices on which a step is one pass in place, with nothing to make room for
 
@@ -39,7 +39,7 @@ class Optimizer:
 
     def step(self, loss: float = 0.0) -> tuple[float, float]:
         """Loss and gradient's norm before clipping, of all processes; unsound ones, or none, leave the parameters."""
-        loss = team().add_gradients(self.parameters, loss)
+        loss = world().sum_gradients(self.parameters, loss)
         norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
         if sound(loss, norm):
             self.take()

@@ -10,7 +10,7 @@ from torch import Tensor
 from nanorlhf.errors import RunError, UsageError
 from nanorlhf.learning.packing import divided, idle, pack
 from nanorlhf.system.device import empty_cache, ran_out
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.system.random_state import random_state, restore_random
 from nanorlhf.types import MicroBatch, Rollout
 
@@ -96,12 +96,12 @@ class Passes:
 
     def share(self, rollout: Rollout, chosen: Tensor, together: int = 1) -> Tensor:
         """(S,) this process's part of the samples `chosen (S,)`."""
-        here = team()
+        here = world()
         return chosen if here.size == 1 else divided(rollout, chosen, here.size, together)[here.rank]
 
     def idle(self, rollout: Rollout, rows: int) -> list[MicroBatch]:
         """Idle rows, until every process has as many."""
-        return [idle(rollout)] * (max(team().gathered(rows)) - rows) if self.in_step else []
+        return [idle(rollout)] * (max(world().gather(rows)) - rows) if self.in_step else []
 
     def lower(self, phase: str, lengths: Sequence[int]) -> None:
         """Halves what was tried, but leaves room for the longest."""
@@ -115,7 +115,7 @@ class Passes:
             f"instead of {tried:,}, which stay that size"
         )
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         """The remarks, which are not kept any longer."""
         remarks, self.remarks = self.remarks, []
         return remarks

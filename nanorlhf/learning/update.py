@@ -11,7 +11,7 @@ from nanorlhf.learning.learner import Learned, Learner, PolicyLearner
 from nanorlhf.learning.optimizer import sound
 from nanorlhf.records.metrics import Averages, explained_variance
 from nanorlhf.records.skipped_updates import describe
-from nanorlhf.types import Fault, Rollout
+from nanorlhf.types import Rollout, SkippedUpdate
 
 AVERAGED = ("kl", "entropy", "clip_fraction", "mismatch/mean_abs", "mismatch/max_abs")
 
@@ -23,12 +23,12 @@ class Update:
         self.learning_rate, self.tokens = learning_rate, 0
         self.averages = Averages()
         self.steps: list[Learned] = []  # of the policy
-        self.faults: list[Fault] = []
+        self.skipped: list[SkippedUpdate] = []
 
     def add(self, learner: Learner, learned: Learned, rollout: Rollout, chosen: Tensor) -> None:
         """Takes in a step on the samples `chosen (S,)`; of one that was not taken only why."""
         if not sound(learned.loss, learned.grad_norm):
-            self.faults.append(describe(learner.whose, learned.loss, learned.grad_norm, rollout, chosen))
+            self.skipped.append(describe(learner.whose, learned.loss, learned.grad_norm, rollout, chosen))
             return
         self.averages = learned.averages
         if isinstance(learner, PolicyLearner):
@@ -36,7 +36,7 @@ class Update:
 
     def metrics(self, algorithm: Algorithm, rollout: Rollout, trained: Tensor) -> dict[str, Any]:
         """Means over the policy's steps, and over the tokens of the samples `trained (S,)`."""
-        averages, tokens, columns = self.averages.joined(), trained[rollout.sample], rollout.columns
+        averages, tokens, columns = self.averages.gather(), trained[rollout.sample], rollout.columns
         if {"logprobs", "ref_logprobs"} <= columns.keys() and "kl" not in averages.sums:
             averages.add("kl", algorithm.divergence(rollout)[tokens])
         means = averages.metrics(AVERAGED)
@@ -48,7 +48,7 @@ class Update:
             "loss": mean([step.loss for step in self.steps]),
             "grad_norm": mean([step.grad_norm for step in self.steps]),
             "learning_rate": self.learning_rate,
-            "updates/left_out": len(self.faults),
+            "updates/left_out": len(self.skipped),
             **means,
             "kl_coef": algorithm.kl_coef,
             "tokens/trained": self.tokens,

@@ -24,7 +24,7 @@ from nanorlhf.policy import recomputation
 from nanorlhf.policy.loading import rank_of, saved_adapter
 from nanorlhf.policy.sharding import layers_of
 from nanorlhf.system.device import GIB
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 
 LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
 UPDATE: frozenset[Phase] = frozenset({"update"})
@@ -35,7 +35,7 @@ SAMPLED = 5  # (sequences, vocabulary) tensors in float32 that sampling holds
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class ModelSize:
     """A model as a recipe trains it."""
 
     config: TrainConfig
@@ -48,7 +48,7 @@ class Body:
     rank: int  # of the adapter; 0 without one
 
     @classmethod
-    def of(cls, config: TrainConfig, about: PretrainedConfig, peft_config: Any = None) -> Body:
+    def of(cls, config: TrainConfig, about: PretrainedConfig, peft_config: Any = None) -> ModelSize:
         model = skeleton(config, about, peft_config)
         trained = [p for p in model.parameters() if p.requires_grad]
         base = [p for p in model.parameters() if not p.requires_grad]
@@ -88,7 +88,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class RewardModelSize:
     """A reward model."""
 
     bytes: int
@@ -101,13 +101,13 @@ def needs_of(
     algorithm: Algorithm,
     *,
     peft_config: Any = None,  # of an adapter that does not come from the options
-    judges: Sequence[Judge] = (),
+    judges: Sequence[RewardModelSize] = (),
     engine: str | None = "vllm",
 ) -> Needs:
     """The memory that a recipe needs on a card; `engine` is the one that generates, if any does."""
     if config.adapter_name_or_path and peft_config is None:
         peft_config = saved_adapter(config.adapter_name_or_path)
-    body = Body.of(config, about, peft_config)
+    body = ModelSize.of(config, about, peft_config)
     critic = own_critic(config)
     residents = learners(body, critic, algorithm)
     if judged := sum(j.bytes for j in judges):
@@ -138,7 +138,7 @@ def needs_of(
     )
 
 
-def learners(body: Body, critic: Body | None, algorithm: Algorithm) -> list[Resident]:
+def learners(body: ModelSize, critic: ModelSize | None, algorithm: Algorithm) -> list[Resident]:
     """The policy, its reference and its critic, with what training them takes."""
     config, adapted = body.config, body.rank > 0
     residents, learned = [], [body.trained]
@@ -146,7 +146,7 @@ def learners(body: Body, critic: Body | None, algorithm: Algorithm) -> list[Resi
         whole = body.base - (body.layered if config.shard_base else 0)
         residents += [Resident("policy", whole, LEARNING, "policy", kept=True)]
         if config.shard_base:  # a part of every layer stays, and of two that are at work there is all
-            part, work = body.layered // team().size, AT_HAND * body.layered // body.layers
+            part, work = body.layered // world().size, AT_HAND * body.layered // body.layers
             residents += [Resident("part of layers", part, ALWAYS)]
             residents += [Resident("layers at work", work, LEARNING, passing=True)]
         residents += [Resident("adapter", body.trained, LEARNING, "policy")]
@@ -172,16 +172,16 @@ def learners(body: Body, critic: Body | None, algorithm: Algorithm) -> list[Resi
     return [*residents, Resident("optimizer", 2 * sum(learned), UPDATE, "optimizer")]
 
 
-def own_critic(config: TrainConfig) -> Body | None:
+def own_critic(config: TrainConfig) -> ModelSize | None:
     """The critic's own model, if it has one."""
     name = config.critic_model_name_or_path if isinstance(config, CriticConfig) else None
     if name is None:
         return None
     about = AutoConfig.from_pretrained(shipped_model(name), trust_remote_code=config.trust_remote_code)
-    return Body.of(dataclasses.replace(config, model_name_or_path=name, adapter_name_or_path=None), about)
+    return ModelSize.of(dataclasses.replace(config, model_name_or_path=name, adapter_name_or_path=None), about)
 
 
-def engine_residents(body: Body, engine: str) -> list[Resident]:
+def engine_residents(body: ModelSize, engine: str) -> list[Resident]:
     """The engine's weights, room for the adapter it serves, and vLLM's buffers."""
     sync, generate = body.config.weight_sync, frozenset[Phase]({"generate"})
     lora = body.rank > 0 and (sync == "lora" or (sync == "auto" and body.half))
@@ -197,7 +197,7 @@ def engine_residents(body: Body, engine: str) -> list[Resident]:
     ]
 
 
-def decoding(body: Body) -> int:
+def decoding(body: ModelSize) -> int:
     """Bytes that the engine works in: a prefill's widest layer, and logits of every sequence."""
     text: Any = body.about.get_text_config()
     wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -205,7 +205,7 @@ def decoding(body: Body) -> int:
     return max(layer, SAMPLED * SEQUENCES * text.vocab_size * 4)
 
 
-def cached(body: Body, engine: str) -> int:
+def cached(body: ModelSize, engine: str) -> int:
     """Bytes of cache for one completion of full length."""
     tokens = body.config.max_prompt_length + body.config.max_completion_length
     half = body.half and (engine == "vllm" or body.rank > 0 or body.config.dtype == "bfloat16")

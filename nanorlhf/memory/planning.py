@@ -11,7 +11,7 @@ from nanorlhf.algorithm import Algorithm
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.memory.choice import make_plan
-from nanorlhf.memory.needs import Judge, needs_of
+from nanorlhf.memory.needs import RewardModelSize, needs_of
 from nanorlhf.memory.plan import Plan
 from nanorlhf.system import gpu_memory
 
@@ -20,7 +20,7 @@ def plan_run(
     config: TrainConfig,
     about: PretrainedConfig,
     algorithm: Algorithm,
-    judges: Sequence[Judge],
+    judges: Sequence[RewardModelSize],
     engine: str | None,
     peft_config: Any = None,
 ) -> Plan:

@@ -32,7 +32,7 @@ class Movable(Protocol):
         ...
 
 
-class Tensors:
+class Offloadable:
     """Weights or an optimizer's state, between a card and main memory; code that refers to them notices nothing.
 
     The copy in main memory is kept while they are on the card, so that what never changes leaves without being copied.
@@ -90,7 +90,7 @@ class Tensors:
         self.kept = {key: (t, home, t._version) for key, (t, home, _) in self.kept.items()}  # noqa: SLF001
 
 
-class Served:
+class ServedWeights:
     """An engine; when it comes back it serves the newest weights."""
 
     def __init__(self, engine: Engine, weights: Weights) -> None:

@@ -19,7 +19,7 @@ from nanorlhf.config import names
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.option import split_names
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.errors import UsageError, first_line, told
+from nanorlhf.errors import UsageError, error_line, first_line
 from nanorlhf.policy.lora import fuse
 from nanorlhf.system.device import ran_out
 
@@ -72,7 +72,7 @@ def with_adapter(
     try:
         return get_peft_model(model, adapter)  # type: ignore[return-value]
     except ValueError as error:
-        raise UsageError(f"lora={config.lora!r} cannot work: {told(error).partition(': ')[2]}") from None
+        raise UsageError(f"lora={config.lora!r} cannot work: {error_line(error).partition(': ')[2]}") from None
 
 
 def fuse_adapters(model: nn.Module) -> None:

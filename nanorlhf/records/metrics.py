@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.formulas.advantages import has_spread
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.types import Rollout
 
 PHASES = ("rollout", "reward", "measure", "update", "sync")
@@ -66,10 +66,10 @@ class Averages:
         other.maxima.update(self.maxima)
         return other
 
-    def joined(self) -> Averages:
+    def gather(self) -> Averages:
         """Those of all processes."""
         every = Averages()
-        for part in team().gathered(self):
+        for part in world().gather(self):
             for name, total in part.sums.items():
                 every.sums[name] += total
                 every.counts[name] += part.counts[name]

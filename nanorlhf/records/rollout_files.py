@@ -11,7 +11,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from nanorlhf.errors import UsageError, told
+from nanorlhf.errors import UsageError, error_line
 from nanorlhf.types import Prompt, Rollout, Sample, as_tensor
 
 FOLDER = "rollouts"
@@ -81,7 +81,7 @@ def find_rollouts(folder: str) -> list[Path]:
         try:
             missing = set(SCHEMA.names) - set(pyarrow.parquet.read_schema(path).names)
         except (OSError, pyarrow.ArrowException) as error:
-            raise UsageError(f"rollouts_from={folder!r}: {path} cannot be read: {told(error)}") from None
+            raise UsageError(f"rollouts_from={folder!r}: {path} cannot be read: {error_line(error)}") from None
         if missing:
             raise UsageError(f"rollouts_from={folder!r}: {path} is no rollout: it has no {', '.join(sorted(missing))}")
     return files

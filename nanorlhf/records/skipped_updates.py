@@ -9,14 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from nanorlhf.system.files import write_whole
-from nanorlhf.types import Fault, Rollout
+from nanorlhf.types import Rollout, SkippedUpdate
 
 FOLDER = "faults"
 MOST = 64  # samples that a report shows
 IN_A_ROW = 3  # so many, and the run ends
 
 
-def describe(whose: str, loss: float, grad_norm: float, rollout: Rollout, chosen: Tensor) -> Fault:
+def describe(whose: str, loss: float, grad_norm: float, rollout: Rollout, chosen: Tensor) -> SkippedUpdate:
     """The fault of an update of `chosen (S,)`: the samples with a value that is no number, or else all of them."""
     broken = {name: ~column.isfinite() & chosen[rollout.sample] for name, column in rollout.columns.items()}
     counts = {name: int(where.sum()) for name, where in broken.items() if where.any()}
@@ -33,10 +33,10 @@ def describe(whose: str, loss: float, grad_norm: float, rollout: Rollout, chosen
         }
         for s in samples
     ]
-    return Fault(whose, loss, grad_norm, counts, rows)
+    return SkippedUpdate(whose, loss, grad_norm, counts, rows)
 
 
-def keep(run: Path, step: int, faults: list[Fault]) -> Path:
+def keep(run: Path, step: int, faults: list[SkippedUpdate]) -> Path:
     """Writes what went wrong in a step."""
     path = run / FOLDER / f"step_{step:06d}.json"
     path.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.errors import told
+from nanorlhf.errors import error_line
 from nanorlhf.records.console import say
 from nanorlhf.system.files import write_whole
 from nanorlhf.types import Sample
@@ -22,7 +22,7 @@ UNSEEN = re.compile(
 SHOWN_SAMPLES = 8  # rows of the table that trackers get
 
 
-class Tracker:
+class RunLog:
     """Appends to the run directory and tells trackers; a resumed run forgets what came after its checkpoint."""
 
     def __init__(self, run: Path, config: TrainConfig, algorithm: str, step: int) -> None:
@@ -47,7 +47,7 @@ class Tracker:
                 what(tracker)
             except Exception as error:  # noqa: BLE001  a tracker may fail in any way
                 self.trackers.remove(tracker)
-                say(f"{tracker.name} failed, and is told no more ({told(error)}); everything is in {self.run}")
+                say(f"{tracker.name} failed, and is told no more ({error_line(error)}); everything is in {self.run}")
 
     def log_samples(self, step: int, samples: Sequence[Sample], advantages: Sequence[float]) -> None:
         """Every sample of a step."""
@@ -120,7 +120,7 @@ def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
                 {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.to_dict().items()}
             )
         except Exception as error:  # noqa: BLE001  a tracker may fail in any way
-            say(f"{kind} cannot start, and is told nothing ({told(error)}); everything is in {run}")
+            say(f"{kind} cannot start, and is told nothing ({error_line(error)}); everything is in {run}")
         else:
             started.append(tracker)
     return started
@@ -135,6 +135,6 @@ def wandb_mode() -> dict[str, str]:
     try:
         reached = wandb.login(prompt=False)
     except Exception as error:  # noqa: BLE001  it looks whether the key is good, and anything may come of that
-        say(f"wandb cannot be reached, so its run stays on disk for `wandb sync` ({told(error)})")
+        say(f"wandb cannot be reached, so its run stays on disk for `wandb sync` ({error_line(error)})")
         reached = False
     return {} if reached else {"mode": "offline"}

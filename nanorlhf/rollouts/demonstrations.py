@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.prompts import ANSWERS, Prompts
 from nanorlhf.data.row_schemas import UnfitError, content
-from nanorlhf.data.row_to_prompt import Read
+from nanorlhf.data.row_to_prompt import ReadRow
 from nanorlhf.data.templates import answer_ids
 from nanorlhf.errors import UsageError
 from nanorlhf.records.metrics import Clock
 from nanorlhf.types import Progress, Prompt, Rollout, Sample, as_tensor
 
 
-def demonstration(read: Read) -> list[str]:
+def demonstration(read: ReadRow) -> list[str]:
     """The answer to copy: the completion, or of a pair the chosen answer."""
     for name in ("completion", "chosen"):
         if name in read.answers:
@@ -25,7 +25,7 @@ def demonstration(read: Read) -> list[str]:
     raise UsageError(f"demonstrations have the columns 'prompt' and 'completion', or 'messages'; {columns(read)}")
 
 
-def preference(read: Read) -> list[str]:
+def preference(read: ReadRow) -> list[str]:
     """A pair: what was chosen and what was rejected."""
     if not {"chosen", "rejected"} <= read.answers.keys():
         raise UsageError(f"preferences have the columns 'chosen' and 'rejected', and mostly 'prompt'; {columns(read)}")
@@ -34,7 +34,7 @@ def preference(read: Read) -> list[str]:
     return [content(read.answers["chosen"]), content(read.answers["rejected"])]
 
 
-def columns(read: Read) -> str:
+def columns(read: ReadRow) -> str:
     return f"this dataset has {', '.join(read.names)}"
 
 

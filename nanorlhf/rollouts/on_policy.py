@@ -12,17 +12,17 @@ from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.data.prompts import Prompts
 from nanorlhf.formulas.advantages import has_spread
 from nanorlhf.records.metrics import Clock
-from nanorlhf.rollouts.sampler import Author
+from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.rollouts.source import shared
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Progress, Prompt, Rollout, Sample, as_tensor
 
 
-class Sampler:
+class OnPolicySource:
     """The policy's own samples of a step."""
 
-    def __init__(self, config: OnPolicyConfig, wanted: Samples, author: Author, prompts: Prompts) -> None:
-        self.config, self.wanted, self.author, self.prompts = config, wanted, author, prompts
+    def __init__(self, config: OnPolicyConfig, wanted: Samples, sampler: Sampler, prompts: Prompts) -> None:
+        self.config, self.wanted, self.sampler, self.prompts = config, wanted, sampler, prompts
 
     def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
         """A step's samples; groups without spread are replaced for some rounds, if that is asked for."""
@@ -48,9 +48,9 @@ class Sampler:
         """Samples for these prompts, with the occasion's seed; the engine's log-probabilities are the first column."""
         seed, each = derive(self.config.seed, *what), self.wanted.each
         with clock("rollout"):
-            samples, greedy = self.author.write(prompts, self.wanted, seed, progress=progress)
+            samples, greedy = self.sampler.write(prompts, self.wanted, seed, progress=progress)
         with clock("reward"):
-            self.author.scorer.finish([*samples, *greedy])
+            self.sampler.scorer.finish([*samples, *greedy])
             if self.config.overlong_buffer:
                 punish_overlong(samples, self.config.max_completion_length, self.config.overlong_buffer)
             samples, greedy = shared(samples), shared(greedy)

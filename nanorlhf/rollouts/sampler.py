@@ -8,15 +8,15 @@ from transformers import PreTrainedTokenizerBase
 
 from nanorlhf.algorithm import Samples
 from nanorlhf.engines.base import Completion, Engine, Request, Sampling
-from nanorlhf.environments.episodes import Stage
+from nanorlhf.environments.episodes import Episodes
 from nanorlhf.memory.residency import Residency
 from nanorlhf.scoring.scorer import Scorer
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Progress, Prompt, Sample
 
 
-class Author:
+class Sampler:
     """Prompts to samples: completions by the engine, episodes if there is an environment, rewards as they finish."""
 
     def __init__(
@@ -25,12 +25,12 @@ class Author:
         tokenizer: PreTrainedTokenizerBase,
         scorer: Scorer,
         limit: int,
-        stage: Stage | None = None,
+        episodes: Episodes | None = None,
         turns: int = 1,
         residency: Residency | None = None,
     ) -> None:
         self.engine, self.tokenizer, self.scorer, self.limit = engine, tokenizer, scorer, limit
-        self.stage, self.turns = stage, turns if stage else 1
+        self.episodes, self.turns = episodes, turns if episodes else 1
         self.residency = residency or Residency()
 
     def write(
@@ -45,14 +45,14 @@ class Author:
 
         Among several processes these are those of one's own share of the prompts; `shared` gives all to each process.
         """
-        each, rank = wanted.each, team().rank
-        prompts, seed = team().share(prompts), derive(seed, "process", rank) if rank else seed
+        each, rank = wanted.each, world().rank
+        prompts, seed = world().share(prompts), derive(seed, "process", rank) if rank else seed
         samples = [Sample(prompt, [], [], False, "") for prompt in prompts for _ in range(each)]
         greedy = [Sample(prompt, [], [], False, "") for prompt in prompts if wanted.greedy]
         everyone, limit = [*samples, *greedy], sampling.max_new_tokens if sampling else self.limit
-        if self.stage:
+        if self.episodes:
             for sample in everyone:
-                self.stage.open(sample)
+                self.episodes.open(sample)
         playing = list(range(len(everyone)))
         for turn in range(self.turns):
             if not playing:
@@ -85,12 +85,12 @@ class Author:
         sample.engine_logprobs = sample.engine_logprobs + completion.logprobs
         sample.stopped = completion.stopped
         written = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        if self.stage is None:
+        if self.episodes is None:
             sample.text = sample.prompt.prefill + written
             return False
         assert sample.own is not None
         sample.own += [True] * len(ids)
-        if self.stage.goes_on(sample, completion, sample.prompt.prefill + written, last):
+        if self.episodes.goes_on(sample, completion, sample.prompt.prefill + written, last):
             return True
         whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
         sample.text = sample.prompt.prefill + whole

@@ -7,11 +7,11 @@ from nanorlhf.records.metrics import Clock
 from nanorlhf.records.rollout_files import find_rollouts, read
 from nanorlhf.rollouts.source import shared
 from nanorlhf.scoring.scorer import Scorer
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.types import Progress, Rollout, as_tensor
 
 
-class Saved:
+class SavedRollouts:
     """A step's samples from files, the first again after the last; scored anew if rewards are named."""
 
     def __init__(self, folder: str, scorer: Scorer, group_size: int, vocabulary: int) -> None:
@@ -31,7 +31,7 @@ class Saved:
             rollout = read(self.files[(step - 1) % len(self.files)])
         if self.scorer.rewards:
             with clock("reward"):
-                groups = set(team().share(range(int(rollout.group.max()) + 1)))
+                groups = set(world().share(range(int(rollout.group.max()) + 1)))
                 mine = [s for s, g in zip(rollout.samples, rollout.group.tolist(), strict=True) if g in groups]
                 self.scorer.score(mine)
                 rollout.samples = shared(mine)

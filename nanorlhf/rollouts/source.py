@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from nanorlhf.records.metrics import Clock
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.types import Progress, Rollout, Sample
 
 
@@ -21,6 +21,6 @@ class Source(Protocol):
 
 def shared(samples: Sequence[Sample]) -> list[Sample]:
     """The samples of all processes; the other side of an episode, which has had its say, stays where it is."""
-    if team().size == 1:
+    if world().size == 1:
         return list(samples)
-    return team().joined([replace(sample, environment=None, returned=None) for sample in samples])
+    return world().concat([replace(sample, environment=None, returned=None) for sample in samples])

@@ -26,7 +26,7 @@ METHODS = {  # the first that works is taken
     "before 5.13 every file that is open to all users",
 }
 WORDS = METHODS | {UNCONTAINED: "nothing but limits of time, memory and files: it may do whatever you may"}
-CELL = Path(__file__).with_name("inside.py")
+INSIDE = Path(__file__).with_name("inside.py")
 SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"]
 SYSTEM += ["/etc/alternatives", "/etc/ld.so.cache"]
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
@@ -136,7 +136,7 @@ def command(method: str, limits: Limits, program: int, stdin: int) -> list[str]:
         "packages": packages(),
         "version": list(sys.version_info[:2]),
     }
-    text = f"{CELL.read_text()}\nmain({order!r})\n"
+    text = f"{INSIDE.read_text()}\nmain({order!r})\n"
     return [*(bubblewrap(limits) if method == "bwrap" else []), interpreter(method), "-I", "-S", "-B", "-c", text]
 
 

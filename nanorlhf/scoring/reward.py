@@ -15,7 +15,7 @@ from functools import partial
 from traceback import walk_tb
 from typing import Any
 
-from nanorlhf.errors import UsageError, nearest, plain, shown, told
+from nanorlhf.errors import UsageError, error_line, nearest, plain, shown
 from nanorlhf.system.user_code import from_file, is_file_spec
 
 RewardFunction = Callable[..., Any]
@@ -135,7 +135,7 @@ def raised(error: BaseException, reward: Reward) -> str:
     own = file_of(reward.inner)
     way = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     lines = [line for file, line in way if file in (own, reward.file)]
-    return f"raised {told(error)}" + (f" ({plain(reward.file or own, keep='')}:{lines[-1]})" if lines else "")
+    return f"raised {error_line(error)}" + (f" ({plain(reward.file or own, keep='')}:{lines[-1]})" if lines else "")
 
 
 def file_of(function: RewardFunction) -> str:

@@ -16,7 +16,7 @@ from nanorlhf.memory.residency import Residency
 from nanorlhf.scoring.reward import Reward, TrainerState, Verdict, judge
 from nanorlhf.scoring.secrets import without_secrets
 from nanorlhf.scoring.workers import Pool, packable
-from nanorlhf.system.distributed import team
+from nanorlhf.system.distributed import world
 from nanorlhf.types import Sample
 
 COMPARED = 8  # completions in the one call that shows whether a reward judges each for itself
@@ -166,7 +166,7 @@ class Scorer:
     def report(self) -> tuple[dict[str, float], list[str]]:
         """Reports what happened since the last report: metrics, and the failures in words, each with an example."""
         metrics: dict[str, float] = {}
-        everyone = team().gathered(self.tallies)
+        everyone = world().gather(self.tallies)
         tallies = {name: joined([tallies[name] for tallies in everyone]) for name in self.tallies}
         for name, tally in tallies.items():
             metrics |= tally.metrics(name)

@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=3)  # with a process that still writes; one that has 
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class World:
     """One process among `size`; alone, everything here is what it was given."""
 
     rank: int = 0
@@ -44,27 +44,27 @@ class Team:
         start, end = (len(items) * r // self.size for r in (self.rank, self.rank + 1))
         return items[start:end]
 
-    def gathered(self, item: T) -> list[T]:
+    def gather(self, item: T) -> list[T]:
         """The items that all processes gave, in their order."""
         if self.size == 1:
             return [item]
         everyone: list[Any] = [None] * self.size
-        together(distributed.all_gather_object, everyone, item)
+        run_collective(distributed.all_gather_object, everyone, item)
         return everyone
 
-    def joined(self, items: Sequence[T]) -> list[T]:
+    def concat(self, items: Sequence[T]) -> list[T]:
         """The items of all processes in a row."""
-        return [item for part in self.gathered(list(items)) for item in part]
+        return [item for part in self.gather(list(items)) for item in part]
 
-    def agreed(self, item: T) -> T:
+    def broadcast(self, item: T) -> T:
         """The item that the first process gave."""
         if self.size == 1:
             return item
         box: list[Any] = [item]
-        together(distributed.broadcast_object_list, box, device=self.device)
+        run_collective(distributed.broadcast_object_list, box, device=self.device)
         return box[0]
 
-    def once(self, work: Callable[[], T]) -> T:
+    def first_only(self, work: Callable[[], T]) -> T:
         """The first process's result, for all; a mistake found there is raised in all of them."""
         if self.size == 1:
             return work()
@@ -74,12 +74,12 @@ class Team:
                 made = work()
             except (UsageError, RunError) as error:
                 made = error
-        made = self.agreed(made)
+        made = self.broadcast(made)
         if isinstance(made, UsageError | RunError):
             raise made
         return made
 
-    def add_up(self, tensors: Iterable[Tensor]) -> None:
+    def sum(self, tensors: Iterable[Tensor]) -> None:
         """Puts the sum over all processes in the place of each tensor."""
         if self.size == 1:
             return
@@ -88,33 +88,33 @@ class Team:
             by_type.setdefault(tensor.dtype, []).append(tensor)
         for some in by_type.values():
             flat = torch.cat([t.detach().flatten().to(self.device) for t in some])
-            together(distributed.all_reduce, flat)
+            run_collective(distributed.all_reduce, flat)
             for tensor, total in zip(some, flat.split([t.numel() for t in some]), strict=True):
                 tensor.detach().copy_(total.view_as(tensor))
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
         """Gives every parameter the sum of its gradients, and returns that of losses; one without samples had none."""
         if self.size == 1:
             return loss
         total = torch.tensor([loss, any(p.grad is not None for p in parameters)], dtype=torch.float64)
-        self.add_up([total])
+        self.sum([total])
         if total[1]:
             for p in parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self.add_up([p.grad for p in parameters if p.grad is not None])
+            self.sum([p.grad for p in parameters if p.grad is not None])
         return float(total[0])
 
-    def same(self, parameters: Iterable[Tensor]) -> None:
+    def sync(self, parameters: Iterable[Tensor]) -> None:
         """Gives all processes the first one's values."""
         if self.size == 1:
             return
         for p in parameters:
             here = p.detach().to(self.device)
-            together(distributed.broadcast, here, 0)
+            run_collective(distributed.broadcast, here, 0)
             p.detach().copy_(here)
 
 
-def together(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def run_collective(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Something that all processes do at once; if one of them is gone it cannot be done."""
     try:
         collective(*args, **kwargs)
@@ -129,18 +129,18 @@ class LostError(RunError):
     """A process of the run is gone."""
 
 
-_team = Team()
+_world = World()
 
 
-def team() -> Team:
+def world() -> World:
     """This process's place."""
-    return _team
+    return _world
 
 
-def join(device: torch.device) -> Team:
+def join(device: torch.device) -> World:
     """Takes the place that a launcher gave, once; without a launcher a process is alone."""
-    global _team  # noqa: PLW0603  a process is in one place
-    if _team.size == 1 and launched():
+    global _world  # noqa: PLW0603  a process is in one place
+    if _world.size == 1 and launched():
         from accelerate import PartialState
 
         for name in SHARDING:
@@ -149,5 +149,5 @@ def join(device: torch.device) -> Team:
                     f"accelerate's --use_{name.lower()} has no effect here: say --shard_base to keep the base in parts"
                 )
         state = PartialState(cpu=device.type != "cuda", timeout=PATIENCE)
-        _team = Team(state.process_index, state.num_processes, state.device)
-    return _team
+        _world = World(state.process_index, state.num_processes, state.device)
+    return _world

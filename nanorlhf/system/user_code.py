@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanorlhf.errors import UsageError, nearest, told
+from nanorlhf.errors import UsageError, error_line, nearest
 
 
 def is_file_spec(spec: str) -> bool:
@@ -28,7 +28,7 @@ def from_file(spec: str) -> Any:
     try:
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{path} cannot be imported: {told(error)}") from error
+        raise UsageError(f"{path} cannot be imported: {error_line(error)}") from error
     finally:
         if listed is module:
             del sys.modules[path.stem]  # no other import is to find it there

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from nanorlhf.records.directory import Record
+from nanorlhf.records.directory import RunRecord
 from nanorlhf.scripts.comparing import plots
 from nanorlhf.scripts.comparing.verdicts import (
     ALL_PHASES,
@@ -40,7 +40,7 @@ COSTS = {
 MEANS = "all but the start are means over the last fifth of the way there"
 
 
-def publish(runs: Sequence[Run], records: Sequence[Record], output: Path) -> str:
+def publish(runs: Sequence[Run], records: Sequence[RunRecord], output: Path) -> str:
     """Writes everything into a folder, and gives what there is to say of it."""
     made = tables(runs)
     words = verdicts(runs)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nanorlhf.errors import UsageError
-from nanorlhf.records.directory import Record
+from nanorlhf.records.directory import RunRecord
 from nanorlhf.records.metrics import PHASES
 from nanorlhf.scripts.statistics import holm, shows_from, welch
 
@@ -79,7 +79,7 @@ class Pair:
         return self.p is not None and self.p < LEVEL
 
 
-def read(record: Record, entry: str, command: str) -> Run:
+def read(record: RunRecord, entry: str, command: str) -> Run:
     """Gives what is kept of a run that ended."""
     steps, first = record.steps, record.rows[0]
     seconds, samples = first.get("value_init/seconds") or 0.0, first.get("value_init/episodes") or 0

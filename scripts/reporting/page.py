@@ -15,8 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from nanorlhf.records.diagnosis import Remark, remarks
-from nanorlhf.records.directory import Record
+from nanorlhf.records.diagnosis import Diagnosis, remarks
+from nanorlhf.records.directory import RunRecord
 from nanorlhf.records.metrics import PHASES, finite
 from nanorlhf.scripts.reporting.samples import LIMIT, Excerpts, excerpts
 
@@ -35,7 +35,7 @@ class Table:
 
 
 def page(
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     *,
     title: str,
     tables: Sequence[Table] = (),
@@ -101,7 +101,7 @@ def sample_blocks(run: int, found: Excerpts) -> list[str]:
     return [block(f"samples-{run}", found.facts), *steps]
 
 
-def summary(records: Sequence[Record], title: str, tables: Sequence[Table], stamp: str) -> dict[str, Any]:
+def summary(records: Sequence[RunRecord], title: str, tables: Sequence[Table], stamp: str) -> dict[str, Any]:
     """The data of a page as it opens, before any sample is looked at."""
     names = Counter(record.name for record in records)
     runs = [one_run(r, r.name if names[r.name] == 1 else f"{r.name} ({r.folder})") for r in records]
@@ -110,7 +110,7 @@ def summary(records: Sequence[Record], title: str, tables: Sequence[Table], stam
     return {"title": title, "made": made, "stamp": stamp, "phases": PHASES, "runs": runs, "tables": given}
 
 
-def one_run(record: Record, name: str) -> dict[str, Any]:
+def one_run(record: RunRecord, name: str) -> dict[str, Any]:
     """A run's facts, options and every figure it logged, as they are."""
     metrics = dict.fromkeys(key for row in record.rows for key in row)
     return {
@@ -127,7 +127,7 @@ def one_run(record: Record, name: str) -> dict[str, Any]:
 
 def warned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The warnings of a run, a kind each: since when, until when, in how many steps."""
-    kinds: dict[str, list[Remark]] = {}
+    kinds: dict[str, list[Diagnosis]] = {}
     for remark in remarks(rows):
         kinds.setdefault(remark.kind, []).append(remark)
     return [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet
 
-from nanorlhf.records.directory import Record
+from nanorlhf.records.directory import RunRecord
 from nanorlhf.records.metrics import finite
 from nanorlhf.records.rollout_files import file_of
 from nanorlhf.scripts.reporting.token_texts import Pieces, tokenizer_of
@@ -43,7 +43,7 @@ class Excerpts:
     tokens: dict[int, list[Any]] = field(default_factory=dict)  # step -> a sample each
 
 
-def excerpts(record: Record, limit: int = LIMIT) -> Excerpts:
+def excerpts(record: RunRecord, limit: int = LIMIT) -> Excerpts:
     """Those of a run that may have ended, go on, or have kept no samples at all."""
     path = record.folder / "samples.jsonl"
     lines = list(scan(path))

@@ -8,13 +8,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nanorlhf.config import names
 from nanorlhf.config.names import shipped_model
-from nanorlhf.records.directory import Record
+from nanorlhf.records.directory import RunRecord
 
 HALF = "\ufffd"  # what is decoded from a part of a character
 LONGEST = 8  # tokens that may make one character, or a few that share bytes
 
 
-def tokenizer_of(record: Record) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(record: RunRecord) -> PreTrainedTokenizerBase | None:
     """That of the newest checkpoint, or of the model a run starts from; nothing is fetched for it."""
     model = record.options["model_name_or_path"]
     where = names.latest(record.folder) or (shipped_model(model) if model else None)

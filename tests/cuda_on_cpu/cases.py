@@ -34,7 +34,7 @@ from nanorlhf.learning.learner import PolicyLearner
 from nanorlhf.loop import Loop
 from nanorlhf.memory.plan import MOVES
 from nanorlhf.memory.rehearsal import is_needed, rehearse
-from nanorlhf.memory.residency import Residency, Tensors
+from nanorlhf.memory.residency import Offloadable, Residency
 from nanorlhf.policy import attention, logprobs
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPOTrainer
@@ -249,7 +249,7 @@ def rehearsed() -> dict[str, Any]:
         with allowed(int(share * peak)):
             if is_needed(loop.config, loop.policy.device):
                 rehearse(loop.learners, loop.passes, loop.config, loop.algorithm.together)
-            told.append(loop.passes.told())
+            told.append(loop.passes.notices())
         tokens.append(loop.passes.tokens)
         peak = torch.cuda.max_memory_allocated() - before
     gc.collect()
@@ -266,7 +266,7 @@ def moving(trainer: type[Trainer], **options: Any) -> dict[str, Any]:
     def check(prepare: Any, residency: Residency, wanted: Any) -> None:
         prepare(residency, wanted)
         for unit, boxes in residency.units.items():
-            tensors = [t for box in boxes if isinstance(box, Tensors) for t in box.tensors]
+            tensors = [t for box in boxes if isinstance(box, Offloadable) for t in box.tensors]
             misplaced.extend(unit for t in tensors if t.is_cuda == (unit in residency.away))
 
     def history(folder: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.answers import last_boxed, last_number
-from nanorlhf.data.prompts import Maker
+from nanorlhf.data.prompts import PromptMaker
 from nanorlhf.data.row_schemas import UnfitError, content, recognised
-from nanorlhf.data.row_to_prompt import Reading
+from nanorlhf.data.row_to_prompt import RowReader
 from nanorlhf.errors import UsageError
 from nanorlhf.rollouts.demonstrations import demonstration, preference
 from tests.samples import said, turns
@@ -127,7 +127,7 @@ def test_known_forms(
     row: dict[str, Any], form: str, prompt: Any, answer: Any, copied: str | None, pair: list[str] | None
 ) -> None:
     row = in_arrow(row)
-    reading = Reading(TrainConfig(), row)
+    reading = RowReader(TrainConfig(), row)
     assert reading.form and reading.form.name == form
     read = reading(row)
     assert read.prompt == prompt
@@ -142,15 +142,15 @@ def test_known_forms(
 
 
 def test_countdown_is_put_into_words() -> None:
-    read = Reading(TrainConfig(), COUNTDOWN)(COUNTDOWN)
+    read = RowReader(TrainConfig(), COUNTDOWN)(COUNTDOWN)
     assert "[44, 19, 35]" in str(read.prompt) and "equals 98" in str(read.prompt)
     assert "<answer>" in str(read.prompt)
     assert read.columns == COUNTDOWN
 
 
 def test_verls_ground_truth_has_both_names() -> None:
-    assert Reading(TrainConfig(), VERL)(VERL).columns["ground_truth"] == "42"
-    assert Reading(TrainConfig(), VERL)({**VERL, "reward_model": None}).columns["answer"] is None
+    assert RowReader(TrainConfig(), VERL)(VERL).columns["ground_truth"] == "42"
+    assert RowReader(TrainConfig(), VERL)({**VERL, "reward_model": None}).columns["answer"] is None
     assert recognised({**VERL, "reward_model": "a name"}) is recognised({"prompt": ""})
 
 
@@ -169,7 +169,7 @@ def test_verls_ground_truth_has_both_names() -> None:
 )
 def test_rows_with_nothing_to_ask(row: dict[str, Any], why: str) -> None:
     with pytest.raises(UnfitError, match=why):
-        Reading(TrainConfig(), row)(row)
+        RowReader(TrainConfig(), row)(row)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_rows_with_nothing_to_ask(row: dict[str, Any], why: str) -> None:
 )
 def test_rows_with_nothing_to_copy(row: dict[str, Any], why: str) -> None:
     with pytest.raises(UnfitError, match=why):
-        demonstration(Reading(TrainConfig(), row)(row))
+        demonstration(RowReader(TrainConfig(), row)(row))
 
 
 def test_pairs_that_part_early_teach_nothing_but_still_ask() -> None:
     row = {"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x")}
-    read = Reading(TrainConfig(), row)(row)
+    read = RowReader(TrainConfig(), row)(row)
     assert read.prompt == turns("a", "b", "c")
     with pytest.raises(UnfitError, match="differs before its last turn"):
         preference(read)
@@ -206,7 +206,7 @@ def test_pairs_that_part_early_teach_nothing_but_still_ask() -> None:
 )
 def test_rows_that_cannot_be_read(row: dict[str, Any], complaint: str) -> None:
     with pytest.raises((UsageError, UnfitError), match=complaint):
-        Reading(TrainConfig(), row)(row)
+        RowReader(TrainConfig(), row)(row)
 
 
 def test_content_in_parts() -> None:
@@ -259,7 +259,7 @@ def test_whatever_rows_hold_a_mistake_is_said_in_one_line(
     config, complaint = TrainConfig(**options), ""
     for reader in (None, demonstration, preference):
         try:
-            maker = Maker(tokenizer, config, Reading(config, first), reader, [("a", "b")])
+            maker = PromptMaker(tokenizer, config, RowReader(config, first), reader, [("a", "b")])
             made = [maker(index, row) for index, row in enumerate([first, *later])]
         except UsageError as error:
             complaint += str(error)

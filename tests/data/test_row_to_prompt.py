@@ -8,15 +8,15 @@ import pytest
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.row_schemas import UnfitError
-from nanorlhf.data.row_to_prompt import Read, Reading, filled
+from nanorlhf.data.row_to_prompt import ReadRow, RowReader, filled
 from nanorlhf.errors import UsageError
 from tests.samples import turns
 
 SUM = {"question": "6*7?", "answer": "It is easy.\n#### 42", "nums": [6, 7]}
 
 
-def read(row: dict[str, Any], **options: Any) -> Read:
-    return Reading(TrainConfig(**options), row)(row)
+def read(row: dict[str, Any], **options: Any) -> ReadRow:
+    return RowReader(TrainConfig(**options), row)(row)
 
 
 def test_columns_have_more_than_one_name() -> None:

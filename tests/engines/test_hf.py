@@ -118,7 +118,7 @@ def test_full_memory_halves_the_batch_and_loses_nothing(policy: Policy, monkeypa
     assert sorted(c.id for c in done) == list(range(12))
     assert all(c.stopped or len(c.token_ids) == 12 for c in done)
     assert max(asked) == 12 and engine.batch < 12
-    assert all("rows decode together" in line for line in engine.told()) and engine.told() == []
+    assert all("rows decode together" in line for line in engine.notices()) and engine.notices() == []
     again = len(asked)
     assert sorted(c.id for c in engine.generate(requests(), seed=5)) == list(range(12))
     assert max(asked[again:]) == engine.batch

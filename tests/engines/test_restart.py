@@ -31,7 +31,7 @@ class Engine:
             raise self.failures.pop(0)
         yield from (Completion(r.id, [1], [-1.0], stopped=True) for r in requests[1:])
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         return []
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ def test_memory_that_runs_out_while_decoding_halves_the_cache_once_in_a_run() ->
     asked = [Request(i, [1, 2]) for i in range(4)]
     assert [c.id for c in engine.generate(asked, 0)] == [0, 1, 2, 3]
     assert PARTS == [1.0, 0.5] and engine.version == 3
-    assert "with half its cache, and wrote the same" in engine.told()[0]
+    assert "with half its cache, and wrote the same" in engine.notices()[0]
     second.failures.append(ALLOCATED)  # many steps later
     with pytest.raises(RunError, match=r"with half its cache, too .* lower gpu_memory_gib"):
         list(engine.generate(asked, 1))
@@ -113,4 +113,4 @@ def test_another_failure_keeps_the_whole_cache() -> None:
     engine = restarting(first, second)
     assert len(list(engine.generate([Request(i, [1, 2]) for i in range(2)], 0))) == 2
     assert PARTS == [1.0, 1.0]
-    assert "started anew, and wrote the same" in engine.told()[0]
+    assert "started anew, and wrote the same" in engine.notices()[0]

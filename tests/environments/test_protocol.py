@@ -13,14 +13,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nanorlhf.algorithm import Samples
 from nanorlhf.config.names import shipped_model
 from nanorlhf.engines.base import Completion, Request, Sampling
-from nanorlhf.environments.episodes import Stage
+from nanorlhf.environments.episodes import Episodes
 from nanorlhf.environments.protocol import find_environment, own_questions
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.grpo.algorithm import GRPO
 from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
-from nanorlhf.rollouts.sampler import Author
+from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scoring.reward import Reward
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.tasks.guessing import Guessing
@@ -61,7 +61,7 @@ class Scripted:
 
     version = 0
 
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         return []
 
     def forget(self) -> None:
@@ -84,16 +84,16 @@ def play(engine: Scripted, limit: int = 200, turns: int = 9, prompt: Any = ASKED
     from nanorlhf.environments.protocol import environment
 
     config = GRPOConfig(reward_workers=0, reward_failure_limit=1)
-    stage = Stage(Countdown, TOKENIZER, (END,), limit, {})
+    stage = Episodes(Countdown, TOKENIZER, (END,), limit, {})
     scorer = Scorer([Reward("environment", environment, file=__file__)], config)
-    author = Author(engine, TOKENIZER, scorer, limit, stage, turns)  # type: ignore[arg-type]
+    sampler = Sampler(engine, TOKENIZER, scorer, limit, stage, turns)  # type: ignore[arg-type]
     text = (
         prompt
         if isinstance(prompt, str)
         else TOKENIZER.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     )
     asked = Prompt(0, list(TOKENIZER(str(text))["input_ids"]), prompt, {})
-    samples, _ = author.write([asked, asked], Samples(1), 0)
+    samples, _ = sampler.write([asked, asked], Samples(1), 0)
     scorer.finish(samples)
     return samples
 

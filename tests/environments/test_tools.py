@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.templates import Wording, use_template
+from nanorlhf.data.templates import PromptFormatter, use_template
 from nanorlhf.environments.tools import tool_environment
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.preflight import find_world
+from nanorlhf.preflight import environment_of
 
 
 def multiply(a: int, b: int) -> int:
@@ -64,8 +64,8 @@ def test_the_template_is_told_and_episodes_are_rewarded_by_functions(tmp_path: P
     options |= {"chat_template": str(tmp_path / "template.jinja"), "output_dir": str(tmp_path / "run")}
     trainer = GRPOTrainer(args=GRPOConfig(**options), tools=[multiply])
     assert str(trainer.tokenizer.decode(trainer.prompts.batch(0, 1)[0].ids)).startswith("[multiply]<|im_start|>user")
-    assert trainer.author.stage is not None
-    ids = trainer.author.stage.observed([{"role": "user", "content": "2*3"}], "6", ended=True)
+    assert trainer.sampler.episodes is not None
+    ids = trainer.sampler.episodes.observed([{"role": "user", "content": "2*3"}], "6", ended=True)
     assert trainer.tokenizer.decode(ids) == "\n<|im_start|>tool\n6<|im_end|>\n<|im_start|>assistant\n"
     history = trainer.train()
     assert "reward/exact_answer" in history[1] and "reward/environment" not in history[1]
@@ -76,13 +76,13 @@ TELLS = (
 )
 
 
-def wording(template: str | None, **options: Any) -> Wording:
+def wording(template: str | None, **options: Any) -> PromptFormatter:
     """How prompts are worded by a model with this template that is given a tool."""
     tokenizer = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
     tokenizer.chat_template = template
-    config, _ = find_world(TrainConfig(**options), [multiply])
+    config, _ = environment_of(TrainConfig(**options), [multiply])
     use_template(tokenizer, config)
-    return Wording(tokenizer, config, asks=False)
+    return PromptFormatter(tokenizer, config, asks=False)
 
 
 @pytest.mark.parametrize("prompt", ["6*7=", [{"role": "user", "content": "6*7="}]])

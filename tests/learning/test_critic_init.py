@@ -20,7 +20,7 @@ from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig, PPOTrainer
 from nanorlhf.records.metrics import explained_variance
-from nanorlhf.rollouts.on_policy import Sampler
+from nanorlhf.rollouts.on_policy import OnPolicySource
 from nanorlhf.types import MicroBatch
 from tests.samples import rollout, sample
 
@@ -115,7 +115,7 @@ def test_it_learns_on_one_set_of_prompts_and_explains_another(tmp_path: Path) ->
 def test_episodes_carry_monte_carlo_returns(tmp_path: Path) -> None:
     trainer = ppo(tmp_path / "run", gamma=0.5, num_generations=2)
     source = trainer.loop.source
-    assert isinstance(source, Sampler)
+    assert isinstance(source, OnPolicySource)
     rollout = source.beforehand(60, lambda tokens: None)
     returns = critic_init.returns(rollout, 0.5)
     assert len({s.prompt.index for s in rollout.samples}) == 60 and len(rollout.samples) == 120

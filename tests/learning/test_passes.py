@@ -186,7 +186,7 @@ def test_other_errors_are_nobodys_business_here() -> None:
     passes = Passes(100)
     with pytest.raises(RuntimeError, match="shapes"):
         attempt(passes, [10, 10], failing(RuntimeError("shapes do not fit")))
-    assert passes.tokens == 100 and passes.told() == []
+    assert passes.tokens == 100 and passes.notices() == []
 
 
 def test_processes_that_go_through_layers_together_cannot_begin_again() -> None:
@@ -226,7 +226,7 @@ def test_what_the_driver_calls_it(words: str) -> None:
             raise RuntimeError(words)
 
     attempt(passes, [20] * 9, work)
-    assert calls == [100, 50, 25] and len(passes.told()) == 2
+    assert calls == [100, 50, 25] and len(passes.notices()) == 2
 
 
 def test_what_was_tried_counts_not_what_was_allowed() -> None:
@@ -274,5 +274,5 @@ def test_held_out_answers_are_judged_in_smaller_rows_too() -> None:
     expected = held_out_loss(loop.learner, loop.passes, step, weights)
     FullMemory(loop, "evaluation", 3)
     found = held_out_loss(loop.learner, loop.passes, step, weights)
-    assert loop.passes.tokens == 55 and len(loop.passes.told()) == 1
+    assert loop.passes.tokens == 55 and len(loop.passes.notices()) == 1
     assert found == pytest.approx(expected, rel=1e-5)

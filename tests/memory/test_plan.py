@@ -25,7 +25,7 @@ from nanorlhf.grpo.__main__ import main as grpo
 from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.memory.activation_sizes import skeleton, through_layers
 from nanorlhf.memory.choice import make_plan
-from nanorlhf.memory.needs import Body, Judge, learners, needs_of
+from nanorlhf.memory.needs import ModelSize, RewardModelSize, learners, needs_of
 from nanorlhf.memory.plan import BUS, MARGIN, SCATTERED, Needs, Phase, Resident
 from nanorlhf.memory.workspace import Line, Workspace
 from nanorlhf.policy import attention, recomputation
@@ -127,7 +127,7 @@ def test_heads_that_share_keys_are_counted_as_the_card_keeps_them(monkeypatch: p
     def per_token(dtype: Any, gqa: dict[str, bool]) -> float:
         monkeypatch.setattr(attention, "GQA", gqa)
         config = GRPOConfig(max_completion_length=1000, lora_r=64, dtype=dtype)
-        return Body.of(config, Qwen2Config(**QWEN_1_5B)).workspace(1512, grad=True).kept.per_token
+        return ModelSize.of(config, Qwen2Config(**QWEN_1_5B)).workspace(1512, grad=True).kept.per_token
 
     new, old = {"enable_gqa": True}, dict[str, bool]()  # torch 2.11's kernel has no such argument
     repeated = 2 * (12 - 2) * 128 * 2  # keys and values for ten more heads
@@ -186,7 +186,12 @@ def test_seven_billion_at_16000_alternate_on_40_gib() -> None:
 def test_ppo_has_a_second_adapter_a_head_and_moments_of_both() -> None:
     config = PPOConfig(max_completion_length=1000, lora_r=32)
     rows = rows_of(
-        needs_of(config, Qwen2Config(**QWEN_1_5B), PPO(config), judges=[Judge(2 * GIB, GIB), Judge(3 * GIB, 2 * GIB)])
+        needs_of(
+            config,
+            Qwen2Config(**QWEN_1_5B),
+            PPO(config),
+            judges=[RewardModelSize(2 * GIB, GIB), RewardModelSize(3 * GIB, 2 * GIB)],
+        )
     )
     adapter, head = 4 * lora(QWEN_1_5B, 32), 4 * 1537
     assert rows["critic"] == rows["gradients"] == adapter + head  # one after the other has gradients
@@ -380,7 +385,7 @@ def test_the_real_bytes_of_a_small_models_weights_moments_and_cache() -> None:
     held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))  # type: ignore[union-attr]
     config = PPOConfig(device="cpu", dtype="float32", lora_r=4, max_prompt_length=10, max_completion_length=38)
     policy = Policy(config, model)
-    body = Body.of(config, model.config)
+    body = ModelSize.of(config, model.config)
     assert body.base == sum(p.nbytes for p in policy.model.parameters() if not p.requires_grad)
     assert body.trained == sum(p.nbytes for p in policy.trainable.values())
     optimizer = Optimizer(config, policy.trainable.values(), 1e-3, policy.device)
@@ -452,7 +457,7 @@ def test_what_a_pass_keeps_is_what_autograd_saves(architecture: str, recompute: 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         out = backbone_hidden(policy.model, ids, torch.arange(length), ends)
     out_bytes = 0 if out.untyped_storage().data_ptr() in saved else out.nbytes
-    workspace = Body.of(config, about).workspace(length, grad=True, recompute=recompute)
+    workspace = ModelSize.of(config, about).workspace(length, grad=True, recompute=recompute)
     assert workspace.kept(length) == pytest.approx(sum(saved.values()) + out_bytes, rel=0.1)
 
 

@@ -54,7 +54,7 @@ def test_the_budget_is_lowered_until_it_fits_and_nothing_else_changes(monkeypatc
     rehearse(loop)
     assert loop.passes.tokens == 85
     assert asked == [40, 40, 170, 40, 40, 85, 85]  # policy and critic: the longest sample, then a full row
-    assert loop.passes.told() and torch.get_rng_state().equal(random) and loop.policy.model.training == training
+    assert loop.passes.notices() and torch.get_rng_state().equal(random) and loop.policy.model.training == training
     assert all(p.equal(weights[n]) and p.grad is None for n, p in loop.policy.model.named_parameters())
     assert all(not optimizer.adam.state for optimizer in [learner.optimizer for learner in loop.learners])
     assert loop.policy.version == 0
@@ -90,7 +90,7 @@ def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
         return
     rehearse(loop)
     assert loop.policy.recomputes
-    assert loop.passes.tokens == budget and "recomputed" in loop.passes.told()[0]
+    assert loop.passes.tokens == budget and "recomputed" in loop.passes.notices()[0]
 
 
 @pytest.mark.parametrize(("together", "lengths"), [(1, [8 + 32] * 4 + [10]), (2, [8 + 32] * 4 + [5, 5])])

@@ -16,7 +16,7 @@ from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.learning import optimizer as optim
 from nanorlhf.loop import Loop
 from nanorlhf.memory.plan import MOVES, Needs, Phase, Plan, Resident, Unit
-from nanorlhf.memory.residency import CPU, Residency, Served, Tensors
+from nanorlhf.memory.residency import CPU, Offloadable, Residency, ServedWeights
 from nanorlhf.memory.workspace import Line, Workspace
 from nanorlhf.policy.policy import Policy
 from nanorlhf.policy.sharding import layers_of
@@ -125,7 +125,7 @@ def test_an_engine_that_comes_back_serves_the_newest_weights() -> None:
         def update(self, weights: Any) -> None:
             log.append(weights)
 
-    served = Served(Engine(), "weights")  # type: ignore[arg-type]
+    served = ServedWeights(Engine(), "weights")  # type: ignore[arg-type]
     served.leave()
     served.enter(CPU)
     assert log == ["sleep", "wake", "weights"]
@@ -134,7 +134,7 @@ def test_an_engine_that_comes_back_serves_the_newest_weights() -> None:
 def test_tensors_come_back_as_they_left_whoever_refers_to_them() -> None:
     layer = torch.nn.Linear(5, 3)
     frozen = torch.nn.Parameter(torch.randn(7).to(torch.bfloat16), requires_grad=False)
-    moved = Tensors(lambda: [*layer.parameters(), layer.weight, frozen])
+    moved = Offloadable(lambda: [*layer.parameters(), layer.weight, frozen])
     weight, before = layer.weight, [t.clone() for t in moved.tensors]
     assert len(before) == 3  # tied ones count once
     places = [{t.data_ptr() for t in moved.tensors}]
@@ -151,7 +151,7 @@ def test_tensors_come_back_as_they_left_whoever_refers_to_them() -> None:
 def test_what_learns_is_copied_out_and_what_is_frozen_only_when_written_to() -> None:
     learns = torch.nn.Parameter(torch.zeros(2))
     frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
-    moved = Tensors(lambda: [learns, frozen])
+    moved = Offloadable(lambda: [learns, frozen])
     moved.leave()
     moved.enter(CPU)
     for _, home, _ in moved.kept.values():
@@ -168,7 +168,7 @@ def test_what_learns_is_copied_out_and_what_is_frozen_only_when_written_to() -> 
 
 def test_what_is_new_since_the_last_time_moves_too() -> None:
     tensors = [torch.ones(2)]
-    moved = Tensors(lambda: tensors)
+    moved = Offloadable(lambda: tensors)
     moved.leave()
     moved.enter(CPU)
     tensors.append(torch.full((3,), 2.0))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanorlhf.records.console import Progress, curve
+from nanorlhf.records.console import ProgressBar, curve
 from nanorlhf.records.plots import POINTS, draw_png, thinned
 
 STEP = {"reward/mean": 0.512345, "throughput/tokens_per_s": 1234.5}
@@ -27,7 +27,7 @@ def test_bar_moves_while_completions_arrive(monkeypatch: pytest.MonkeyPatch) -> 
     """In every step, not in the first alone: a later one may take minutes."""
     seen = Terminal()
     monkeypatch.setattr(sys, "stderr", seen)
-    progress = Progress(3, 0)
+    progress = ProgressBar(3, 0)
     try:
         for done in (1, 2):
             time.sleep(0.11)  # the bar is drawn ten times a second
@@ -43,7 +43,7 @@ def test_bar_moves_while_completions_arrive(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(3, 1)
+    progress = ProgressBar(3, 1)
     progress.step(STEP)
     progress.step(STEP | {"eval/reward": 0.25})
     progress.close()

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.prompts import Prompts, Reader
+from nanorlhf.data.prompts import AnswerPicker, Prompts
 from nanorlhf.data.templates import answer_ids
 from nanorlhf.errors import UsageError
 from nanorlhf.records.metrics import Clock
@@ -33,7 +33,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
         (preference, {"prompt": "a", "chosen": "b"}, "'chosen' and 'rejected', and mostly 'prompt'; this dataset has"),
     ],
 )
-def test_datasets_without_answers(reader: Reader, row: dict[str, Any], complaint: str, tokenizer: Any) -> None:
+def test_datasets_without_answers(reader: AnswerPicker, row: dict[str, Any], complaint: str, tokenizer: Any) -> None:
     with pytest.raises(UsageError, match=complaint):
         Prompts(datasets.Dataset.from_list([row]), tokenizer, TrainConfig(), reader)
 

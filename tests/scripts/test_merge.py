@@ -19,7 +19,7 @@ from nanorlhf.config.names import shipped_model
 from nanorlhf.engines.base import Request, Sampling
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.ppo import PPOConfig
-from nanorlhf.records.directory import Record
+from nanorlhf.records.directory import RunRecord
 from nanorlhf.scripts.merge import USED, card, main
 from tests.test_trainer import config
 
@@ -128,11 +128,11 @@ def test_card_holds_recipe_and_results(trained: Trained, tmp_path: Path, part: s
 
 def test_a_card_knows_what_is_usual_for_whom(tmp_path: Path) -> None:
     options = PPOConfig(learning_rate=3e-4).to_dict()
-    told = card(Record(tmp_path, "mine", options | {"algorithm": "mine.py:Mine", "run_name": None}, {}, []), 1)
+    told = card(RunRecord(tmp_path, "mine", options | {"algorithm": "mine.py:Mine", "run_name": None}, {}, []), 1)
     recipe = yaml.safe_load(told.split("```yaml\n")[1].split("```")[0])
     assert recipe.keys() - USED == {"algorithm"} and recipe["learning_rate"] == 3e-4
     assert recipe["kl_coef"] == options["kl_coef"] > 0
-    older = card(Record(tmp_path, "ppo", options | {"gone": 1, "run_name": None}, {}, []), 1)
+    older = card(RunRecord(tmp_path, "ppo", options | {"gone": 1, "run_name": None}, {}, []), 1)
     assert "gone: 1" in older
 
 

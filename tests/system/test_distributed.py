@@ -20,7 +20,7 @@ from nanorlhf.__main__ import main
 from nanorlhf.errors import UsageError
 from nanorlhf.learning import packing
 from nanorlhf.records.directory import read_lines
-from nanorlhf.system.distributed import Team, join, team
+from nanorlhf.system.distributed import World, join, world
 from nanorlhf.system.terminal import signature, speaks
 from tests.samples import rollout, sample
 
@@ -207,22 +207,22 @@ def test_a_mistake_is_said_once(tmp_path: Path) -> None:
 
 
 def test_alone_everything_is_what_it_was() -> None:
-    alone = team()
+    alone = world()
     tensor, parameter = torch.tensor([1.0, 2.0]), nn.Parameter(torch.zeros(2))
-    alone.add_up([tensor])
+    alone.sum([tensor])
     assert tensor.tolist() == [1, 2]
-    assert alone.add_gradients([parameter], 0.5) == 0.5
+    assert alone.sum_gradients([parameter], 0.5) == 0.5
     assert parameter.grad is None
-    assert (alone.share([1, 2, 3]), alone.gathered(7), alone.joined([1, 2]), alone.agreed("x")) == (
+    assert (alone.share([1, 2, 3]), alone.gather(7), alone.concat([1, 2]), alone.broadcast("x")) == (
         [1, 2, 3], [7], [1, 2], "x"
     )  # fmt: skip
-    assert alone.once(lambda: 3) == 3
+    assert alone.first_only(lambda: 3) == 3
     assert (speaks(), signature()) == (True, "")
 
 
 def test_shares_are_disjoint_and_everything() -> None:
     for size in (1, 2, 3, 5):
-        parts = [Team(rank, size).share(list(range(7))) for rank in range(size)]
+        parts = [World(rank, size).share(list(range(7))) for rank in range(size)]
         assert [item for part in parts for item in part] == list(range(7))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
