@@ -3,6 +3,7 @@ PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 FOUND = $(shell for p in $(PYTHONS); do "$$p" -c "$(IN_RANGE)" 2>/dev/null && echo "$$p" && break; done)
 SETUP = $(or $(FOUND),$(error nanorlhf needs Python 3.11, 3.12 or 3.13, and none of these is one: $(PYTHONS))) scripts/install.py
+BY_FILE = --dist loadfile --no-loadscope-reorder
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -16,11 +17,11 @@ train: ## train a small model with GRPO, on any machine
 	.venv/bin/python -m grpo --recipe tiny $(ARGS)
 
 test: lint ## everything: format, lint, types, all tests
-	$(PYTEST) -n 2 --dist loadfile -m "not vllm and not gpu"
+	$(PYTEST) -n 2 $(BY_FILE) -m "not vllm and not gpu and not evidence"
 	$(PYTEST) -m "vllm or gpu"
 
 check: lint ## the quick part: format, lint, types, fast tests
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not vllm and not gpu"
+	$(PYTEST) -n 2 $(BY_FILE) -m "not slow and not vllm and not gpu"
 
 lint:
 	@$(SETUP) dev
@@ -31,6 +32,7 @@ lint:
 evidence: ## measure what the README claims; goes on where it was stopped
 	@$(SETUP) bench
 	.venv/bin/python -m evidence $(ARGS)
+	$(PYTEST) -n 2 $(BY_FILE) -m evidence
 
 clean: ## forget the environment and all caches; runs and results stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -42,6 +42,8 @@ CASES: dict[str, tuple[type[Trainer], type[OnPolicyConfig], list[str]]] = {
     "full": (GRPOTrainer, GRPOConfig, ["--lora", "none", "--learning_rate", "1e-4"]),
 }
 
+ALGORITHMS = ("grpo", "ppo", "rloo", "remax", "raft", "reinforce")
+
 
 def climb(case: str, run: Path, *extra: str) -> list[float]:
     """Held-out rewards at the start and after twelve steps."""
@@ -55,11 +57,18 @@ def climb(case: str, run: Path, *extra: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALGORITHMS)
 def test_learns(case: str, tmp_path: Path) -> None:
     before, after = climb(case, tmp_path / "run", "--engine", "hf")
     assert before <= 0.45
     assert after >= 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.evidence
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ALGORITHMS])
+def test_each_setting_of_the_family_learns(case: str, tmp_path: Path) -> None:
+    test_learns(case, tmp_path)
 
 
 @pytest.mark.slow
@@ -82,6 +91,7 @@ def test_the_readmes_own_algorithm_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_a_small_model_learns_to_use_the_calculator(tmp_path: Path) -> None:
     """Recipe after recipe: half of the demonstrations guess, and after some steps of GRPO hardly an answer does."""
     start, run = tmp_path / "start", tmp_path / "run"

@@ -129,6 +129,26 @@ def test_the_reading_list_is_an_afternoons() -> None:
     assert sum(len((ROOT / name).read_text().splitlines()) for name in listed) <= 2200
 
 
+PRIVATE = {"door", "cell", "guest", "voice", "team", "faults", "health", "rundir", "disk", "stage", "author", "taught"}
+PRIVATE |= {"told", "freshen"}
+
+
+def test_words_are_those_that_everybody_uses() -> None:
+    """Names that outsiders do not guess have gone, and a docstring begins with a verb or a noun."""
+    tests = [p for p in (ROOT / "tests").rglob("*.py") if "cuda_on_cpu" not in p.parts]
+    defined = (ast.FunctionDef, ast.ClassDef)
+    found = [f"{p.relative_to(ROOT)}: a file" for p in (*sources(), *tests) if p.stem in PRIVATE]
+    for path in (*sources(), *tests):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, defined) and node.name.lower() in PRIVATE:
+                found.append(f"{path.relative_to(ROOT)}: {node.name}")
+            if isinstance(node, (*defined, ast.Module)) and re.match(
+                r"(What|Who|Whoever)\b", ast.get_docstring(node) or ""
+            ):
+                found.append(f"{path.relative_to(ROOT)}: {ast.get_docstring(node)}")
+    assert found == []
+
+
 def test_the_rule_itself() -> None:
     assert may_import("scripts", "grpo") and may_import("grpo", "rewards") and may_import("rewards", "nanorlhf")
     assert (

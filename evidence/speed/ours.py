@@ -145,7 +145,7 @@ def reach(folder: Path, work: Goal, setting: Setting) -> Run:
         for number in range(1, work.max_steps + 1):
             meter.go()
             trainer.loop.step(number)
-            if course.step(lambda: trainer.evaluated()["eval/reward"]):
+            if course.step(lambda: trainer.evaluate()["eval/reward"]):
                 break
     finally:
         trainer.close()

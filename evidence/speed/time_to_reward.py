@@ -84,7 +84,7 @@ class Judge:
             model.save_pretrained(folder)
             policy.restore(Path(folder))
         policy.version += 1
-        return self.trainer.evaluated()["eval/reward"]
+        return self.trainer.evaluate()["eval/reward"]
 
     def rows(self, work: Goal) -> dict[str, list[Any]]:
         """The prompts of every step in our order, with their answers, each checked to be read as we read it."""

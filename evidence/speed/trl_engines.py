@@ -106,7 +106,7 @@ def reach(folder: Path, work: Goal, setting: Setting) -> Run:
 
     meter = Meter()
     meter.start()
-    judge, course = time_to_reward.RewardModelSize(folder, work, setting.seed), time_to_reward.Course(work, meter)
+    judge, course = time_to_reward.Judge(folder, work, setting.seed), time_to_reward.Course(work, meter)
     recipe = judge.trainer.config
 
     def end(control: Any) -> None:

@@ -36,7 +36,7 @@ class TaskConfig:
     # data
     dataset_name: str = option(
         "",
-        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic or stories (built in), "
+        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic, stories or calculator (built in), "
         "reasoning_gym:TASK, or mine.py:function or package.module:function, which is given the split.",
         "data",
     )

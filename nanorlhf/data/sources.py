@@ -14,11 +14,13 @@ from datasets.exceptions import DatasetGenerationError
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.system.user_code import from_file, is_file_spec
 from nanorlhf.tasks.arithmetic import arithmetic
+from nanorlhf.tasks.calculator import problems
 from nanorlhf.tasks.stories import stories
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
-BUILT_IN = {"arithmetic": arithmetic, "stories": stories}
+BUILT_IN = {"arithmetic": arithmetic, "stories": stories, "calculator": lambda split: from_rows(problems(split))}
+MOVED = {"nanorlhf.calculator:problems": "calculator"}  # as earlier runs and recipes have it
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -38,6 +40,7 @@ def load(name: str, config: str | None, split: str, streaming: bool = False) -> 
 
 def find(name: str, config: str | None, split: str, streaming: bool) -> Rows:
     """The rows by the kind of name; what is not from `datasets.load_dataset` is cut here."""
+    name = MOVED.get(name, name)
     path, whole = Path(name), split.partition("[")[0]
     kind, _, rest = name.partition(":")
     if name in BUILT_IN:

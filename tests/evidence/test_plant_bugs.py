@@ -44,6 +44,7 @@ def test_no_file_of_tests_that_is_needed_can_go_unnoticed() -> None:
     assert {f"tests/test_{name}.py" for name in NEEDED} | {f"tests/{name}.py" for name in ROOMS} | rewards <= named
 
 
+@pytest.mark.evidence
 @pytest.mark.slow
 def test_a_bug_is_planted_and_found(capsys: pytest.CaptureFixture[str]) -> None:
     (bug,) = [bug for bug in BUGS if bug.name == QUICKEST]

@@ -328,6 +328,6 @@ def test_it_says_before_anything_runs_what_is_wrong_or_how_programs_are_containe
 
 
 def test_a_broken_sandbox_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CELL", run.INSIDE.parents[1] / "errors.py")
+    monkeypatch.setattr(run, "INSIDE", run.INSIDE.parents[1] / "errors.py")
     with pytest.raises(SandboxError, match="did not start"):
         score(DOUBLE, ["assert f(1) == 2"])

@@ -321,6 +321,6 @@ def test_the_best_method_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_broken_sandbox_is_not_the_programs_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "cell.py"
     broken.write_text("raise OSError('no room')")
-    monkeypatch.setattr(run, "CELL", broken)
+    monkeypatch.setattr(run, "INSIDE", broken)
     with pytest.raises(run.SandboxError, match="did not start: OSError: no room"):
         run.run("print(1)", method=UNCONTAINED)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import nanorlhf.trainer
+from nanorlhf import assembly
 from nanorlhf.config import names
 from nanorlhf.config.names import shipped_model
 from nanorlhf.errors import UsageError
@@ -76,7 +76,7 @@ def test_loss_and_gradient_are_those_of_transformers_with_the_prompt_masked(tmp_
 def test_it_learns_without_an_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nanorlhf.trainer, "build_engine", None)
+    monkeypatch.setattr(assembly, "build_engine", None)
     history = SFTTrainer(args=config(tmp_path / "run", max_steps=10, dataset_test_split="test")).train()
     assert history[0]["eval/loss"] > 4 * history[-1]["eval/loss"]
     assert not [name for name in history[-1] if name.startswith(("reward", "groups"))], "health tells by this"

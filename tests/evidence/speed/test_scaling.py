@@ -57,6 +57,7 @@ def test_full_workloads_are_many_short_samples() -> None:
     assert len(lengths) == 64 and max(lengths) <= 256 and 40 < sorted(lengths)[32] < 90
 
 
+@pytest.mark.evidence
 @pytest.mark.slow
 def test_both_for_real(tmp_path: Path) -> None:
     argv = ["--only", "linearity", "dropping", "--repeats", "1", "--size", "tiny", "--threads", "1"]

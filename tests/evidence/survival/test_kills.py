@@ -17,6 +17,7 @@ from nanorlhf.records import checkpoint
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
 
+@pytest.mark.evidence
 @pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
     output = tmp_path / "kills.json"
