@@ -82,7 +82,7 @@ class Judge:
         policy = self.trainer.policy
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            policy.restore(Path(folder))
+            restore(policy, Path(folder))
         policy.version += 1
         return self.trainer.evaluate()["eval/reward"]
 
