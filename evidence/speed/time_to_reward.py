@@ -79,6 +79,8 @@ class Judge:
         self.trainer = trainer_of(folder, work, seed, "hf")
 
     def __call__(self, model: Any) -> float:
+        from nanorlhf.policy.serialization import restore
+
         policy = self.trainer.policy
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
