@@ -3,6 +3,8 @@ PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 FOUND = $(shell for p in $(PYTHONS); do "$$p" -c "$(IN_RANGE)" 2>/dev/null && echo "$$p" && break; done)
 SETUP = $(or $(FOUND),$(error nanorlhf needs Python 3.11, 3.12 or 3.13, and none of these is one: $(PYTHONS))) scripts/install.py
+# vLLM's engines side by side, unless they would share a card.
+ENGINES = $(if $(shell command -v nvidia-smi),0,2)
 BY_FILE = --dist loadfile --no-loadscope-reorder
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
@@ -18,7 +20,7 @@ train: ## train a small model with GRPO, on any machine
 
 test: lint ## everything: format, lint, types, all tests
 	$(PYTEST) -n 2 $(BY_FILE) -m "not vllm and not gpu and not evidence"
-	$(PYTEST) -m "vllm or gpu"
+	$(PYTEST) -n $(ENGINES) $(BY_FILE) -m "vllm or gpu"
 
 check: lint ## the quick part: format, lint, types, fast tests
 	$(PYTEST) -n 2 $(BY_FILE) -m "not slow and not vllm and not gpu"

@@ -11,9 +11,5 @@ class DPOConfig(TrainConfig):
     """Direct preference optimisation: of two answers one was chosen; rewards, if any, judge held-out prompts only."""
 
     beta: float = option(
-        0.1, "How dear it is to leave the reference: the weight of the KL that DPO implies.", "training"
+        0.1, "How dear it is to leave the reference: the weight of the KL that DPO implies.", "training", above=0
     )
-
-    def validate(self) -> None:
-        super().validate()
-        self.above_zero("beta")

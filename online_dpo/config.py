@@ -11,10 +11,10 @@ class OnlineDPOConfig(OnPolicyConfig):
     """Online direct preference optimisation: the best and the worst of the policy's own answers make a pair."""
 
     num_generations: int = option(
-        2, "Completions for each prompt, of which the best and the worst make a pair.", "rollout"
+        2, "Completions for each prompt, of which the best and the worst make a pair.", "rollout", least=2
     )
     beta: float = option(
-        0.1, "How dear it is to leave the reference: the weight of the KL that DPO implies.", "training"
+        0.1, "How dear it is to leave the reference: the weight of the KL that DPO implies.", "training", above=0
     )
     norm: Norm = option(
         "sequence", "What a pair weighs: sequence, the same; token and constant, its length.", "training"
@@ -26,8 +26,6 @@ class OnlineDPOConfig(OnPolicyConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("beta")
-        self.require(self.num_generations >= 2, "num_generations", "a pair needs two answers, so at least 2")
         self.require(
             self.kl_in == "reward",
             "kl_in",

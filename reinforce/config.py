@@ -19,11 +19,10 @@ class REINFORCEConfig(PolicyGradientConfig):
         "none (advantages are whitened), mean of the batch, ema of those means, greedy answer (scst), or group mean.",
         "training",
     )
-    ema_beta: float = option(0.9, "How much of the moving average stays at each step.", "training")
+    ema_beta: float = option(0.9, "How much of the moving average stays at each step.", "training", least=0, below=1)
 
     def validate(self) -> None:
         super().validate()
-        self.require(0 <= self.ema_beta < 1, "ema_beta", "it must be at least 0 and below 1")
         several = self.baseline != "group" or self.num_generations >= 2
         self.require(several, "num_generations", "the group's mean is a baseline for 2 answers or more")
         warm = self.baseline != "greedy" or self.temperature >= 0.1

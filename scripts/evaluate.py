@@ -46,7 +46,7 @@ CHUNK = 1024  # completions that are kept together once they are scored
 class EvaluateConfig(TaskConfig):
     """Evaluates a model on held-out prompts: give it a run, a checkpoint or a model first."""
 
-    samples: int = option(1, "Sampled completions for each prompt.", "evaluation")
+    samples: int = option(1, "Sampled completions for each prompt.", "evaluation", least=0)
     greedy: bool = option(True, "A greedy completion for each prompt too.", "evaluation")
     pass_at: float = option(1.0, "The reward from which on a completion passes.", "evaluation")
     output: str | None = option(
@@ -55,7 +55,6 @@ class EvaluateConfig(TaskConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.not_negative("samples")
         self.require(self.samples > 0 or self.greedy, "samples", "without greedy there must be some")
 
 

@@ -7,7 +7,8 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import typeguard
 
@@ -18,9 +19,35 @@ C = TypeVar("C")
 LARGEST = 2**53  # beyond, not every whole number is a float
 
 
-def option(default: Any, about: str, group: str) -> Any:
-    """A dataclass field with its line of help."""
-    metadata = {"help": about, "group": group}
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The numbers that an option may be."""
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+
+    def hold(self, number: float) -> bool:
+        """Whether the number is within them."""
+        low = (self.above is None or number > self.above) and (self.least is None or number >= self.least)
+        return low and (self.below is None or number < self.below) and (self.most is None or number <= self.most)
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"between {self.least:g} and {self.most:g}"
+        high = [f"below {self.below:,}"] if self.below is not None else []
+        high += [f"at most {self.most:g}"] if self.most is not None else []
+        if self.least is not None and not high:
+            return f"{self.least:g} or more"
+        low = [f"at least {self.least:g}"] if self.least is not None else []
+        low += [f"above {self.above:g}"] if self.above is not None else []
+        return " and ".join(low + high)
+
+
+def option(default: Any, about: str, group: str, **bounds: float) -> Any:
+    """A dataclass field with its line of help, and the bounds of its number: above, least, below, most."""
+    metadata = {"help": about, "group": group, "bounds": Bounds(**bounds)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -44,17 +71,36 @@ def config(cls: type[C]) -> type[C]:
             try:
                 typeguard.check_type(value, hints[name])
             except typeguard.TypeCheckError:
-                wanted = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
-                wanted = wanted or str(hints[name]).replace("typing.", "")
-                raise UsageError(f"{name}={value!r} is of the wrong type: it takes {wanted}") from None
+                raise UsageError(f"{name}={value!r} is of the wrong type: it takes {kinds_of(hints[name])}") from None
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) < LARGEST):
                     raise UsageError(f"{name}={value!r} cannot work: a finite number below 2^53 is wanted")
         plain_init(self, **options)
+        for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+            value, bounds = getattr(self, f.name), f.metadata["bounds"]
+            if isinstance(value, int | float) and not bounds.hold(value):
+                auto = ", or auto" if "auto" in str(hints[f.name]) else ""
+                raise UsageError(f"{f.name}={value!r} cannot work: it must be {bounds}{auto}")
         self.validate()  # type: ignore[attr-defined]
 
     cls.__init__ = checked_init
     return cls
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing (null)"}
+
+
+def kinds_of(hint: Any) -> str:
+    """The values that a type hint stands for, in everybody's words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}" if len(get_args(hint)) > 1 else str(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(kinds_of(part) for part in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each {kinds_of(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "names with values, such as '{a: 1}'"
+    return KINDS.get(hint, str(hint).replace("typing.", ""))
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class TaskConfig:
     )
     device: str = option("auto", "cuda, mps or cpu; auto takes the first there is.", "model")
     gpu_memory_gib: float | Literal["auto"] = option(
-        "auto", "Memory of the GPU that may be used; auto: what is free at the start.", "model"
+        "auto", "Memory of the GPU that may be used; auto: what is free at the start.", "model", above=0
     )
     trust_remote_code: bool = option(False, "Run code that comes with a model.", "model")
 
@@ -74,7 +74,7 @@ class TaskConfig:
         "data",
     )
     system_prompt: str | None = option(None, "Put before every prompt, in place of one of its own.", "data")
-    few_shot: int = option(0, "Solved examples before every prompt, drawn from the training rows.", "data")
+    few_shot: int = option(0, "Solved examples before every prompt, drawn from the training rows.", "data", least=0)
     chat_template: str | None = option(
         None,
         "In place of the tokenizer's: plain (User:, Assistant:), r1_zero (opens <think>), or a .jinja file.",
@@ -83,7 +83,7 @@ class TaskConfig:
     chat_template_kwargs: dict[str, Any] = option(
         {}, "What else the chat template is told: '{enable_thinking: false}'.", "data"
     )
-    max_prompt_length: int = option(512, "Longer prompts are dropped, and counted.", "data")
+    max_prompt_length: int = option(512, "Longer prompts are dropped, and counted.", "data", above=0)
 
     # rollout
     engine: Literal["auto", "vllm", "hf"] = option(
@@ -91,9 +91,9 @@ class TaskConfig:
     )
     stop: str | list[str] = option([], "Strings that end a completion, beside the model's end tokens.", "rollout")
     engine_logs: bool = option(False, "Show the engine's own log.", "rollout")
-    max_completion_length: int = option(512, "Tokens a completion may have.", "rollout")
+    max_completion_length: int = option(512, "Tokens a completion may have.", "rollout", above=0)
     temperature: float = option(
-        1.0, "Sampling temperature; log-probabilities are those of this distribution.", "rollout"
+        1.0, "Sampling temperature; log-probabilities are those of this distribution.", "rollout", above=0
     )
     environment: str | None = option(
         None, "Episodes of many turns: calculator, guessing, or path/to/file.py:Class.", "rollout"
@@ -103,7 +103,9 @@ class TaskConfig:
         "Functions that the model may call in <tool_call> tags: path/to/file.py:function, several with commas.",
         "rollout",
     )
-    max_turns: int = option(10, "Turns that an episode may have; max_completion_length limits all of it.", "rollout")
+    max_turns: int = option(
+        10, "Turns that an episode may have; max_completion_length limits all of it.", "rollout", above=0
+    )
 
     # reward
     reward_funcs: str | list[str] = option(
@@ -120,15 +122,20 @@ class TaskConfig:
         "Processes that rewards run in, where one that hangs or dies costs one completion; auto: a core less than "
         "there are, at most 8; 0: the trainer's own process, a whole step in one call, and nothing can stop it.",
         "reward",
+        least=0,
     )
     reward_together: str | list[str] = option(
         [], "Rewards that compare completions: they judge a whole step in one call, not each completion.", "reward"
     )
-    reward_timeout: float = option(10.0, "Seconds that a reward may take for a completion.", "reward")
-    reward_step_timeout: float = option(600.0, "Seconds that one may take that judges a whole step.", "reward")
-    reward_memory_gib: float = option(4.0, "Memory that a worker may take.", "reward")
+    reward_timeout: float = option(10.0, "Seconds that a reward may take for a completion.", "reward", above=0)
+    reward_step_timeout: float = option(600.0, "Seconds that one may take that judges a whole step.", "reward", above=0)
+    reward_memory_gib: float = option(4.0, "Memory that a worker may take.", "reward", above=0)
     reward_failure_limit: float = option(
-        0.25, "The run stops where a reward fails on more than this share of a step's completions.", "reward"
+        0.25,
+        "The run stops where a reward fails on more than this share of a step's completions.",
+        "reward",
+        least=0,
+        most=1,
     )
     reward_secrets: list[str] = option(
         [],
@@ -141,18 +148,11 @@ class TaskConfig:
     )
 
     # run
-    seed: int = option(0, "Of data order, adapter and sampling.", "run")
-    eval_prompts: int = option(256, "Held-out prompts to evaluate on.", "run")
+    seed: int = option(0, "Of data order, adapter and sampling.", "run", least=0, below=2**32)
+    eval_prompts: int = option(256, "Held-out prompts to evaluate on.", "run", above=0)
 
     def validate(self) -> None:
         """Refuses values that cannot work, with what is allowed."""
-        self.above_zero("max_prompt_length", "max_completion_length", "max_turns", "temperature", "eval_prompts")
-        self.above_zero("reward_timeout", "reward_step_timeout", "reward_memory_gib")
-        self.require(self.reward_workers == "auto" or self.reward_workers >= 0, "reward_workers", "0 or more, or auto")
-        self.require(0 <= self.reward_failure_limit <= 1, "reward_failure_limit", "it must be between 0 and 1")
-        self.require(self.gpu_memory_gib == "auto" or self.gpu_memory_gib > 0, "gpu_memory_gib", "above 0, or auto")
-        self.not_negative("few_shot", "seed")
-        self.require(self.seed < 2**32, "seed", f"it must be below {2**32:,}")
         weights = self.reward_weights is None or not self.rewards or len(self.reward_weights) == len(self.rewards)
         self.require(weights, "reward_weights", f"one weight for each of {', '.join(self.rewards)}")
 
@@ -160,14 +160,6 @@ class TaskConfig:
         """Raises a UsageError about option `name` unless `holds`."""
         if not holds:
             raise UsageError(f"{name}={getattr(self, name)!r} cannot work: {why}")
-
-    def above_zero(self, *names: str) -> None:
-        for name in names:
-            self.require(getattr(self, name) > 0, name, "it must be above 0")
-
-    def not_negative(self, *names: str) -> None:
-        for name in names:
-            self.require(getattr(self, name) >= 0, name, "it must be 0 or more")
 
     def require_memory(self, name: str, needed: int, of: str) -> None:
         """Raises a UsageError about option `name` unless this machine has so many bytes."""

@@ -26,9 +26,9 @@ class TrainConfig(TaskConfig):
         "What LoRA adapts: all-linear (without experts), module names with commas, or none (train all weights).",
         "model",
     )
-    lora_r: int = option(32, "Rank of the adapter.", "model")
-    lora_alpha: int = option(32, "Its scale: alpha / r (alpha / sqrt(r) with use_rslora).", "model")
-    lora_dropout: float = option(0.0, "Dropout before the adapter, in updates only.", "model")
+    lora_r: int = option(32, "Rank of the adapter.", "model", above=0)
+    lora_alpha: int = option(32, "Its scale: alpha / r (alpha / sqrt(r) with use_rslora).", "model", above=0)
+    lora_dropout: float = option(0.0, "Dropout before the adapter, in updates only.", "model", least=0, below=1)
     use_rslora: bool = option(False, "Rank-stabilised scaling of the adapter.", "model")
     gradient_checkpointing: bool | Literal["auto"] = option(
         "auto",
@@ -69,42 +69,49 @@ class TrainConfig(TaskConfig):
         "compared with the trainer's; where they differ the run ends.",
         "rollout",
     )
-    prompts_per_step: int = option(64, "Prompts in a step.", "rollout")
+    prompts_per_step: int = option(64, "Prompts in a step.", "rollout", above=0)
 
     # training
-    max_steps: int = option(100, "Steps to train.", "training")
+    max_steps: int = option(100, "Steps to train.", "training", above=0)
     num_train_epochs: float | None = option(
-        None, "Passes over the rows to train, in place of max_steps, which follows from their number.", "training"
+        None,
+        "Passes over the rows to train, in place of max_steps, which follows from their number.",
+        "training",
+        above=0,
     )
     max_minutes: float | None = option(
         None,
         "Minutes of training, evaluations not counted, after which the run ends; none: max_steps ends it.",
         "training",
+        above=0,
     )
-    learning_rate: float = option(1e-5, "Peak learning rate.", "training")
+    learning_rate: float = option(1e-5, "Peak learning rate.", "training", above=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option(
         "cosine", "Course of the learning rate.", "training"
     )
-    lr_min_ratio: float = option(0.1, "Where cosine ends, as a share of the peak.", "training")
-    warmup_steps: int = option(0, "Optimizer steps of linear warm-up.", "training")
-    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", "training")
-    weight_decay: float = option(0.0, "AdamW's weight decay.", "training")
-    adam_beta1: float = option(0.9, "AdamW's first beta.", "training")
-    adam_beta2: float = option(0.999, "AdamW's second beta.", "training")
+    lr_min_ratio: float = option(0.1, "Where cosine ends, as a share of the peak.", "training", least=0)
+    warmup_steps: int = option(0, "Optimizer steps of linear warm-up.", "training", least=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", "training", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay.", "training", least=0)
+    adam_beta1: float = option(0.9, "AdamW's first beta.", "training", least=0, below=1)
+    adam_beta2: float = option(0.999, "AdamW's second beta.", "training", least=0, below=1)
     token_budget: int | Literal["auto"] = option(
         "auto",
         "Tokens in a micro-batch; auto: 2,048 on a CPU, 4,096 on MPS, on CUDA what fits, 16,384 or the longest sample.",
         "training",
+        above=0,
     )
 
     # run
     output_dir: str | None = option(None, "Run directory; none: runs/<algorithm>-<time>.", "run")
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.", "run")
     resume: str | None = option(None, "A run directory to continue; its own config.yaml is the base.", "run")
-    save_steps: int = option(50, "A checkpoint every so many steps, and at the end; 0: only at the end.", "run")
-    save_total_limit: int = option(2, "Checkpoints to keep.", "run")
+    save_steps: int = option(
+        50, "A checkpoint every so many steps, and at the end; 0: only at the end.", "run", least=0
+    )
+    save_total_limit: int = option(2, "Checkpoints to keep.", "run", above=0)
     eval_steps: int = option(
-        10, "Evaluate every so many steps, at the start and at the end; 0: start and end only.", "run"
+        10, "Evaluate every so many steps, at the start and at the end; 0: start and end only.", "run", least=0
     )
     stop_on: list[str] = option(
         [],
@@ -119,19 +126,8 @@ class TrainConfig(TaskConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("lora_r", "lora_alpha", "prompts_per_step", "max_steps", "learning_rate", "max_grad_norm")
-        self.above_zero("save_total_limit")
-        for name in ("max_minutes", "num_train_epochs"):
-            self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "it must be above 0")
-        self.not_negative("lora_dropout", "lr_min_ratio", "warmup_steps", "weight_decay", "save_steps", "eval_steps")
-        self.not_negative("adam_beta1", "adam_beta2")
-        for name in ("lora_dropout", "adam_beta1", "adam_beta2"):
-            self.require(getattr(self, name) < 1, name, "it must be below 1")
         recomputed = self.gradient_checkpointing is not False or self.activation_offload != "on"
         self.require(recomputed, "activation_offload", "there is nothing to move without gradient_checkpointing: true")
-        self.require(
-            self.token_budget == "auto" or self.token_budget > 0, "token_budget", "it must be above 0, or auto"
-        )
         self.require(not (self.shard_base and self.full_finetuning), "shard_base", "it needs an adapter to train")
         adapter = not (self.full_finetuning and self.weight_sync == "lora")
         self.require(adapter, "weight_sync", "lora: none has no adapter; use merged")
@@ -173,7 +169,7 @@ class OnPolicyConfig(TrainConfig):
     """Options of trainers that learn from their own samples."""
 
     algorithm: str | None = option(None, "Your own algorithm instead: path/to/file.py:Class.", "run")
-    num_generations: int = option(8, "Completions for each prompt.", "rollout")
+    num_generations: int = option(8, "Completions for each prompt.", "rollout", above=0)
     top_p: float = option(
         1.0, "Only 1 in training: what is cut from the sample would be missing from the gradient.", "rollout"
     )
@@ -191,28 +187,36 @@ class OnPolicyConfig(TrainConfig):
         0,
         "Rounds in which groups without spread are replaced by groups of new prompts (DAPO); 0: they stay.",
         "rollout",
+        least=0,
     )
     overlong_buffer: int = option(
-        0, "Completions lose up to 1 reward, linearly, over the last so many tokens before the limit (DAPO).", "reward"
+        0,
+        "Completions lose up to 1 reward, linearly, over the last so many tokens before the limit (DAPO).",
+        "reward",
+        least=0,
     )
     mask_truncated_completions: bool = option(
         False, "Completions cut off at the limit stay out of the loss.", "training"
     )
-    updates_per_step: int = option(1, "Optimizer steps a rollout gives, on disjoint sets of whole groups.", "training")
-    epochs_per_step: int = option(1, "Passes over each rollout.", "training")
+    updates_per_step: int = option(
+        1, "Optimizer steps a rollout gives, on disjoint sets of whole groups.", "training", above=0
+    )
+    epochs_per_step: int = option(1, "Passes over each rollout.", "training", above=0)
     norm: Norm = option(
         "token", "What a token weighs: token 1/N, sequence 1/(S len), constant 1/(S max_completion_length).", "training"
     )
-    kl_coef: float = option(0.0, "Weight of the KL divergence from the starting policy.", "training")
+    kl_coef: float = option(0.0, "Weight of the KL divergence from the starting policy.", "training", least=0)
     kl_in: Literal["reward", "loss"] = option("reward", "Where the KL enters.", "training")
     kl_estimator: Literal["k1", "k2", "k3"] = option("k1", "How it is estimated from each token.", "training")
-    kl_target: float | None = option(None, "Steer kl_coef so that the KL of a token comes to this.", "training")
-    ref_refresh_steps: int = option(0, "The reference becomes the policy every so many steps; 0: never.", "training")
+    kl_target: float | None = option(
+        None, "Steer kl_coef so that the KL of a token comes to this.", "training", above=0
+    )
+    ref_refresh_steps: int = option(
+        0, "The reference becomes the policy every so many steps; 0: never.", "training", least=0
+    )
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("num_generations", "updates_per_step", "epochs_per_step")
-        self.not_negative("kl_coef", "dynamic_sampling", "overlong_buffer", "ref_refresh_steps")
         whole = "training samples from the whole distribution, so only"
         self.require(self.top_p == 1, "top_p", f"{whole} 1; use temperature")
         self.require(self.top_k in (0, -1), "top_k", f"{whole} 0; use temperature")
@@ -223,7 +227,6 @@ class OnPolicyConfig(TrainConfig):
             "overlong_buffer",
             "it must be below max_completion_length",
         )
-        self.require(self.kl_target is None or self.kl_target > 0, "kl_target", "it must be above 0")
         self.require(
             self.kl_target is None or self.kl_coef > 0, "kl_target", "it steers kl_coef, which must start above 0"
         )
@@ -258,37 +261,33 @@ class PolicyGradientConfig(OnPolicyConfig):
         "cispo: clipped weights on log-probabilities; sapo: a soft gate.",
         "training",
     )
-    clip_low: float = option(0.2, "Ratios below 1 - clip_low earn nothing more.", "training")
+    clip_low: float = option(0.2, "Ratios below 1 - clip_low earn nothing more.", "training", above=0, below=1)
     clip_high: float | None = option(
-        None, "Ratios above 1 + clip_high earn nothing more; none: as clip_low.", "training"
+        None, "Ratios above 1 + clip_high earn nothing more; none: as clip_low.", "training", above=0
     )
     dual_clip: float | None = option(None, "With a negative advantage the loss is at most -A times this.", "training")
-    sapo_tau_pos: float = option(1.0, "SAPO's temperature where the advantage is positive.", "training")
-    sapo_tau_neg: float = option(1.05, "SAPO's temperature where it is negative.", "training")
+    sapo_tau_pos: float = option(1.0, "SAPO's temperature where the advantage is positive.", "training", above=0)
+    sapo_tau_neg: float = option(1.05, "SAPO's temperature where it is negative.", "training", above=0)
     whiten_advantages: Literal["auto", "on", "off"] = option(
         "auto", "Advantages of an update to mean 0 and std 1; auto: where the algorithm has no baseline.", "training"
     )
     entropy_coef: float = option(0.0, "Weight of an entropy bonus.", "training")
     top_entropy_fraction: float = option(
-        1.0, "Only this share of tokens, the least certain ones, gets an advantage.", "training"
+        1.0, "Only this share of tokens, the least certain ones, gets an advantage.", "training", above=0, most=1
     )
     importance_correction: Literal["none", "token", "sequence", "geometric"] = option(
         "none",
         "Weigh the loss by trainer over engine probability: of a token, a sequence, or its geometric mean.",
         "training",
     )
-    importance_cap: float = option(2.0, "Such weights are cut off here.", "training")
+    importance_cap: float = option(2.0, "Such weights are cut off here.", "training", above=0)
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("clip_low", "sapo_tau_pos", "sapo_tau_neg", "importance_cap")
-        self.require(self.clip_low < 1, "clip_low", "it must be below 1")
-        self.require(self.clip_high is None or self.clip_high > 0, "clip_high", "it must be above 0")
         dual = self.dual_clip is None or self.dual_clip > 1
         self.require(dual, "dual_clip", "it must be above 1, for a ratio of 1 must not be cut")
         clips = self.dual_clip is None or self.policy_loss in ("clipped", "sequence", "gspo")
         self.require(clips, "dual_clip", f"policy_loss {self.policy_loss} has no such clip")
-        self.require(0 < self.top_entropy_fraction <= 1, "top_entropy_fraction", "it must be above 0 and at most 1")
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -299,29 +298,31 @@ class PolicyGradientConfig(OnPolicyConfig):
 class CriticConfig(PolicyGradientConfig):
     """Options of algorithms with a critic."""
 
-    gamma: float = option(1.0, "Discount of rewards to come.", "training")
-    lam: float = option(0.95, "GAE's lambda: 1 trusts the returns, 0 the critic.", "training")
-    critic_learning_rate: float = option(1e-5, "Peak learning rate of the critic.", "training")
+    gamma: float = option(1.0, "Discount of rewards to come.", "training", least=0, most=1)
+    lam: float = option(0.95, "GAE's lambda: 1 trusts the returns, 0 the critic.", "training", least=0, most=1)
+    critic_learning_rate: float = option(1e-5, "Peak learning rate of the critic.", "training", above=0)
     critic_model_name_or_path: str | None = option(
         None, "A model of its own for the critic; none: a second adapter.", "training"
     )
     value_clip: float = option(
-        0.2, "How far a value may move from its old one before it earns nothing more.", "training"
+        0.2, "How far a value may move from its old one before it earns nothing more.", "training", above=0
     )
     value_init_prompts: int = option(
-        500, "Before the first update the critic learns from an answer to each of so many prompts; 0: none.", "training"
+        500,
+        "Before the first update the critic learns from an answer to each of so many prompts; 0: none.",
+        "training",
+        least=0,
     )
     value_init_epochs: int = option(
-        10, "Its epochs at most; the best on held-out prompts stays. 0: only the head, by least squares.", "training"
+        10,
+        "Its epochs at most; the best on held-out prompts stays. 0: only the head, by least squares.",
+        "training",
+        least=0,
     )
-    value_init_learning_rate: float = option(1e-4, "Its learning rate, for adapter and head.", "training")
+    value_init_learning_rate: float = option(1e-4, "Its learning rate, for adapter and head.", "training", above=0)
 
     def validate(self) -> None:
         super().validate()
-        self.above_zero("critic_learning_rate", "value_clip", "value_init_learning_rate")
-        self.not_negative("value_init_prompts", "value_init_epochs")
-        for name in ("gamma", "lam"):
-            self.require(0 <= getattr(self, name) <= 1, name, "it must be between 0 and 1")
         apart = not self.full_finetuning or bool(self.critic_model_name_or_path)
         self.require(
             apart, "lora", "without an adapter the critic cannot share the base; give critic_model_name_or_path"
