@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.names import run_of
-from nanorlhf.config.option import defaults, item_type
+from nanorlhf.config.option import defaults, item_type, kinds_of
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.errors import RunError, UsageError, error_line, nearest
 from nanorlhf.records.directory import algorithm_of
@@ -145,4 +145,10 @@ def one_line(message: str, config_class: type[TaskConfig]) -> str:
     if unknown:
         name = unknown[1] or unknown[2]
         return f"unknown option {name!r}: {nearest(name, [f.name for f in dataclasses.fields(config_class)])}"
+    wrong, hints = (
+        re.search(r'Parser key "(\w+)":.*(?:Got|Given) value: (\S.*)', message, re.DOTALL),
+        get_type_hints(config_class),
+    )
+    if wrong and wrong[1] in hints:
+        return f"{wrong[1]}={' '.join(wrong[2].split())!r} is of the wrong type: it takes {kinds_of(hints[wrong[1]])}"
     return " ".join(message.replace("Parser key ", "").split())

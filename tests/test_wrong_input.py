@@ -121,6 +121,12 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "reward_funcs: an argument too many": (["--reward_funcs", "exact_answer:x"], "takes no :x"),
     "reward_funcs: no such judge": (["--reward_funcs", "model:./nowhere"], "nowhere"),
     "reward_weights: too many": (["--reward_weights", "[1,2]"], "one weight"),
+    "max_steps: no number": (["--max_steps", "many"], "max_steps='many' is of the wrong type: it takes a whole number"),
+    "engine: none of them": (
+        ["--engine", "sglang"],
+        "engine='sglang' is of the wrong type: it takes one of auto, vllm, hf",
+    ),
+    "max_minutes: no number": (["--max_minutes", "soon"], "it takes a number or nothing (null)"),
     "reward_weights: no number": (["--reward_weights", "1,a"], "reward_weights='1,a' is of the wrong type"),
     "reward_weights: not finite": (["--reward_weights", "[.nan]"], "a finite number"),
     "reward_options: no such reward": (["--reward_options", "{exact: {}}"], "none of this run's rewards"),
