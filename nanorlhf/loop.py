@@ -81,11 +81,9 @@ class Loop:
         warnings += self.passes.notices() + (self.engine.notices() if self.engine else [])
         if self.scorer:
             noted, failures = self.scorer.report()
-            metrics |= noted
-            warnings += failures
+            metrics, warnings = metrics | noted, warnings + failures
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
-        metrics["memory/token_budget"] = self.passes.tokens
-        metrics |= self.residency.metrics()
+        metrics |= {"memory/token_budget": self.passes.tokens} | self.residency.metrics()
         metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None
         return Step(rollout, credit, metrics, warnings, update.skipped)
 
@@ -168,5 +166,5 @@ class Loop:
         """Says so if the engine serves other weights than the policy has."""
         if self.engine is None or self.engine.version == self.policy.version:
             return []
-        served, current = self.engine.version, self.policy.version
-        return [f"the engine is stale: it serves version {served} of the weights, the policy is at {current}"]
+        served = f"it serves version {self.engine.version} of the weights, the policy is at {self.policy.version}"
+        return [f"the engine is stale: {served}"]

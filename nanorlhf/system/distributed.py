@@ -7,6 +7,7 @@ differentiates its share of it, and gradients are added up once an update.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -137,6 +138,12 @@ def world() -> World:
     return _world
 
 
+def end() -> None:
+    """Ends the group with its threads, which may abort a process that exits while they run."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def join(device: torch.device) -> World:
     """Takes the place that a launcher gave, once; without a launcher a process is alone."""
     global _world  # noqa: PLW0603  a process is in one place
@@ -149,5 +156,6 @@ def join(device: torch.device) -> World:
                     f"accelerate's --use_{name.lower()} has no effect here: say --shard_base to keep the base in parts"
                 )
         state = PartialState(cpu=device.type != "cuda", timeout=PATIENCE)
+        atexit.register(end)
         _world = World(state.process_index, state.num_processes, state.device)
     return _world
