@@ -114,3 +114,11 @@ def test_another_failure_keeps_the_whole_cache() -> None:
     assert len(list(engine.generate([Request(i, [1, 2]) for i in range(2)], 0))) == 2
     assert PARTS == [1.0, 1.0]
     assert "started anew, and wrote the same" in engine.notices()[0]
+
+
+def test_memory_that_runs_out_over_the_first_weights_halves_the_cache_too() -> None:
+    second = Engine()
+    engine = restarting(Engine(FULL), second)
+    engine.update(Weights())  # type: ignore[arg-type]
+    assert PARTS == [1.0, 0.5]
+    assert engine.engine is second and engine.version == 3
