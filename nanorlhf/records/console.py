@@ -23,7 +23,7 @@ class ProgressBar:
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done = total, done
         self.started, self.tokens = time.perf_counter(), 0
-        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.live = sys.stderr.isatty() or in_notebook()
         heard = speaks() and self.live
         self.bar = tqdm(  # drawn as time goes by, whether a step was finished or not
             total=total, initial=done, unit="step", dynamic_ncols=True, miniters=0, disable=not heard
@@ -57,6 +57,12 @@ class ProgressBar:
     def close(self) -> None:
         """Ends the bar."""
         self.bar.close()
+
+
+def in_notebook() -> bool:
+    """Whether a cell of a notebook runs this; to have its kernel's library imported is not enough."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and shell.get_ipython() is not None
 
 
 def say(line: str) -> None:

@@ -43,7 +43,6 @@ def test_bar_moves_while_completions_arrive(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have run a notebook
     progress = ProgressBar(3, 1)
     progress.step(STEP)
     progress.step(STEP | {"eval/reward": 0.25})
