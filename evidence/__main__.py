@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from evidence.results import RESULTS, ROOT
+from evidence.speed.scaling import draw_sharing
 from nanorlhf.scripts import compare
 from nanorlhf.scripts.comparing.publish import read_runs, table_text, tables
 from nanorlhf.scripts.comparing.verdicts import verdicts
@@ -44,6 +45,9 @@ RIVALRY = {  # what each benchmark against TRL is about
     "sft": "SFT's update",
     "dpo": "DPO's update",
     "step": "whole steps of GRPO, each with its engine",
+    "smol": "SmolLM2-135M, GRPO's update, prompts of 90, answers of 9",
+    "smol_long": "the same, prompts of 400, answers of 40",
+    "smol_step": "SmolLM2-135M, whole steps of GRPO",
     "goal": "the shipped task, until .90",
     "refresh": "new weights for vLLM",
 }
@@ -62,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     RESULTS.mkdir(exist_ok=True)
     failed = [claim for claim in chosen if not made(claim, args.seeds)]
     write_tables(ROOT / "README.md")
+    if (sharing := RESULTS / "benchmark_sharing.json").exists():
+        draw_sharing(json.loads(sharing.read_text()), ROOT / "docs" / "shared_prompts.png")
     return bool(failed)
 
 

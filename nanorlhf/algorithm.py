@@ -50,6 +50,11 @@ class Algorithm(ABC):
         """The columns to measure before credit: `logprobs`, `ref_logprobs`, `values`."""
         return frozenset()
 
+    @property
+    def answers(self) -> int:
+        """How many samples of a prompt it learns from."""
+        return self.together
+
     def drop(self, rollout: Rollout) -> Tensor:
         """(S,) samples that cannot teach and need no forward pass; they still count in the loss's denominator."""
         return torch.zeros(len(rollout.samples), dtype=torch.bool)
@@ -99,6 +104,10 @@ class OnPolicy(Algorithm):
         if not self.config.kl_coef:
             return frozenset()
         return frozenset({"logprobs", "ref_logprobs"} if self.config.kl_in == "reward" else {"ref_logprobs"})
+
+    @property
+    def answers(self) -> int:
+        return self.samples().each
 
     def samples(self) -> Samples:
         """How many samples for each prompt, and whether a greedy one too."""

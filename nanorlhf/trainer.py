@@ -293,8 +293,8 @@ class Trainer:
             tell(self.plan.table())
         tell(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
-        samples = self.algorithm.samples().each if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
-        tell(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
+        prompts = config.prompts_per_step
+        tell(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
         tell(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
         tell(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")

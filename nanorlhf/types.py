@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nanorlhf.segments import Segments
+
 Progress = Callable[[int], object]  # told how many tokens have just arrived
 
 Text = str | list[dict[str, str]]  # plain text, or chat messages
@@ -122,11 +124,11 @@ class Credit:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Samples end to end in one row: no padding, no masks."""
+    """Samples end to end in one row, what they share once: no padding, no masks."""
 
     input_ids: Tensor  # (T,)
-    position_ids: Tensor  # (T,) restarts at every segment
-    cu_seqlens: Tensor  # (s+1,) int32, where segments start and end
+    position_ids: Tensor  # (T,) in the sample
+    segments: Segments
     predict_at: Tensor  # (N,) the row position whose hidden state predicts each trained token
     targets: Tensor  # (N,)
     sample: Tensor  # (N,) which sample of the rollout, so sequence sums are one scatter

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 64
@@ -70,3 +72,17 @@ def servable(architecture: str, folder: Path, **changes: Any) -> str:
     heads = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32, "initializer_range": 0.1}
     tiny(architecture, **heads | changes).save_pretrained(folder)
     return str(folder)
+
+
+class Exactly(TorchFunctionMode):
+    """Keeps float64 where a model would go over to float32: in norms, rotations and softmax."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        double = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
+        narrower = double and (func is Tensor.float or (func is Tensor.to and torch.float32 in args[1:]))
+        if narrower:
+            return args[0]
+        if double and kwargs.get("dtype") == torch.float32:
+            del kwargs["dtype"]
+        return func(*args, **kwargs)

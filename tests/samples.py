@@ -36,6 +36,13 @@ def rollout(samples: list[Sample], group_size: int = 1) -> Rollout:
     )
 
 
+def together(samples: list[Sample], group_size: int, prompt: int) -> list[Sample]:
+    """The same, each group of them with one prompt of so many tokens."""
+    for i, s in enumerate(samples):
+        s.prompt = sample(prompt, 1, seed=1000 + i // group_size).prompt
+    return samples
+
+
 R1 = (  # a chat template of DeepSeek-R1's kind: thoughts of earlier turns are dropped, the next one is begun
     "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{{ m['content'] }}"
     "{% else %}<|im_start|>assistant\n{{ m['content'].split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"

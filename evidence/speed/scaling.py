@@ -1,4 +1,4 @@
-"""How the cost of our update grows with its tokens, and what it saves if groups teach nothing."""
+"""How the cost of our update grows with its tokens and with its groups, and what it saves if groups teach nothing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ SHORT = {  # many short samples; the first pass is on a model that is warm
 }
 TIMES = (1, 2, 4)
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of groups in which everyone earns the same
+GROUPS = (1, 2, 4, 8, 16)
+GROUPED: dict[str, dict[str, Any]] = {
+    "full": {"prompt_lengths": (400, 400), "median_length": 40, "sigma": 0.0},
+    "tiny": {"prompt_lengths": (40, 40), "median_length": 4, "sigma": 0.0},
+}
 LINEAR, PROPORTIONAL = 0.2, 0.1  # how far off they may be
 
 Measured = Callable[[Path, Workload, int], Run]
@@ -55,9 +60,11 @@ def repeated(options: argparse.Namespace, works: Sequence[Workload], process: Me
                 yield runs
 
 
-def row_tokens(work: Workload) -> int:
-    """Prompts and completions: what passes through the model."""
-    return sum(len(s["prompt_ids"]) + len(s["completion_ids"]) for s in work.rollout())
+def row_tokens(work: Workload, first: int = 0) -> int:
+    """Tokens that pass through the model, without the first groups: a prompt once for all its completions."""
+    samples = work.rollout()[first * work.generations :]
+    prompts = samples[:: work.generations]
+    return sum(len(s["completion_ids"]) for s in samples) + sum(len(s["prompt_ids"]) for s in prompts)
 
 
 def linearity(options: argparse.Namespace, process: Measured) -> Iterator[dict[str, Any]]:
@@ -82,7 +89,7 @@ def dropping(options: argparse.Namespace, process: Measured) -> Iterator[dict[st
     base = dataclasses.replace(SHORT[options.size], kl=0.0)
     works = [dataclasses.replace(base, flat=round(share * base.prompts)) for share in SHARES]
     every = row_tokens(base)
-    left_out = [1 - row_tokens_of(work, work.flat) / every for work in works]
+    left_out = [1 - row_tokens(work, work.flat) / every for work in works]
     for runs in repeated(options, works, process):
         rows = []
         for work, share, mine in zip(works, left_out, runs, strict=True):
@@ -95,10 +102,42 @@ def dropping(options: argparse.Namespace, process: Measured) -> Iterator[dict[st
         yield {"workload": dataclasses.asdict(base), "holds": holds, "rows": rows, "runs": runs}
 
 
-def row_tokens_of(work: Workload, first: int) -> int:
-    """The same, without those of the first groups."""
-    samples = work.rollout()[first * work.generations :]
-    return sum(len(s["prompt_ids"]) + len(s["completion_ids"]) for s in samples)
+def sharing(options: argparse.Namespace, process: Measured) -> Iterator[dict[str, Any]]:
+    """Ever larger groups: tokens that pass through the model, against prompt + completions and against all written."""
+    base = dataclasses.replace(SHORT[options.size], kl=0.0, prompts=2, **GROUPED[options.size])
+    works = [dataclasses.replace(base, generations=size) for size in GROUPS]
+    for runs in repeated(options, works, process):
+        rows = []
+        for work, mine in zip(works, runs, strict=True):
+            if mine:
+                written = sum(len(s["prompt_ids"]) + len(s["completion_ids"]) for s in work.rollout())
+                seconds = {name: median(run[name] for run in mine) for name in ("seconds", "cpu_seconds")}
+                counts = {"expected": row_tokens(work), "computed": mine[0]["row_tokens"], "written": written}
+                rows.append({"group": work.generations} | counts | seconds)
+        holds = all(row["computed"] == row["expected"] for row in rows)
+        yield {"workload": dataclasses.asdict(base), "holds": holds, "rows": rows, "runs": runs}
+
+
+def draw_sharing(report: dict[str, Any], path: Path) -> None:
+    """Tokens by group size: those that pass through the model, and those that would with a prompt for each answer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    sizes = [row["group"] for row in report["rows"]]
+    for name, label, style in (("written", "a prompt for each answer", "--"), ("computed", "a prompt once", "-")):
+        tokens = [row[name] for row in report["rows"]]
+        axes.plot(sizes, tokens, style, marker="o", label=label)
+        axes.annotate(
+            f"{tokens[-1]:,}", (sizes[-1], tokens[-1]), xytext=(-4, 6), textcoords="offset points", ha="right"
+        )
+    prompt, answer = report["workload"]["prompt_lengths"][1], report["workload"]["median_length"]
+    prompts = report["workload"]["prompts"]
+    axes.set(xlabel="answers to each prompt", ylabel="tokens of an update", ylim=(0, None))
+    axes.set_title(f"{prompts} prompts of {prompt} tokens, answers of {answer}", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
 def as_table(report: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from evidence.speed.trl_updates import adapter, arguments, grpo_options, step_ca
 from evidence.speed.workloads import (
     LORA_R,
     REFRESHES,
-    STEPS,
     Meter,
     Run,
     Setting,
@@ -65,7 +64,7 @@ def stepping(folder: Path, work: Workload, setting: Setting, steps: int, callbac
         callbacks=[callback],
         reward_funcs=spread_out,
         train_dataset=Dataset.from_dict({"prompt": work.texts * steps}),
-        args=GRPOConfig(**options, **engine_options(setting, work.limit + 32)),
+        args=GRPOConfig(**options, **engine_options(setting, work.limit + work.longest_prompt)),
     )
     if setting.engine == COLOCATED:
         reload_instead(trainer)
@@ -76,7 +75,9 @@ def step(folder: Path, work: Workload, setting: Setting) -> Run:
     """Whole steps: weights for the engine, completions, rewards, update; the first one warms up."""
     meter, laps = Meter(), []
     meter.start()
-    trainer = stepping(folder, work, setting, STEPS + 1, step_callback(meter.go, lambda _: laps.append(meter.lap())))
+    trainer = stepping(
+        folder, work, setting, work.steps + 1, step_callback(meter.go, lambda _: laps.append(meter.lap()))
+    )
     lengths = trainer._metrics["train"]["completions/mean_length"]  # noqa: SLF001 kept there without a log
     trainer.train()
     tokens = sum(lengths) * work.prompts * work.generations

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import resource
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from statistics import NormalDist, median
 from typing import Any
 
 KL, LORA_R, RATE = 0.05, 16, 1e-5
-STEPS, REFRESHES = 3, 10  # whole steps and refreshes that a process measures, after one of each that warms up
+REFRESHES = 10  # that a process measures, after one that warms up
+EXAMPLES = (
+    "Give the number alone, between answer tags, as the two examples below do.\n\n"
+    "Question: what is 3 + 5?\nAnswer: <answer>8</answer>\n\nQuestion: what is 9 + 4?\nAnswer: <answer>13</answer>\n\n"
+)
 
 Run = dict[str, Any]  # what one process measured
 
@@ -23,6 +28,7 @@ Run = dict[str, Any]  # what one process measured
 class Workload:
     """A Qwen2 model and a rollout, whose lengths are mid-quantiles of a log-normal distribution: no lucky draw.
 
+    `pretrained` names a real model to take instead, whose whole steps begin from sums with worked examples.
     For DPO the first of a prompt's two answers is the better one, for SFT every answer is a demonstration.
     """
 
@@ -32,8 +38,11 @@ class Workload:
     layers: int = 4
     heads: int = 4
     vocabulary: int = 32768
+    pretrained: str = ""
     prompts: int = 4
     generations: int = 8
+    prompt_lengths: tuple[int, int] = (16, 32)  # from, to
+    steps: int = 3  # whole ones, which a process measures after one that warms up
     median_length: int = 128
     sigma: float = 0.9
     longest: int = 1024
@@ -61,24 +70,32 @@ class Workload:
         return lengths
 
     @property
+    def longest_prompt(self) -> int:
+        return self.prompt_lengths[1]
+
+    @property
     def limit(self) -> int:
         """Tokens that a completion may have."""
         return max(self.longest, self.outlier)
 
     @property
     def texts(self) -> list[str]:
-        """The rollout's prompts in words."""
+        """The rollout's prompts in words, or sums for a model that knows them."""
+        if self.pretrained:
+            draw = random.Random(0)
+            sums = [(draw.randrange(10), draw.randrange(10)) for _ in range(self.prompts)]
+            return [f"{EXAMPLES}Question: what is {a} + {b}?\nAnswer: <answer>" for a, b in sums]
         samples = self.rollout()[:: self.generations]
         return [" ".join(f"w{token}" for token in sample["prompt_ids"]) for sample in samples]
 
     def rollout(self) -> list[dict[str, Any]]:
-        """Samples with prompts of 16 to 32 tokens and rewards of 0 or 1; those of one prompt are adjacent."""
+        """Samples with prompts of random tokens and rewards of 0 or 1; those of one prompt are adjacent."""
         draw, samples = random.Random(0), []
 
         def tokens(n: int) -> list[int]:
             return [draw.randrange(2, self.vocabulary) for _ in range(n)]
 
-        prompts = [tokens(draw.randint(16, 32)) for _ in range(self.prompts)]
+        prompts = [tokens(draw.randint(*self.prompt_lengths)) for _ in range(self.prompts)]
         for i, length in enumerate(self.lengths):
             group = i // self.generations
             reward = 1.0 if group < self.flat else float(i % (2 if self.algorithm == "dpo" else 3) == 0)
@@ -177,7 +194,13 @@ def prepare(folder: Path, work: Workload) -> None:
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
+    from nanorlhf.config.names import shipped_model
+
     logging.disable_progress_bar()
+    if work.pretrained:
+        shutil.copytree(shipped_model(work.pretrained), folder, dirs_exist_ok=True)
+        (folder / "rollout.json").write_text(json.dumps(work.rollout()))
+        return
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**work.model)).save_pretrained(folder)
     words = models.WordLevel({f"w{i}": i for i in range(work.vocabulary)}, unk_token="w0")

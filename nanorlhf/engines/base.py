@@ -75,11 +75,11 @@ class Weights(Protocol):
         """PEFT's adapter config as a dict, and its tensors by PEFT's names (as `get_peft_model_state_dict` gives)."""
         ...
 
-    def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of the plain model by its Hugging Face name, adapters merged out of place."""
+    def merged(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of the plain model by its Hugging Face name, adapters merged; or what learning changes."""
         ...
 
-    def saved(self) -> Iterator[tuple[str, Tensor]]:
+    def saved(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
         """The same as a checkpoint has them, which is what vLLM reads."""
         ...
 

@@ -89,12 +89,18 @@ class HFEngine:
         return remarks
 
     def decode(self, rows: list[Row], generator: torch.Generator, sampling: Sampling) -> Iterator[Completion]:
-        """One batch, left-padded, until its last row has ended."""
-        ids, mask = self.left_pad([row.request.prompt_ids for row in rows])
+        """One batch, left-padded, until its last row has ended; a prompt passes through the model once for all rows."""
+        prompts = list(dict.fromkeys(tuple(row.request.prompt_ids) for row in rows))
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        ids, mask = self.left_pad(prompts)
         ends = torch.tensor(sampling.stop_token_ids, device=self.device)
         cache = None
         while rows:
             logits, cache = self.forward(ids, mask, cache)
+            if len(mask) < len(rows):
+                index = torch.tensor([place[tuple(row.request.prompt_ids)] for row in rows], device=self.device)
+                cache.batch_select_indices(index)
+                logits, mask = logits[index], mask[index]
             greedy = torch.tensor([row.request.greedy for row in rows], device=self.device)
             tokens, logprobs = pick(logits, sampling.temperature, greedy, generator)
             ended = torch.isin(tokens, ends).tolist()
@@ -129,10 +135,10 @@ class HFEngine:
         )
         return out.logits[:, -1].float(), out.past_key_values
 
-    def left_pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def left_pad(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """(B, L) ids and mask, the last token of every prompt in the last column."""
         longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=self.device)
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         return ids, mask
 
@@ -157,7 +163,7 @@ class HFEngine:
                 for name, t in tensors.items()
             )
         else:
-            pairs = weights.merged()
+            pairs = weights.merged(everything=self.version == -1)
         for name, tensor in pairs:
             mine[name].copy_(tensor)
         self.version = weights.version

@@ -72,7 +72,7 @@ class VLLMEngine:
         self.sampling, self.version = sampling, -1
         self.sync: WeightSync = sync
         self.devices = [torch.cuda.current_device()] if cuda else []
-        self.sleeps, self.ready = cuda and sleep, True
+        self.sleeps, self.ready, self.complete = cuda and sleep, True, False
         self.lora_request: Any = None
         with kept_random_state(self.devices), undisturbed(verbose):
             self.engine: Any = start(
@@ -154,7 +154,9 @@ class VLLMEngine:
             else:
                 if not self.devices:
                     self.engine.apply_model(forget_kernels)
-                self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.saved()})
+                sent = weights.saved(everything=not self.complete)
+                self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": sent})
+                self.complete = True
         self.forget()
         self.version, self.ready = weights.version, True
 
@@ -162,7 +164,7 @@ class VLLMEngine:
         """Gives back the cache's memory and the weights': kept in main memory under an adapter, else dropped."""
         if self.sleeps and not self.engine.is_sleeping():
             self.engine.sleep(level=1 if self.sync == "lora" else 2)
-            self.ready = False
+            self.ready = self.complete = False
 
     def wake(self) -> None:
         """Takes the memory back; merged weights were dropped, so `update` must fill it before anything is written."""

@@ -1,14 +1,17 @@
-"""Samples into rows: end to end, under a token budget, never padded."""
+"""Samples into rows: end to end, under a token budget, never padded, a prompt once for all its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from nanorlhf.segments import Segments
 from nanorlhf.types import MicroBatch, Rollout
+
+GATHERED = 4  # keys gathered for each token of a row: for so many there is memory
 
 
 def pack(
@@ -16,26 +19,42 @@ def pack(
 ) -> Iterator[MicroBatch]:
     """Micro-batches that hold every sample of `keep (S,)` once; `together` adjacent ones share a row."""
     ends = torch.cumsum(rollout.lengths, 0).tolist()
-    chosen = keep.nonzero().flatten().tolist()
-    units = [chosen[i : i + together] for i in range(0, len(chosen), together)]
-    lengths = [sum(rollout.samples[i].row_length for i in unit) for unit in units]
-    rows = [[u] for u in range(len(units))] if one_per_row else fill(lengths, token_budget)
+    pieces = cut(rollout, keep, 0 if one_per_row else token_budget, together)
+    sizes = [size(rollout, piece) for piece in pieces]
+    rows = [[p] for p in range(len(pieces))] if one_per_row else fill(sizes, token_budget)
     for row in rows:
-        members = [i for u in row for i in units[u]]
-        yield build(rollout, members, [ends[i] for i in members], weights)
+        yield build(rollout, [i for p in row for i in pieces[p]], ends, weights)
 
 
-def divided(rollout: Rollout, chosen: Tensor, parts: int, together: int = 1) -> list[Tensor]:
-    """(S,) disjoint parts of the samples `chosen (S,)`, as alike in tokens as they get: the longest to the emptiest."""
+def cut(rollout: Rollout, chosen: Tensor, budget: int, together: int = 1) -> list[list[int]]:
+    """The samples of `chosen (S,)` prompt by prompt, in pieces under the budget, or of `together` if those are over."""
     index = chosen.nonzero().flatten().tolist()
     units = [index[i : i + together] for i in range(0, len(index), together)]
-    lengths = [sum(rollout.samples[i].row_length for i in unit) for unit in units]
-    shares, loads = [torch.zeros_like(chosen) for _ in range(parts)], [0] * parts
-    for u in sorted(range(len(units)), key=lambda u: (-lengths[u], u)):
-        least = loads.index(min(loads))
-        shares[least][units[u]] = True
-        loads[least] += lengths[u]
-    return shares
+    pieces: list[list[int]] = []
+    for _, family in groupby(units, lambda unit: rollout.samples[unit[0]].prompt.ids):
+        piece: list[int] = []
+        for unit in family:
+            if piece and size(rollout, piece + unit) > budget:
+                pieces.append(piece)
+                piece = []
+            piece = piece + unit
+        pieces.append(piece)
+    return pieces
+
+
+def families(rollout: Rollout, row: Iterable[int]) -> list[tuple[list[int], list[int]]]:
+    """Prompts, each with the adjacent samples of a row that answer it."""
+    return [(prompt, list(answers)) for prompt, answers in groupby(row, lambda i: rollout.samples[i].prompt.ids)]
+
+
+def size(rollout: Rollout, row: Iterable[int]) -> int:
+    """Tokens that pass through the model, a prompt once; or what they count for, if many answers gather its keys."""
+    tokens = keys = 0
+    for prompt, answers in families(rollout, row):
+        written = sum(len(rollout.samples[i].completion_ids) for i in answers)
+        tokens += len(prompt) + written
+        keys += len(prompt) * (len(answers) + (len(answers) > 1)) + written
+    return max(tokens, -(-keys // GATHERED))
 
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -54,25 +73,30 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Tensor) -> MicroBatch:
-    """One row from the samples at `row`, whose tokens end at `ends` in the rollout's flat columns."""
+    """One row from the samples at `row`; every sample's tokens end at `ends` in the rollout's flat columns."""
     ids: list[int] = []
-    starts, predict_at, targets, owner, tokens, positions = [0], [], [], [], [], []
-    for i, end in zip(row, ends, strict=True):
-        s = rollout.samples[i]
-        first = len(ids) + len(s.prompt.ids) - 1  # the last prompt token predicts the first completion token
-        own = [k for k in range(len(s.completion_ids)) if s.own is None or s.own[k]]
-        ids += s.prompt.ids + s.completion_ids
-        positions.append(torch.arange(s.row_length))
-        starts.append(len(ids))
-        predict_at += [first + k for k in own]
-        targets += [s.completion_ids[k] for k in own]
-        owner += [i] * len(own)
-        tokens.append(torch.arange(end - len(own), end))
+    predict_at, targets, owner, tokens, positions = [], [], [], [], []
+    for prompt, answers in families(rollout, row):
+        positions.append(torch.arange(len(prompt)))
+        ids += prompt
+        last = len(ids) - 1  # it predicts the first token of every answer
+        for i in answers:
+            s = rollout.samples[i]
+            own = [k for k in range(len(s.completion_ids)) if s.own is None or s.own[k]]
+            predict_at += [len(ids) + k - 1 if k else last for k in own]
+            positions.append(torch.arange(len(prompt), s.row_length))
+            ids += s.completion_ids
+            targets += [s.completion_ids[k] for k in own]
+            owner += [i] * len(own)
+            tokens.append(torch.arange(ends[i] - len(own), ends[i]))
     at = torch.cat(tokens)
     return MicroBatch(
         input_ids=torch.tensor(ids),
         position_ids=torch.cat(positions),
-        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        segments=Segments.of(
+            (len(prompt), [len(rollout.samples[i].completion_ids) for i in answers])
+            for prompt, answers in families(rollout, row)
+        ),
         predict_at=torch.tensor(predict_at, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         sample=torch.tensor(owner, dtype=torch.long),
@@ -81,18 +105,6 @@ def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Te
         weights=weights[at],
         columns={name: column[at] for name, column in rollout.columns.items()},
     )
-
-
-def idle(rollout: Rollout) -> MicroBatch:
-    """A row that passes through the model and teaches nothing: the shortest sample, with none of its tokens trained."""
-    shortest = min(range(len(rollout.samples)), key=lambda i: rollout.samples[i].row_length)
-    row = build(
-        rollout, [shortest], [int(rollout.lengths[: shortest + 1].sum())], torch.zeros(int(rollout.lengths.sum()))
-    )
-    nothing = {
-        name: getattr(row, name)[:0] for name in ("predict_at", "targets", "sample", "group", "tokens", "weights")
-    }
-    return replace(row, **nothing, columns={name: column[:0] for name, column in row.columns.items()})
 
 
 def token_weights(lengths: Tensor, counted: Tensor, norm: str, max_length: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from nanorlhf.errors import RunError, UsageError
-from nanorlhf.learning.packing import divided, idle, pack
+from nanorlhf.learning.packing import cut, pack, size
+from nanorlhf.learning.shares import divided, idle
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.distributed import world
 from nanorlhf.system.random_state import random_state, restore_random
@@ -68,20 +69,20 @@ class Passes:
     ) -> Iterator[Attempt]:
         """Attempts at the samples `chosen (S,)`, until one succeeds; `together` adjacent ones share a row."""
         mine = self.share(rollout, chosen, together)
-        sizes = [rollout.samples[i].row_length for i in mine.nonzero().flatten().tolist()]
-        lengths = [sum(sizes[i : i + together]) for i in range(0, len(sizes), together)] or [0]
         weights = torch.zeros(int(rollout.lengths.sum())) if weights is None else weights
+        longest = max((size(rollout, unit) for unit in cut(rollout, mine, 0, together)), default=0)
+        whole = longest if self.one_per_row else size(rollout, mine.nonzero().flatten().tolist())
 
         def rows() -> list[MicroBatch]:
             packed = list(pack(rollout, mine, weights, self.tokens, self.one_per_row, together))
             return packed + self.idle(rollout, len(packed))
 
-        return self.retries(phase, [max(lengths)] if self.one_per_row else lengths, rows)
+        return self.retries(phase, longest, whole, rows)
 
     def retries(
-        self, phase: str, lengths: Sequence[int], rows: Callable[[], Rows], undo: Callable[[], None] | None = None
+        self, phase: str, longest: int, whole: int, rows: Callable[[], Rows], undo: Callable[[], None] | None = None
     ) -> Iterator[Attempt]:
-        """Attempts from the same random numbers; `lengths` are of what may not be cut: samples, or pairs in a row."""
+        """Attempts from the same random numbers, at `whole` tokens, of which `longest` must lie in one row."""
         while True:
             before = random_state()
             attempt = Attempt(phase, rows, self.in_step)
@@ -92,20 +93,22 @@ class Passes:
             (undo or self.undo)()
             empty_cache()
             restore_random(before)
-            self.lower(phase, lengths)
+            self.lower(phase, longest, whole)
 
     def share(self, rollout: Rollout, chosen: Tensor, together: int = 1) -> Tensor:
         """(S,) this process's part of the samples `chosen (S,)`."""
         here = world()
-        return chosen if here.size == 1 else divided(rollout, chosen, here.size, together)[here.rank]
+        if here.size == 1:
+            return chosen
+        return divided(rollout, chosen, here.size, together, self.one_per_row)[here.rank]
 
     def idle(self, rollout: Rollout, rows: int) -> list[MicroBatch]:
         """Idle rows, until every process has as many."""
         return [idle(rollout)] * (max(world().gather(rows)) - rows) if self.in_step else []
 
-    def lower(self, phase: str, lengths: Sequence[int]) -> None:
+    def lower(self, phase: str, longest: int, whole: int) -> None:
         """Halves what was tried, but leaves room for the longest."""
-        longest, tried = max(lengths), min(self.tokens, sum(lengths))
+        tried = min(self.tokens, whole)
         if tried <= longest:
             raise TooLongError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
         self.tokens = max(longest, tried // 2)

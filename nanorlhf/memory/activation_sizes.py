@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from nanorlhf.memory.workspace import Line, Workspace, between
 from nanorlhf.policy import attention, recomputation
 from nanorlhf.policy.loading import fuse_adapters, let_lora_drop, with_adapter
 from nanorlhf.policy.logprobs import CHUNK, Head, head_of, plain, token_logprobs
+from nanorlhf.segments import Segments
 
+Family = tuple[int, Sequence[int]]  # tokens of a prompt, and of each of its answers
 LAYERS = 2  # of the smaller of two traced models; a line through both says the rest
 
 
@@ -105,16 +107,15 @@ def without_memory(model: nn.Module) -> list[Tensor]:
     return known
 
 
-def through_layers(model: nn.Module, lengths: list[int], *, grad: bool, half: bool) -> tuple[int, int]:
-    """Bytes at the worst moment of a pass over samples of these lengths, and those left when the forward is through."""
-    known, tokens = without_memory(model), sum(lengths)
-    ids = torch.zeros(1, tokens, dtype=torch.long)
-    ends = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+def through_layers(model: nn.Module, segments: Segments, *, grad: bool, half: bool) -> tuple[int, int]:
+    """Bytes at the worst moment of a pass over such a row, and those left when the forward is through."""
+    known = without_memory(model)
+    ids = torch.zeros(1, sum(segments.lengths), dtype=torch.long)
     with Living(known) as living, torch.set_grad_enabled(grad):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             out = (
                 plain(model)
-                .base_model(input_ids=ids, position_ids=ids, use_cache=False, segments=(ends, lengths))
+                .base_model(input_ids=ids, position_ids=ids, use_cache=False, segments=segments)
                 .last_hidden_state
             )
         kept = living.now
@@ -143,17 +144,18 @@ def through_head(head: Head, tokens: int, *, grad: bool, half: bool, entropy_gra
 def trace(
     make: Callable[[int], nn.Module],
     layers: int,
-    longest: int,
+    family: Family,
     *,
     grad: bool,
     half: bool,
     recompute: bool = False,
     entropy_grad: bool = False,
 ) -> Workspace:
-    """The workspace of a model of `layers` layers: `make` makes low ones, which one and two of the longest pass."""
+    """The workspace of a model of `layers` layers: `make` makes low ones, which one and two such families pass."""
     low, high = min(LAYERS, layers), min(2 * LAYERS, layers)
     models = {depth: make(depth).eval() for depth in (low, high)}
     lines: dict[int, tuple[Line, Line]] = {}
+    longest = family[0] + sum(family[1])
     with FakeTensorMode():
         for depth, model in models.items():
             if grad:
@@ -162,8 +164,8 @@ def trace(
             base.set_attn_implementation(attention.NAME)
             if recompute:
                 recomputation.recompute(base, "off", torch.device("cpu"))
-            one = through_layers(model, [longest], grad=grad, half=half)
-            two = through_layers(model, [longest, longest], grad=grad, half=half)
+            one = through_layers(model, Segments.of([family]), grad=grad, half=half)
+            two = through_layers(model, Segments.of([family, family]), grad=grad, half=half)
             peak, kept = (Line.through((longest, one[i]), (2 * longest, two[i])) for i in (0, 1))
             lines[depth] = peak, kept
         head = head_of(models[low])

@@ -17,7 +17,8 @@ from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.engines.kv_cache import sequence_bytes
 from nanorlhf.engines.vllm import BLOCK, PREFILL, SEQUENCES, room_for
-from nanorlhf.memory.activation_sizes import skeleton, trace
+from nanorlhf.learning.packing import GATHERED
+from nanorlhf.memory.activation_sizes import Family, skeleton, trace
 from nanorlhf.memory.plan import PHASES, Needs, Phase, Resident
 from nanorlhf.memory.workspace import Line, Workspace, largest
 from nanorlhf.policy import recomputation
@@ -68,7 +69,7 @@ class ModelSize:
 
     def workspace(
         self,
-        longest: int,
+        family: Family,
         *,
         grad: bool,
         recompute: bool = False,
@@ -79,7 +80,7 @@ class ModelSize:
         return trace(
             lambda depth: skeleton(self.config, self.about, self.peft_config, depth),
             layers or self.layers,
-            longest,
+            family,
             grad=grad,
             half=self.half,
             recompute=recompute,
@@ -113,11 +114,14 @@ def needs_of(
     if judged := sum(j.bytes for j in judges):
         residents.append(Resident("reward model", judged, frozenset({"score"}), "reward model", kept=True))
     residents += engine_residents(body, engine) if engine else []
-    longest = (config.max_prompt_length + config.max_completion_length) * algorithm.together
+    prompt, answer = config.max_prompt_length, config.max_completion_length
+    longest, answers = prompt + answer * algorithm.together, algorithm.answers
+    # What answers gather is most if they are short; for so much there is room in every row.
+    family = (longest - GATHERED + 1, [1] * (GATHERED - 1)) if answers > 1 and longest > GATHERED else (longest, [0])
     bodies = [body, critic] if critic else [body]
 
     def widest(**how: Any) -> Workspace:
-        return largest([b.workspace(longest, **how) for b in bodies], longest)
+        return largest([b.workspace(family, **how) for b in bodies], longest)
 
     backward = {"grad": True, "entropy_grad": algorithm.entropy_grad}
     return Needs(
@@ -134,6 +138,7 @@ def needs_of(
         sequence=cached(body, engine) if engine else 0,
         requests=requests(config, algorithm) if engine else 0,
         layers=body.layers,
+        group=(prompt + answers * answer, answers * (prompt + answer)),
         advice=advice(config),
     )
 

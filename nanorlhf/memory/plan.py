@@ -52,6 +52,7 @@ class Needs:
     sequence: int = 0  # bytes of cache for one completion of full length; 0: no engine
     requests: int = 0  # completions that may decode at once
     layers: int = 1  # of the policy
+    group: tuple[int, int] = (0, 0)  # tokens of a prompt with all its answers at full length: in rows, and written out
     advice: tuple[str, ...] = ()  # what would make it smaller
 
     def present(self, phase: Phase, moved: frozenset[Unit]) -> list[Resident]:
@@ -170,6 +171,9 @@ class Plan:
         again = "with" if self.recompute else "without"
         some = f" of {self.recompute} of {self.needs.layers} layers" if 0 < self.share < 1 else ""
         lines.append(f"micro-batches: {self.tokens:,} tokens, {again} gradient checkpointing{some}")
+        computed, written = self.needs.group
+        if computed < written:
+            lines.append(f"a group of full length: {computed:,} tokens, its prompt once, instead of {written:,}")
         if self.sequences:
             lines.append(
                 f"cache: {self.sequences} completions of full length at once, of at most {self.needs.requests}"

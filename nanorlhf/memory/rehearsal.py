@@ -53,7 +53,7 @@ def fits(learners: Sequence[Learner], passes: Passes, config: TrainConfig, toget
 
 def try_out(learners: Sequence[Learner], passes: Passes, config: TrainConfig, together: int) -> None:
     """The longest sample and a full row, in ever smaller rows."""
-    longest = (config.max_prompt_length + config.max_completion_length) * together
+    longest = config.max_prompt_length + config.max_completion_length * together
     vocabulary = learners[0].body.base.config.get_text_config().vocab_size
     before = random_state.random_state()
 
@@ -63,11 +63,11 @@ def try_out(learners: Sequence[Learner], passes: Passes, config: TrainConfig, to
             for row in full_rows(config, vocabulary, longest, wanted, passes.one_per_row, together):
                 yield row.to(learners[0].body.device)
 
-    lengths = [longest] * (1 if passes.one_per_row else -(-passes.tokens // longest))
+    whole = longest if passes.one_per_row else max(longest, passes.tokens)
     optimizers = [learner.optimizer for learner in learners]
     try:
         with filled(optimizers):
-            for attempt in passes.retries("rehearsal", lengths, rows, undo=lambda: None):
+            for attempt in passes.retries("rehearsal", longest, whole, rows, undo=lambda: None):
                 with attempt as tried:
                     for row in tried:
                         for learner in learners:
@@ -82,16 +82,18 @@ def full_rows(
     config: TrainConfig, vocabulary: int, longest: int, tokens: int, one_per_row: bool, together: int
 ) -> list[MicroBatch]:
     """A row of samples as long as they come, and what is left of `tokens`; mostly of answers, which cost most."""
-    prompt = max(1, min(config.max_prompt_length, longest // together - config.max_completion_length))
+    prompt = max(1, min(config.max_prompt_length, longest - config.max_completion_length * together))
     units = [longest] * max(1, tokens // longest)
     if tokens > longest and tokens % longest >= 2 * together:
         units.append(tokens % longest)
     samples = []
-    for length in (unit // together for unit in units for _ in range(together)):
-        ids = (torch.arange(length) % vocabulary).tolist()
-        asked = min(prompt, length - 1)
-        samples.append(Sample(Prompt(0, ids[:asked], "", {}), ids[asked:], [], True, ""))
-    rollout = Rollout(samples, torch.zeros(len(samples), dtype=torch.long), torch.zeros(len(samples)))
+    for number, length in enumerate(units):  # no two prompts are the same: it would come once
+        answer = (length - min(prompt, length - together)) // together
+        ids = [(number + k) % vocabulary for k in range(length)]
+        asked = Prompt(number, ids[: length - answer * together], "", {})
+        samples += [Sample(asked, ids[-answer:], [], True, "") for _ in range(together)]
+    group = torch.arange(len(units)).repeat_interleave(together)
+    rollout = Rollout(samples, group, torch.zeros(len(samples)))
     everything = torch.ones(len(samples), dtype=torch.bool)
     weights = torch.zeros(int(rollout.lengths.sum()))
     return list(pack(rollout, everything, weights, sum(units), one_per_row, together))

@@ -1,4 +1,4 @@
-"""Attention over packed rows: many samples end to end in one row of tokens, none of which sees another's."""
+"""Attention over packed rows: many samples end to end in one row of tokens, which share no more than their prompt."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from nanorlhf.errors import UsageError
 from nanorlhf.policy.logprobs import plain
+from nanorlhf.segments import Segments
 
 NAME = "nanorlhf_packed"  # what `attn_implementation` is called
 PACKABLE = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types without a memory of their own
 GROWING = {"dynamic", "longrope"}  # rotations that depend on the longest sample of the row
+MASKED = 512  # queries under one mask, which is as wide as their keys
 GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
@@ -37,20 +39,24 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    segments: tuple[Tensor, list[int]] | None = None,
+    segments: Segments | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment, (1, T, heads, D); `segments` are their ends and their lengths."""
+    """Causal attention within each segment and to the prompt that it goes on from, (1, T, heads, D)."""
     if segments is None:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not pass on to attention where the samples of a row end"
         )
-    cu_seqlens, lengths = segments
-    window = sliding_window if sliding_window is not None and sliding_window < max(lengths) else None
+    longest = max(segments.visible)
+    window = sliding_window if sliding_window is not None and sliding_window < longest else None
     if softcap is None and s_aux is None and not dropout and fits_kernel(query, value):
-        return by_kernel(query, key, value, cu_seqlens, max(lengths), scaling, window)[None], None
+        return by_kernel(query, key, value, segments, scaling, window)[None], None
     outputs = []
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+    queries, keys, values = (x.split(segments.lengths, dim=2) for x in (query, key, value))
+    for i, prompt in enumerate(segments.prompts):
+        q, k, v = queries[i], keys[i], values[i]
+        if prompt is not None:
+            k, v = torch.cat([keys[prompt], k], dim=2), torch.cat([values[prompt], v], dim=2)
         if softcap is None and s_aux is None:
             out = fused(q, k, v, dropout, scaling, window)
         else:
@@ -78,28 +84,26 @@ def has_flash(device: torch.device) -> bool:
 
 
 def by_kernel(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    longest: int,
-    scaling: float | None,
-    window: int | None,
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: int | None
 ) -> Tensor:
-    """All segments (T, heads, D) in one launch, on CUDA."""
+    """All segments (T, heads, D) in one launch, on CUDA; the last query of each sees up to the last of its keys."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q.dtype
     q, k, v = (x.to(dtype) for x in (q, k, v))  # norms and rotations may have left float32 behind
-    ends, size = cu_seqlens.to(torch.int32), (-1 if window is None else window - 1, 0)  # a window counts its own token
+    if segments.seen is not None:
+        k, v = k[segments.seen], v[segments.seen]  # a prompt once for each of its answers
     if not GQA and q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, **GQA)  # type: ignore[return-value]
+    ends, longest = (segments.ends, segments.seen_ends), (max(segments.lengths), max(segments.visible))
+    size = (-1 if window is None else window - 1, 0)  # a window counts its own token
+    return varlen_attn(q, k, v, *ends, *longest, scale=scaling, window_size=size, **GQA)  # type: ignore[return-value]
 
 
-def visible(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys (columns) each query (row) of one segment sees."""
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
-    return mask if window is None else mask.triu_(1 - window)
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys (columns) each of the last queries (rows) of a sample sees."""
+    first = keys - queries
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(first)
+    return mask if window is None else mask.triu_(first + 1 - window)
 
 
 def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,16 +114,22 @@ def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None, window: int | None) -> Tensor:
     """One segment through SDPA."""
-    gqa = q.device.type == "cpu"  # elsewhere shared heads may cost the fast path
-    if isinstance(q, FakeTensor):  # for a memory plan, which counts what CUDA would keep
-        gqa = bool(GQA) and suits_kernel(q, v)
+    counted = isinstance(q, FakeTensor) and suits_kernel(q, v)  # for a memory plan: as the kernel does on a card
+    gqa = bool(GQA) and counted if isinstance(q, FakeTensor) else q.device.type == "cpu"  # elsewhere it may be slower
     if not gqa:
         k, v = shared_heads(q, k, v)
-    length = q.shape[2]
-    mask = visible(length, window, q.device) if window is not None and window < length else None
-    return functional.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=gqa
-    )
+    how = {"dropout_p": dropout, "scale": scaling, "enable_gqa": gqa}
+    queries, keys = q.shape[2], k.shape[2]
+    if counted or (queries == keys and (window is None or window >= keys)):
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
+    outputs, seen = [], keys - queries
+    for part in q.split(MASKED, dim=2):  # is_causal lets the first query see the first key alone
+        seen += part.shape[2]
+        first = 0 if window is None else max(0, seen - part.shape[2] + 1 - window)
+        mask = visible(part.shape[2], seen - first, window, q.device)
+        near = k[:, :, first:seen], v[:, :, first:seen]
+        outputs.append(functional.scaled_dot_product_attention(part, *near, mask, **how))
+    return torch.cat(outputs, dim=2)
 
 
 def spelled_out(
@@ -134,14 +144,14 @@ def spelled_out(
 ) -> Tensor:
     """One segment step by step, for capped scores (Gemma 2) and attention sinks (gpt-oss)."""
     k, v = shared_heads(q, k, v)
-    length = q.shape[2]
+    queries, keys = q.shape[2], k.shape[2]
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    scores = scores.masked_fill(~visible(length, window, q.device), -torch.inf)
+    scores = scores.masked_fill(~visible(queries, keys, window, q.device), -torch.inf)
     if sinks is not None:  # one more column, which takes its share and gives nothing
-        scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(-1, -1, length, -1)], dim=-1)
-    weights = scores.softmax(-1)[..., :length].to(v.dtype)
+        scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(-1, -1, queries, -1)], dim=-1)
+    weights = scores.softmax(-1)[..., :keys].to(v.dtype)
     return functional.dropout(weights, dropout) @ v
 
 

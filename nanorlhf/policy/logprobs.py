@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanorlhf.segments import Segments
 from nanorlhf.system import gpu_memory
 
 CHUNK = 1 << 24  # logits worked on at a time, rows x V, if memory is short: 64 MiB
@@ -46,14 +47,13 @@ def head_of(model: nn.Module) -> Head:
     return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
 
-def backbone_hidden(model: nn.Module, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+def backbone_hidden(model: nn.Module, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
     """Last hidden states (T, H) of one packed row (T,); the LM head does not run."""
-    lengths = cu_seqlens.diff().tolist()  # once a row: every layer asking the GPU would be a wait per layer
     output = plain(model).base_model(
         input_ids=input_ids[None],
         position_ids=position_ids[None],
         use_cache=False,
-        segments=(cu_seqlens, lengths),  # travels to our attention function, and through gradient checkpointing
+        segments=segments,  # travels to our attention function, and through gradient checkpointing
     )
     return output.last_hidden_state[0]
 

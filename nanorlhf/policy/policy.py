@@ -162,7 +162,7 @@ class Policy:
     def hidden(self, batch: MicroBatch, model: nn.Module | None = None) -> Tensor:
         """(T, H) last hidden states of a row."""
         with self.autocast():
-            return backbone_hidden(model or self.model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+            return backbone_hidden(model or self.model, batch.input_ids, batch.position_ids, batch.segments)
 
     def logprobs(
         self, batch: MicroBatch, model: nn.Module | None = None, entropy_grad: bool = False
@@ -179,11 +179,16 @@ class Policy:
         return self.model.peft_config[POLICY].to_dict(), get_peft_model_state_dict(self.model)
 
     @torch.no_grad()
-    def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of the plain model by its Hugging Face name, merged out of place: the base never drifts."""
+    def merged(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of the plain model by its Hugging Face name, merged out of place: the base never drifts.
+
+        Or only those that an adapter changes, and their neighbours: engines make one matrix of several.
+        """
         deltas = {id(m.get_base_layer().weight): m for m in self.base.modules() if isinstance(m, LoraLayer)}  # type: ignore[union-attr]
-        for name, parameter in self.base.named_parameters():
-            if "lora_" in name:
+        named = [(name, p) for name, p in self.base.named_parameters() if "lora_" not in name]
+        changed = {block(name) for name, p in named if id(p) in deltas}
+        for name, parameter in named:
+            if not everything and changed and block(name) not in changed:
                 continue
             adapted = deltas.get(id(parameter))
             weight = whole(parameter.detach())
@@ -191,13 +196,13 @@ class Policy:
                 weight = weight + adapted.get_delta_weight(POLICY).to(weight.dtype)  # type: ignore[operator]
             yield name.replace(".base_layer.", "."), weight
 
-    def saved(self) -> Iterator[tuple[str, Tensor]]:
+    def saved(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
         """The same by the names and in the shapes of a checkpoint: a layer's experts are one tensor here, and many
         there."""
         if getattr(self.base, "_weight_conversions", None) == []:
-            yield from self.merged()
+            yield from self.merged(everything)
             return
-        for _, layer in groupby(self.merged(), lambda named: re.match(r".*?\.\d+\.|", named[0])[0]):  # type: ignore[index]
+        for _, layer in groupby(self.merged(everything), lambda named: re.match(r".*?\.\d+\.|", named[0])[0]):  # type: ignore[index]
             yield from revert_weight_conversion(self.base, dict(layer)).items()
 
     def serving_copy(self, sync: WeightSync) -> nn.Module:
@@ -209,3 +214,8 @@ class Policy:
             if sync == "merged":
                 model = model.merge_and_unload()  # type: ignore[operator]
         return model.requires_grad_(False).eval()
+
+
+def block(name: str) -> str:
+    """The attention or MLP that a layer's parameter belongs to."""
+    return name.replace(".base_layer.", ".").rpartition(".")[0].rpartition(".")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nanorlhf.policy.attention import NAME, UnsupportedModelError, one_per_row
 from nanorlhf.policy.logprobs import backbone_hidden, head_of, plain, token_logprobs
+from nanorlhf.segments import Segments
 
 
 @torch.no_grad()
@@ -31,14 +32,21 @@ def verify(model: nn.Module) -> None:
     dtype = torch.get_autocast_dtype(device.type) if autocast else head.weight.dtype
     noise = 3 * math.sqrt(torch.finfo(dtype).eps)  # float32: .001 nats a token; bfloat16: .27
     draw = torch.Generator().manual_seed(0)
-    first, second, other = (torch.randint(len(head.weight), (n,), generator=draw).to(device) for n in (24, 17, 24))
+    sizes = (24, 17, 9, 13, 24, 9)
+    first, prompt, one, two, other, another = (torch.randint(len(head.weight), (n,), generator=draw) for n in sizes)
+    sizes = (24, 17, 11, 13, 24, 11)
+    first, prompt, one, two, other, another = (
+        torch.randint(len(head.weight), (n,), generator=draw).to(device) for n in sizes
+    )
+    samples, nothing = [first, torch.cat([prompt, one]), torch.cat([prompt, two])], first[:0]
+    fresh = [slice(None), slice(None), slice(len(prompt), None)]  # the prompt comes once
     with evaluating(model), short_windows(base, 8):
         with eager(base):
-            hidden = torch.cat(
-                [base.base_model(s[None], use_cache=False).last_hidden_state[0] for s in (first, second)]
-            )
-            logits = torch.cat([base(s[None], use_cache=False).logits[0] for s in (first, second)])
-        targets = torch.cat([first, second]).roll(-1)
+            runs = [base.base_model(s[None], use_cache=False).last_hidden_state[0] for s in samples]
+            hidden = torch.cat([run[new] for run, new in zip(runs, fresh, strict=True)])
+            runs = [base(s[None], use_cache=False).logits[0] for s in samples]
+            logits = torch.cat([run[new] for run, new in zip(runs, fresh, strict=True)])
+        targets = torch.cat([first, prompt, one, two]).roll(-1)
         own = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
         off = (token_logprobs(hidden, head, targets, 1.0)[0] - own).abs().mean()
         if not off <= noise:
@@ -46,15 +54,17 @@ def verify(model: nn.Module) -> None:
                 f"{name}: its LM head does more than we know of (log-probabilities {off:.2g} off)"
             )
         try:
-            packed, touched = row(model, first, second), row(model, other, second)
+            packed = row(model, (nothing, first), (prompt, one, two))
+            touched = row(model, (nothing, other), (prompt, another, two))
         except TypeError as error:
             why = f"it cannot be told where the samples of a row end ({error})"
             if "NoneType" in str(error):
                 why = "its layers read the attention mask themselves (to choose tokens by), and packed rows have none"
             raise UnsupportedModelError(f"{name}: {why}") from error
-        leak = (packed - touched)[len(first) :].abs().mean() / packed.abs().mean()
+        apart = (packed - touched).split([len(first), len(prompt), len(one), len(two)])
+        leak = torch.cat(apart[1::2]).abs().mean() / packed.abs().mean()
         if not leak <= noise:
-            raise UnsupportedModelError(f"{name}: a sample changes with the one before it in the row (by {leak:.0%})")
+            raise UnsupportedModelError(f"{name}: a sample changes with another one in its row (by {leak:.0%})")
         off = (token_logprobs(packed, head, targets, 1.0)[0] - own).abs().mean()
         if not off <= noise:
             raise UnsupportedModelError(
@@ -62,15 +72,23 @@ def verify(model: nn.Module) -> None:
             )
 
 
-def row(model: nn.Module, *samples: Tensor) -> Tensor:
-    """Hidden states (T, H) of samples packed as training packs them."""
-    rows = [[s] for s in samples] if one_per_row(model) else [list(samples)]
-    states = []
-    for packed in rows:
-        places = [torch.arange(len(s), device=s.device) for s in packed]
-        ends = torch.tensor([0, *(len(s) for s in packed)], device=packed[0].device).cumsum(0, dtype=torch.int32)
-        states.append(backbone_hidden(model, torch.cat(packed), torch.cat(places), ends))
-    return torch.cat(states)
+def row(model: nn.Module, *families: Sequence[Tensor]) -> Tensor:
+    """Hidden states (T, H) of prompts, each with the answers that follow it, packed as training packs them."""
+    if not one_per_row(model):
+        return states(model, families)
+    alone = [(prompt, answers[:i], answer) for prompt, *answers in families for i, answer in enumerate(answers)]
+    return torch.cat(
+        [states(model, [(prompt, answer)])[len(prompt) if earlier else 0 :] for prompt, earlier, answer in alone]
+    )
+
+
+def states(model: nn.Module, families: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The same in one row, whatever the model."""
+    ids, places = torch.cat([part for family in families for part in family]), []
+    for prompt, *answers in families:
+        places += [torch.arange(len(prompt)), *(torch.arange(len(a)) + len(prompt) for a in answers)]
+    segments = Segments.of((len(prompt), [len(a) for a in answers]) for prompt, *answers in families)
+    return backbone_hidden(model, ids, torch.cat(places).to(ids.device), segments.to(ids.device))
 
 
 @contextlib.contextmanager

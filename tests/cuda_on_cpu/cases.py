@@ -46,7 +46,7 @@ from tests.cuda_on_cpu import counts
 from tests.cuda_on_cpu.kernels import Watch, register
 from tests.memory.test_residency import SUM, a_plan
 from tests.models import HYBRID, SERVED, tiny
-from tests.samples import rollout, sample
+from tests.samples import rollout, sample, together
 
 Plant = Callable[[pytest.MonkeyPatch], Any]
 
@@ -59,6 +59,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     architecture: str = "qwen2"  # or a model that is shipped
     layers: int = 2
+    siblings: bool = False  # whether answers share their group's prompt, which is then longer than a window
 
 
 PARKED = {"gradient_checkpointing": True, "activation_offload": "on"}
@@ -72,6 +73,8 @@ CASES = {
     "all weights": Case("grpo", {"lora": "none", "kl_coef": 0.1}),
     "all weights, float32": Case("grpo", {"lora": "none", "dtype": "float32", "kl_coef": 0.1}),
     "all weights, bfloat16": Case("grpo", {"lora": "none", "dtype": "bfloat16"}),
+    **{f"siblings, {name}": Case("grpo", {"kl_coef": 0.1}, name, siblings=True) for name in ("mistral", "gemma2")},
+    "siblings, recomputed": Case("grpo", {"gradient_checkpointing": True}, "mistral", siblings=True),
     "deep": Case("grpo", {"kl_coef": 0.1}, "qwen3", 5),
     "deep, recomputed": Case("grpo", {"gradient_checkpointing": True, "kl_coef": 0.1}, "qwen3", 5),
     "deep, parked": Case("grpo", PARKED | {"kl_coef": 0.1}, "qwen3", 5),
@@ -84,8 +87,9 @@ CASES = {
 class Given:
     """The same samples at every step, two groups of four."""
 
-    def __init__(self, algorithm: str) -> None:
-        self.samples = rollout([sample(3 + i % 4, 4 + 2 * i, seed=i) for i in range(8)], group_size=4)
+    def __init__(self, algorithm: str, siblings: bool = False) -> None:
+        made, size = [sample(3 + i % 4, 4 + 2 * i, seed=i) for i in range(8)], 2 if algorithm == "dpo" else 4
+        self.samples = rollout(together(made, size, 12) if siblings else made, group_size=size)
         self.samples.baselines = torch.full((8,), 0.5)
         if algorithm in {"sft", "dpo"}:
             self.samples.rewards, self.samples.columns = torch.tensor([1.0, 0.0] * 4), {}
@@ -117,7 +121,7 @@ def loop_of(case: Case, device: str) -> Loop:
     if "ref_logprobs" in algorithm.needs:
         policy.keep_reference()
     critic = Critic(config, policy) if case.algorithm == "ppo" else None
-    return Loop(config, algorithm, policy, Given(case.algorithm), critic=critic)
+    return Loop(config, algorithm, policy, Given(case.algorithm, case.siblings), critic=critic)
 
 
 @contextlib.contextmanager
@@ -192,8 +196,8 @@ def shorter(kernel: Any, *args: Any, window_size: tuple[int, int], **options: An
     return kernel(*args, window_size=(max(-1, window_size[0] - 1), 0), **options)
 
 
-def wider(kernel: Any, q: Tensor, k: Tensor, v: Tensor, ends: Tensor, _: Tensor, *rest: int, **options: Any) -> Tensor:
-    return kernel(q, k, v, ends.long(), ends.long(), *rest, **options)
+def wider(kernel: Any, q: Tensor, k: Tensor, v: Tensor, *ends: Any, **options: Any) -> Tensor:
+    return kernel(q, k, v, *(e.long() if isinstance(e, Tensor) else e for e in ends), **options)
 
 
 # A mistake, and a word of what has to be said about it.

@@ -24,6 +24,7 @@ from nanorlhf.grpo import GRPOConfig
 from nanorlhf.memory.activation_sizes import Living, skeleton
 from nanorlhf.policy import attention
 from nanorlhf.policy.logprobs import plain
+from nanorlhf.segments import Segments
 from tests.cuda_on_cpu.kernels import Watch
 
 QWEN_1_5B = {
@@ -58,11 +59,12 @@ def stack_costs(prepare: Callable[[nn.Module], Any], layers: int, tokens: int, r
                 setattr(module, name, torch.empty(b.shape, dtype=b.dtype))
         plain(model).set_attn_implementation(attention.NAME)
         prepare(model)
-        ids, ends = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(2, dtype=torch.int32)
+        ids, segments = torch.zeros(1, tokens, dtype=torch.long), Segments.of([(tokens, [0])]).to(torch.device("cuda"))
         row = {"input_ids": ids, "position_ids": ids, "attention_mask": {"full_attention": None}}
-        with Watch() as watch, Living([*model.parameters(), *model.buffers(), ids, ends]) as living:
+        known = [*model.parameters(), *model.buffers(), ids, segments.ends, segments.seen_ends]
+        with Watch() as watch, Living(known) as living:
             with torch.autocast("cuda", torch.bfloat16):
-                out = plain(model).base_model(**row, use_cache=False, segments=(ends, [tokens])).last_hidden_state
+                out = plain(model).base_model(**row, use_cache=False, segments=segments).last_hidden_state
             kept = living.now
             out.backward(torch.ones_like(out))
     return {"kernels": sum(watch.seen["kernels"].values()), "elementwise_bytes": watch.bytes, "bytes_kept": kept}

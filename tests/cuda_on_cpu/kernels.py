@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,32 +20,41 @@ LIBRARY = torch.library.Library("aten", "IMPL")
 
 
 def segments(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, causal: bool, options: dict[str, Any]
-) -> Iterator[tuple[slice, float, Tensor, list[Tensor]]]:
-    """Each segment's place, the scale, its attention (heads, L, L), and its queries, keys and values (heads, L, D)."""
-    shared, size = query.shape[1] // key.shape[1], query.shape[2]
-    assert all(x.is_cuda and x.stride(-1) == 1 and x.dtype == query.dtype for x in (query, key, value))
-    assert query.dtype.itemsize == 2 and size % 8 == 0 and size <= 256, "flash attention takes 16 bits, heads of 8n"
-    assert ends.is_cuda and ends.dtype == torch.int32, "flash attention takes ends as int32"
-    places = ends.tolist()
-    assert places[0] == 0 and places[-1] == len(query) and longest >= ends.diff().max()
+    inputs: tuple[Tensor, Tensor, Tensor],
+    ends: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    causal: bool,
+    options: dict[str, Any],
+) -> Iterator[tuple[slice, slice, float, Tensor, list[Tensor]]]:
+    """Each segment's queries and keys, the scale, its attention (heads, L, K), and q (heads, L, D), k and v.
+
+    The last query is where the last key is.
+    """
+    query, key, _ = inputs
+    shared, width = query.shape[1] // key.shape[1], query.shape[2]
+    assert all(x.is_cuda and x.stride(-1) == 1 and x.dtype == query.dtype for x in inputs)
+    assert query.dtype.itemsize == 2 and width % 8 == 0 and width <= 256, "flash attention takes 16 bits, heads of 8n"
+    assert all(e.is_cuda and e.dtype == torch.int32 for e in ends), "flash attention takes ends as int32"
+    places = [e.tolist() for e in ends]
+    for marks, tokens, most, at in zip(places, (query, key), longest, ends, strict=True):
+        assert marks[0] == 0 and marks[-1] == len(tokens) and most >= at.diff().max()
     left, right = (-1 if (w := options[f"window_size_{side}"]) is None else w for side in ("left", "right"))
-    for start, end in pairwise(places):
-        part, at = slice(start, end), torch.arange(end - start)
-        q, k, v = (x[part].cpu().float().transpose(0, 1) for x in (query, key, value))
-        k, v = k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0)
-        back = at[:, None] - at
+    for mine, seen in zip(*(map(slice, marks, marks[1:]) for marks in places), strict=True):
+        q = query[mine].cpu().float().transpose(0, 1)
+        k, v = (x[seen].cpu().float().transpose(0, 1).repeat_interleave(shared, 0) for x in inputs[1:])
+        at = torch.arange(k.shape[1])
+        back = at[k.shape[1] - q.shape[1] :, None] - at
         unseen = (left >= 0) & (back > left) | (causal or right >= 0) & (-back > (0 if causal else right))
-        scale = size**-0.5 if options["scale"] is None else options["scale"]
-        yield part, scale, (q @ k.mT * scale).masked_fill(unseen, -torch.inf).softmax(-1), [q, k, v]
+        scale = width**-0.5 if options["scale"] is None else options["scale"]
+        yield mine, seen, scale, (q @ k.mT * scale).masked_fill(unseen, -torch.inf).softmax(-1), [q, k, v]
 
 
 def flash_forward(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, *rest: Any, **options: Any) -> Any:
     """As `aten::_flash_attention_forward` documents it; nobody reads the sums."""
-    _, longest, _, _, causal, _ = rest
-    out = torch.empty(query.shape)
-    for part, _, weights, (_, _, v) in segments(query, key, value, ends, longest, causal, options):
-        out[part] = (weights @ v).transpose(0, 1)
+    key_ends, longest, longest_keys, _, causal, _ = rest
+    out, both = torch.empty(query.shape), ((ends, key_ends), (longest, longest_keys))
+    for mine, _, _, weights, (_, _, v) in segments((query, key, value), *both, causal, options):
+        out[mine] = (weights @ v).transpose(0, 1)
     nothing = torch.empty(0, device="cuda")
     return out.to(query), torch.empty(query.shape[1], len(query), device="cuda"), nothing, nothing, nothing
 
@@ -55,13 +63,14 @@ def flash_backward(
     slope: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *rest: Any, **options: Any
 ) -> tuple[Tensor, ...]:
     """As `aten::_flash_attention_backward` documents it."""
-    _, ends, _, longest, _, _, causal, _, _ = rest
-    gradients = [torch.empty(x.shape) for x in (query, key, value)]
-    for part, scale, weights, (q, k, v) in segments(query, key, value, ends, longest, causal, options):
-        d, o = (x[part].cpu().float().transpose(0, 1) for x in (slope, out))
+    _, ends, key_ends, longest, longest_keys, _, causal, _, _ = rest
+    gradients, both = [torch.empty(x.shape) for x in (query, key, value)], ((ends, key_ends), (longest, longest_keys))
+    for mine, seen, scale, weights, (q, k, v) in segments((query, key, value), *both, causal, options):
+        d, o = (x[mine].cpu().float().transpose(0, 1) for x in (slope, out))
         scores = weights * (d @ v.mT - (d * o).sum(-1, keepdim=True)) * scale
-        for gradient, heads in zip(gradients, (scores @ k, scores.mT @ q, weights.mT @ d), strict=True):
-            gradient[part] = heads.unflatten(0, (gradient.shape[1], -1)).sum(1).transpose(0, 1)  # shared ones, together
+        found = (mine, scores @ k), (seen, scores.mT @ q), (seen, weights.mT @ d)
+        for gradient, (part, heads) in zip(gradients, found, strict=True):
+            gradient[part] = heads.unflatten(0, (gradient.shape[1], -1)).sum(1).transpose(0, 1)  # shared ones
     return tuple(x.to(query) for x in gradients)
 
 

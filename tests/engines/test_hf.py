@@ -72,6 +72,19 @@ def test_same_seed_same_tokens_and_the_trainers_random_state_is_untouched(policy
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_prompt_passes_through_once_for_all_its_answers(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, seen = HFEngine(policy, TOKENIZER, HOT, "merged"), list[tuple[int, ...]]()
+    forward = engine.forward
+
+    def counted(ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+        seen.append(tuple(ids.shape))
+        return forward(ids, mask, cache)
+
+    monkeypatch.setattr(engine, "forward", counted)
+    list(engine.generate(requests(), seed=5))
+    assert seen[0] == (3, max(len(r.prompt_ids) for r in requests())) and seen[1] == (12, 1)
+
+
 def test_ends_and_limits(policy: Policy) -> None:
     engine = HFEngine(policy, TOKENIZER, HOT, "merged")
     done = list(engine.generate(requests(60), seed=0))

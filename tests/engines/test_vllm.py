@@ -20,10 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf import engines
 from nanorlhf.config.training import TrainConfig
+from nanorlhf.engines import vllm
 from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.launch import check_engine
 from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, renames, room_for
 from nanorlhf.errors import UsageError
+from nanorlhf.policy.policy import block
 from nanorlhf.types import WeightSync
 
 pytestmark = [
@@ -72,8 +74,10 @@ class Policy:
         return self.model.peft_config["default"].to_dict(), get_peft_model_state_dict(self.model)
 
     @torch.no_grad()
-    def merged(self) -> Iterator[tuple[str, Tensor]]:
+    def merged(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
         for name, p in self.model.get_base_model().named_parameters():  # type: ignore[operator]
+            if not everything and not block(name).endswith(("self_attn", "mlp")):
+                continue
             layer, _, weight = name.partition(".base_layer.")
             delta: Any = 0
             if weight == "weight":
@@ -157,6 +161,32 @@ def test_a_cache_that_is_kept_would_serve_old_weights(
     assert gap(policy, requests(), write(engine, requests(), seed=0), WARM.temperature) > 1e-2
     engine.update(policy)
     assert gap(policy, requests(), write(engine, requests(), seed=0), WARM.temperature) < 1e-4
+
+
+def test_a_prompt_is_computed_once_for_all_that_begin_with_it(
+    serve: Serve, policy: Policy, sync: WeightSync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, cached = serve(sync), dict[int, int]()
+    engine.update(policy)
+    plain = vllm.completion
+
+    def counted(output: Any) -> Completion:
+        cached[int(output.request_id)] = output.num_cached_tokens
+        return plain(output)
+
+    monkeypatch.setattr(vllm, "completion", counted)
+    first, second = (requests(i + 1)[i].prompt_ids[:70] for i in (0, 2))  # two blocks of 32, and six
+    group = [Request(i, first) for i in range(4)] + [Request(4, first, greedy=True)]
+    others = [Request(5 + i, second) for i in range(3)]  # as an evaluation asks for several answers
+    done = write(engine, group + others, seed=1)
+    assert cached == {0: 0, 5: 0} | dict.fromkeys([1, 2, 3, 4, 6, 7], 64)
+    cached.clear()
+    turn = first + done[0].token_ids + second[:20]  # the next turn of an episode
+    write(engine, [Request(9, turn)], seed=2)
+    assert cached[9] == (70 + len(done[0].token_ids) - 1) // 32 * 32
+    engine.forget()
+    write(engine, [Request(0, first)], seed=1)
+    assert cached[0] == 0
 
 
 def test_updates_never_touch_the_policy(serve: Serve, policy: Policy, sync: WeightSync) -> None:

@@ -22,7 +22,7 @@ def test_a_row_by_hand() -> None:
     (batch,) = pack(step, torch.tensor([True, True]), torch.tensor([1.0, 2, 3, 4]), 100)
     assert batch.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert batch.cu_seqlens.tolist() == [0, 4, 8]
+    assert batch.segments.ends.tolist() == [0, 4, 8] and batch.segments.seen is None
     assert batch.targets.tolist() == [3, 4, 6, 8]  # not 7: the policy did not write it
     assert batch.predict_at.tolist() == [1, 2, 4, 6]
     assert batch.sample.tolist() == batch.group.tolist() == [0, 0, 1, 1]
@@ -34,6 +34,8 @@ def test_a_row_by_hand() -> None:
 @given(lengths=LENGTHS, budget=st.integers(1, 80), seed=st.integers(0, 99))
 def test_every_kept_token_once_and_in_place(lengths: list[tuple[int, int]], budget: int, seed: int) -> None:
     step = rollout([sample(p, c, seed=i) for i, (p, c) in enumerate(lengths)])
+    for i, s in enumerate(step.samples):
+        s.prompt.ids[0] = i  # no two are the same
     keep = torch.rand(len(lengths), generator=torch.Generator().manual_seed(seed)) < 0.7
     tokens = int(step.lengths.sum())
     step.columns["target"] = torch.tensor([t for s in step.samples for t in s.completion_ids])
@@ -41,7 +43,7 @@ def test_every_kept_token_once_and_in_place(lengths: list[tuple[int, int]], budg
     seen = torch.cat([b.tokens for b in batches]) if batches else torch.empty(0, dtype=torch.long)
     assert sorted(seen.tolist()) == keep[step.sample].nonzero().flatten().tolist()
     for b in batches:
-        assert len(b.input_ids) <= budget or len(b.cu_seqlens) == 2  # over the budget only alone
+        assert len(b.input_ids) <= budget or len(b.segments.lengths) == 1  # over the budget only alone
         assert b.columns["target"].equal(b.targets)
         assert b.weights.equal(b.tokens.float())
         assert b.input_ids[b.predict_at + 1].equal(b.targets)
@@ -50,7 +52,7 @@ def test_every_kept_token_once_and_in_place(lengths: list[tuple[int, int]], budg
 def test_one_per_row() -> None:
     step = rollout([sample(2, 3, seed=i) for i in range(4)])
     batches = list(pack(step, torch.ones(4, dtype=torch.bool), torch.zeros(12), 1000, one_per_row=True))
-    assert [len(b.cu_seqlens) for b in batches] == [2, 2, 2, 2]
+    assert [b.segments.lengths for b in batches] == [[5], [5], [5], [5]]
 
 
 def test_weights_by_hand() -> None:

@@ -242,7 +242,7 @@ def test_what_was_tried_counts_not_what_was_allowed() -> None:
 
 
 def attempt(passes: Passes, lengths: list[int], work: Callable[[], None]) -> None:
-    for tried in passes.retries("update", lengths, list):
+    for tried in passes.retries("update", max(lengths), sum(lengths), list):
         with tried:
             work()
 

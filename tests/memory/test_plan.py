@@ -23,6 +23,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.grpo.__main__ import main as grpo
 from nanorlhf.learning.optimizer import Optimizer
+from nanorlhf.learning.packing import GATHERED
 from nanorlhf.memory.activation_sizes import skeleton, through_layers
 from nanorlhf.memory.choice import make_plan
 from nanorlhf.memory.needs import ModelSize, RewardModelSize, learners, needs_of
@@ -32,6 +33,7 @@ from nanorlhf.policy import attention, recomputation
 from nanorlhf.policy.logprobs import backbone_hidden, plain
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
+from nanorlhf.segments import Segments
 from nanorlhf.system.device import CONTEXT, GIB
 from tests.models import tiny
 
@@ -71,12 +73,15 @@ def lora(shape: dict[str, Any], r: int) -> int:
 
 
 def kept(shape: dict[str, Any], r: int) -> int:
-    """Bytes that a layer keeps of a token for backward, in bfloat16 under a float32 adapter."""
+    """Bytes that a layer keeps of a token for backward, in bfloat16 under a float32 adapter.
+
+    Four keys and values are gathered for each token, one of which is its own.
+    """
     h, i, kv = shape["hidden_size"], shape["intermediate_size"], 128 * shape["num_key_value_heads"]
     norms = 2 * (4 * h + 4)  # their input in float32, and one over its length
     adapter = 2 * (3 * h + i) + 7 * 2 * r  # inputs (of q, k and v one, of gate and up one) and what A makes of them
     keys = kv if attention.GQA else h  # repeated for every head by torch 2.11
-    heads = 2 * (h + keys + keys + h) + 4 * shape["num_attention_heads"]  # q, k, v, output, and log-sums in float32
+    heads = 2 * (h + GATHERED * (keys + keys) + h) + 4 * shape["num_attention_heads"]  # and log-sums in float32
     mlp = 3 * 2 * i  # gate, its silu, and up
     return norms + adapter + heads + mlp
 
@@ -112,11 +117,11 @@ def test_qwen_by_hand(shape: dict[str, Any], count: int, length: int, cache: int
     assert needs.sequence == cache * (length + 512)
     # What is not in a layer: the output, the last norm's input but not the first's, rotations, token ids.
     outer = 2 * shape["hidden_size"] + 2 * 2 * 128 + 8
-    assert needs.plain.kept.per_token == pytest.approx(28 * kept(shape, 64) + outer, rel=1e-9)
+    assert needs.plain.kept.per_token == pytest.approx(28 * kept(shape, 64) + outer, rel=1e-5)
     assert needs.plain.kept.fixed == pytest.approx(adapter / 2, rel=0.01)  # autocast keeps the adapter in 16 bits too
     last = 4 * shape["hidden_size"] + 4
-    assert needs.recomputed.kept.per_token == pytest.approx(28 * 2 * shape["hidden_size"] + outer + last, rel=1e-9)
-    assert needs.parked.kept.per_token == pytest.approx(2 * 2 * shape["hidden_size"] + outer + last, rel=1e-9)
+    assert needs.recomputed.kept.per_token == pytest.approx(28 * 2 * shape["hidden_size"] + outer + last, rel=1e-5)
+    assert needs.parked.kept.per_token == pytest.approx(2 * 2 * shape["hidden_size"] + outer + last, rel=1e-5)
     assert needs.inputs(1000) == 1000 * 28 * 2 * shape["hidden_size"] and needs.parks_from == 0.05
     # Recomputing brings one layer back, and no more than twice what it keeps is there while it is passed backwards.
     layer = needs.recomputed.body.per_token - needs.recomputed.kept.per_token
@@ -127,7 +132,7 @@ def test_heads_that_share_keys_are_counted_as_the_card_keeps_them(monkeypatch: p
     def per_token(dtype: Any, gqa: dict[str, bool]) -> float:
         monkeypatch.setattr(attention, "GQA", gqa)
         config = GRPOConfig(max_completion_length=1000, lora_r=64, dtype=dtype)
-        return ModelSize.of(config, Qwen2Config(**QWEN_1_5B)).workspace(1512, grad=True).kept.per_token
+        return ModelSize.of(config, Qwen2Config(**QWEN_1_5B)).workspace((1512, [0]), grad=True).kept.per_token
 
     new, old = {"enable_gqa": True}, dict[str, bool]()  # torch 2.11's kernel has no such argument
     repeated = 2 * (12 - 2) * 128 * 2  # keys and values for ten more heads
@@ -328,7 +333,7 @@ def test_what_partly_recomputed_models_take_is_what_is_traced(lora: str) -> None
         with FakeTensorMode():
             plain(model).set_attn_implementation(attention.NAME)
             recomputation.recompute(plain(model), "off", torch.device("cpu"), again)
-            peak, _ = through_layers(model, [needs.longest], grad=True, half=True)
+            peak, _ = through_layers(model, Segments.of([(needs.longest - 3, [1, 1, 1])]), grad=True, half=True)
         assert needs.learning(needs.longest, again, 40 * GIB) == pytest.approx(peak, rel=0.02), again
 
 
@@ -453,11 +458,11 @@ def test_what_a_pass_keeps_is_what_autograd_saves(architecture: str, recompute: 
         return t
 
     length = 96
-    ids, ends = torch.arange(length) % 64, torch.tensor([0, length], dtype=torch.int32)
+    ids, segments = torch.arange(length) % 64, Segments.of([(length, [0])])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        out = backbone_hidden(policy.model, ids, torch.arange(length), ends)
+        out = backbone_hidden(policy.model, ids, torch.arange(length), segments)
     out_bytes = 0 if out.untyped_storage().data_ptr() in saved else out.nbytes
-    workspace = ModelSize.of(config, about).workspace(length, grad=True, recompute=recompute)
+    workspace = ModelSize.of(config, about).workspace((length, [0]), grad=True, recompute=recompute)
     assert workspace.kept(length) == pytest.approx(sum(saved.values()) + out_bytes, rel=0.1)
 
 

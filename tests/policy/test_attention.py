@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from nanorlhf.policy import attention, self_check
 from nanorlhf.policy.attention import UnsupportedModelError, one_per_row
 from nanorlhf.policy.logprobs import head_of, token_logprobs
 from nanorlhf.policy.self_check import row, verify
-from tests.models import HYBRID, SERVED, VOCABULARY, WINDOW, tiny
+from nanorlhf.segments import Segments
+from tests.models import HYBRID, SERVED, VOCABULARY, WINDOW, Exactly, tiny
 
 LENGTHS = (40, 13, 1, 27)
 
@@ -22,6 +24,11 @@ LENGTHS = (40, 13, 1, 27)
 def samples(seed: int = 0) -> list[Tensor]:
     draw = torch.Generator().manual_seed(seed)
     return [torch.randint(VOCABULARY, (n,), generator=draw) for n in LENGTHS]
+
+
+def whole(batch: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Samples that share nothing."""
+    return [(s[:0], s) for s in batch]
 
 
 def scored(hidden: Tensor, model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -42,9 +49,48 @@ def test_a_packed_row_gives_each_sample_its_own_logprobs(architecture: str) -> N
     model, batch = tiny(architecture), samples()
     expected = own(model, batch)
     assert expected.std() > 0.3  # there is something to get wrong
-    torch.testing.assert_close(scored(row(model, *batch), model, batch), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scored(row(model, *whole(batch)), model, batch), expected, rtol=0, atol=1e-4)
     assert one_per_row(model) == (architecture in HYBRID)
     verify(model)
+
+
+def family(prompt: int, *answers: int) -> list[Tensor]:
+    """A prompt, and answers to it."""
+    draw = torch.Generator().manual_seed(prompt)
+    return [torch.randint(VOCABULARY, (n,), generator=draw) for n in (prompt, *answers)]
+
+
+FAMILIES = [family(14, 9, 1, 30), family(40, 7), family(1, 5, 0, 3)]  # windows end in prompts, answers and between
+
+
+def alone(model: PreTrainedModel) -> Tensor:
+    """(T, H) of the families' rows from the model's own eager attention, an answer at a time."""
+    model.set_attn_implementation("eager")
+    states = []
+    for prompt, *answers in FAMILIES:
+        runs = [model.base_model(torch.cat([prompt, a])[None], use_cache=False).last_hidden_state[0] for a in answers]
+        states += [run[len(prompt) if i else 0 :] for i, run in enumerate(runs)]
+    model.set_attn_implementation(attention.NAME)
+    return torch.cat(states)
+
+
+@pytest.mark.parametrize("architecture", [*SERVED, *HYBRID])
+def test_answers_that_share_a_prompt_are_as_if_each_had_its_own(architecture: str) -> None:
+    model = tiny(architecture).double()
+    model.set_attn_implementation(attention.NAME)
+    model.set_experts_implementation("eager")  # the other has no kernel for float64
+    slopes: list[dict[str, Tensor]] = []
+    for run in (alone, lambda model: row(model, *FAMILIES)):
+        draw = torch.Generator().manual_seed(0)
+        with Exactly():
+            states = run(model)
+            (states * torch.randn(states.shape, generator=draw, dtype=states.dtype)).sum().backward()
+            torch.testing.assert_close(states, alone(model), rtol=0, atol=1e-10)
+        slopes.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert slopes[0].keys() == slopes[1].keys()
+    for name, slope in slopes[0].items():
+        torch.testing.assert_close(slopes[1][name], slope, rtol=1e-10, atol=1e-10 * max(1.0, float(slope.abs().max())))
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt_oss"])
@@ -55,7 +101,7 @@ def test_gradients_are_those_of_eager_under_gradient_checkpointing(architecture:
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.gradient_checkpointing_enable()
-    (scored(row(model, *batch), model, batch) @ draw).backward()
+    (scored(row(model, *whole(batch)), model, batch) @ draw).backward()
     assert expected
     for name, parameter in model.named_parameters():
         if name in expected:
@@ -68,13 +114,27 @@ def test_nothing_leaks_between_samples(architecture: str) -> None:
     model, batch = tiny(architecture), samples()
     model.set_attn_implementation(attention.NAME)
     with torch.no_grad():
-        before = row(model, *batch)
+        before = row(model, *whole(batch))
         batch[1] = (batch[1] + 1) % VOCABULARY
-        after = row(model, *batch)
+        after = row(model, *whole(batch))
     start, end = LENGTHS[0], LENGTHS[0] + LENGTHS[1]
     torch.testing.assert_close(after[:start], before[:start], rtol=0, atol=0)
     torch.testing.assert_close(after[end:], before[end:], rtol=0, atol=0)
     assert not torch.equal(after[start:end], before[start:end])
+
+
+def test_a_leak_between_siblings_is_found_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Segments.of
+
+    def leaking(families: Any) -> Segments:
+        """Answers that see the one before them."""
+        segments = kept(families)
+        before = [None if p is None else max(p, i - 1) for i, p in enumerate(segments.prompts)]
+        return replace(segments, prompts=before)
+
+    monkeypatch.setattr(Segments, "of", leaking)
+    with pytest.raises(UnsupportedModelError, match="a sample changes with another one in its row"):
+        verify(tiny("qwen3"))
 
 
 def test_a_lora_model_is_verified_and_left_as_it_was() -> None:
@@ -90,13 +150,10 @@ def test_windows_wider_than_the_probe_are_verified_too(monkeypatch: pytest.Monke
     model = tiny("mistral", sliding_window=128)
     verify(model)
     assert model.config.sliding_window == 128
-    monkeypatch.setattr(attention, "visible", lambda length, _window, device: causal(length, device))
+    plain = attention.visible
+    monkeypatch.setattr(attention, "visible", lambda queries, keys, _window, device: plain(queries, keys, None, device))
     with pytest.raises(UnsupportedModelError, match="mistral: packed attention differs"):
         verify(model)
-
-
-def causal(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def test_a_head_that_does_something_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +167,7 @@ def test_a_head_that_does_something_unknown_is_refused(monkeypatch: pytest.Monke
 
 def test_a_hybrid_is_refused_where_samples_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_check, "one_per_row", lambda _: False)
-    with pytest.raises(UnsupportedModelError, match="lfm2: a sample changes with the one before it"):
+    with pytest.raises(UnsupportedModelError, match="lfm2: a sample changes with another one in its row"):
         verify(tiny("lfm2"))
 
 
@@ -142,21 +199,28 @@ def test_rotations_that_depend_on_the_longest_sample_have_a_row_to_themselves() 
 
 
 def windowed(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, _: Tensor, longest: int, *__: int, **options: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    key_ends: Tensor,
+    longest: int,
+    longest_keys: int,
+    **options: Any,
 ) -> Tensor:
-    """Does what the CUDA kernel promises: a window (l, r) reaches l tokens back and r ahead."""
+    """Does what the CUDA kernel promises: the last query is at the last key, a window (l, r) reaches l tokens back."""
     (left, right), groups = options["window_size"], query.shape[1] // key.shape[1]
-    assert ends.dtype == torch.int32 and right == 0 and longest == ends.diff().max()
+    assert ends.dtype == key_ends.dtype == torch.int32 and right == 0
+    assert longest == ends.diff().max() and longest_keys == key_ends.diff().max()
     assert groups == 1 or options["enable_gqa"]
     out = torch.empty_like(query)
-    for start, end in zip(ends.tolist(), ends[1:].tolist(), strict=False):
-        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
-        scores = q @ k.repeat_interleave(groups, 0).mT * options["scale"]
-        at = torch.arange(end - start)
-        back = at[:, None] - at
+    for start, end, first, last in zip(ends, ends[1:], key_ends, key_ends[1:], strict=False):
+        q = query[start:end].transpose(0, 1)
+        k, v = (x[first:last].transpose(0, 1).repeat_interleave(groups, 0) for x in (key, value))
+        back = torch.arange(last - first)[-(end - start) :, None] - torch.arange(last - first)
         seen = (back >= 0) & ((back <= left) | (left < 0))
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        out[start:end] = (weights @ v.repeat_interleave(groups, 0)).transpose(0, 1)
+        weights = (q @ k.mT * options["scale"]).masked_fill(~seen, -torch.inf).softmax(-1)
+        out[start:end] = (weights @ v).transpose(0, 1)
     return out
 
 
@@ -183,7 +247,9 @@ def test_the_kernel_is_called_as_it_documents(
     monkeypatch.setattr(attention, "varlen_attn", windowed)
     model, batch = tiny(architecture), samples()
     expected = own(model, batch)
-    torch.testing.assert_close(scored(row(model, *batch), model, batch), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scored(row(model, *whole(batch)), model, batch), expected, rtol=0, atol=1e-4)
+    expected, hidden = alone(model), row(model, *FAMILIES)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -196,4 +262,4 @@ def test_cuda_agrees_with_eager(architecture: str) -> None:
     verify(model)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         verify(model)
-        assert (scored(row(model, *batch), model, batch) - expected).abs().mean() < 0.1
+        assert (scored(row(model, *whole(batch)), model, batch) - expected).abs().mean() < 0.1

@@ -98,6 +98,21 @@ def test_merged_weights_are_out_of_place_and_right(rslora: bool) -> None:
     assert all(p.equal(base[n]) for n, p in policy.base.named_parameters() if n in base)
 
 
+@torch.no_grad()
+def test_weights_that_do_not_change_need_not_be_sent_again() -> None:
+    policy = make(lora="q_proj,down_proj")
+    before = {name: weight.clone() for name, weight in policy.merged()}
+    disturb(policy, 0.1)
+    after, changed = dict(policy.merged()), dict(policy.merged(everything=False))
+    assert before.keys() == after.keys() and changed.keys() < after.keys()
+    assert all(weight.equal(after[name]) for name, weight in changed.items())
+    assert {name for name in before if not before[name].equal(after[name])} <= changed.keys()
+    # Engines make one matrix of queries, keys and values: all of a block or nothing.
+    assert "model.layers.0.self_attn.v_proj.weight" in changed and "model.layers.0.mlp.up_proj.weight" in changed
+    assert not any("embed" in name or "norm" in name for name in changed)
+    assert dict(make(lora="none").merged(everything=False)).keys() == before.keys()
+
+
 def test_saved_adapters_load_as_they_are(tmp_path: Path) -> None:
     policy = make()
     disturb(policy)

@@ -18,7 +18,7 @@ from torch import nn
 
 from nanorlhf.__main__ import main
 from nanorlhf.errors import UsageError
-from nanorlhf.learning import packing
+from nanorlhf.learning.shares import divided, idle
 from nanorlhf.records.directory import read_lines
 from nanorlhf.system.distributed import World, join, world
 from nanorlhf.system.terminal import signature, speaks
@@ -231,7 +231,7 @@ def test_shares_are_disjoint_and_everything() -> None:
 def test_work_is_divided_by_tokens(together: int) -> None:
     made = rollout([sample(prompt=4, completion=length) for length in (40, 1, 1, 30, 9, 8, 2, 2)])
     chosen = torch.tensor([True] * 6 + [True, together == 2])
-    parts = packing.divided(made, chosen, 2, together)
+    parts = divided(made, chosen, 2, together)
     assert torch.equal(parts[0] | parts[1], chosen)
     assert not (parts[0] & parts[1]).any()
     loads = [sum(made.samples[i].row_length for i in part.nonzero().flatten().tolist()) for part in parts]
@@ -241,7 +241,7 @@ def test_work_is_divided_by_tokens(together: int) -> None:
 
 
 def test_an_idle_row_teaches_nothing() -> None:
-    row = packing.idle(rollout([sample(completion=6), sample(completion=2)]))
+    row = idle(rollout([sample(completion=6), sample(completion=2)]))
     assert len(row.input_ids) == 6
     assert len(row.targets) == len(row.weights) == len(row.columns["engine_logprobs"]) == 0
 
