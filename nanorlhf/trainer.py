@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +41,7 @@ from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system import files, signals
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.distributed import LostError, join
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Rollout
 
 
@@ -161,11 +161,11 @@ class Trainer:
             raise LostError(f"{error}; go on with --resume {self.run}") from error
         finally:
             self.close()
-        tell(summary(self.journal.history.drawn, self.run))
+        log.info(summary(self.journal.history.drawn, self.run))
         if self.prompts.dropped > self.dropped:
-            tell(f"in all, {self.prompts.maker.why()}")
+            log.info(f"in all, {self.prompts.maker.why()}")
         if self.ending:
-            tell(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
+            log.info(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
         return directory.read_lines(self.run / "metrics.jsonl")
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ class Trainer:
         self.introduce()
         progress = ProgressBar(self.config.max_steps, self.done)
         try:
-            with signals.handled(lambda name: self.end_early(name, progress.say), unless=LostError):
+            with signals.handled(self.end_early, unless=LostError):
                 if rehearsal.is_needed(self.config, self.policy.device):
                     self.rehearse()
                 if self.check and not self.over():
@@ -224,7 +224,7 @@ class Trainer:
             *self.journal.report_skipped(step),
         ]
         for line in words:
-            progress.say(f"step {self.done}: {line}")
+            log.warning(f"step {self.done}: {line}")
         self.remarks.clear()
         self.journal.refuse_the_hopeless()
         progress.step(step.metrics)
@@ -253,7 +253,7 @@ class Trainer:
             return rollout, algorithm.counted(rollout)
 
         phase = self.residency.phase("update")
-        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, phase, progress.say)
+        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, phase)
 
     def rehearse(self) -> None:
         """Tries out the longest rows, and lowers the token budget until they fit."""
@@ -287,24 +287,24 @@ class Trainer:
         """Tells what is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
         engine = self.engine.name if self.entry.generates else "none needed"
-        tell(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
-        tell(coverage(self.policy.model))
+        log.info(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
+        log.info(coverage(self.policy.model))
         if self.plan:
-            tell(self.plan.table())
-        tell(f"{self.prompts.summary()}, {len(self.held_out)} held out")
+            log.info(self.plan.table())
+        log.info(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         samples = self.algorithm.samples().each if isinstance(self.algorithm, OnPolicy) else self.algorithm.together
-        tell(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
+        log.info(f"{samples * config.prompts_per_step} completions a step from {config.prompts_per_step} prompts")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
-        tell(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
-        tell(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
+        log.info(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
+        log.info(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
 
-    def end_early(self, signal: str, say: Callable[[str], object]) -> None:
+    def end_early(self, signal: str) -> None:
         """Lets the step finish at the first signal; the second ends at once."""
         if self.ending:
             raise KeyboardInterrupt(f"go on with --resume {self.run}")
         self.ending = f"by {signal}"
-        say(f"{signal}: stopping after this step; once more ends it at once")
+        log.info(f"{signal}: stopping after this step; once more ends it at once")
 
     def save(self) -> None:
         """A checkpoint, and the learning curve so far."""

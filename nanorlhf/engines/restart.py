@@ -12,7 +12,7 @@ from nanorlhf.engines.side_effects import kept_random_state
 from nanorlhf.errors import RunError, UsageError, error_line
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.distributed import world
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 from nanorlhf.types import WeightSync
 
 SMALLER = 0.5  # of the cache, after memory ran out
@@ -42,7 +42,7 @@ class Restarting:
                     raise
                 failure = error_line(error)
             self.shrink(failure)  # here nothing refers to what failed
-            tell(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
+            log.warning(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
 
     def shrink(self, failure: str) -> None:
         """Half the cache from now on; if it is halved already, the end."""

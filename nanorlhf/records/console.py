@@ -10,8 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from nanorlhf.errors import plain
-from nanorlhf.system.terminal import speaks, tell
+from nanorlhf.system.terminal import log, speaks
 
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
@@ -48,11 +47,7 @@ class ProgressBar:
         if not self.live:
             left = (self.total - self.done) * (time.perf_counter() - self.started) / (self.done - self.first)
             words = " ".join(f"{name} {value}" for name, value in shown.items())
-            tell(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}")
-
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        say(line)
+            log.info(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}")
 
     def close(self) -> None:
         """Ends the bar."""
@@ -63,12 +58,6 @@ def in_notebook() -> bool:
     """Whether a cell of a notebook runs this; to have its kernel's library imported is not enough."""
     shell = sys.modules.get("IPython")
     return shell is not None and shell.get_ipython() is not None
-
-
-def say(line: str) -> None:
-    """A line above any bar; what others wrote cannot move the cursor."""
-    if speaks():
-        tqdm.write(plain(line))
 
 
 def number(value: float | None) -> str:

@@ -42,7 +42,7 @@ def test_bar_moves_while_completions_arrive(monkeypatch: pytest.MonkeyPatch) -> 
         progress.close()
 
 
-def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressBar(3, 1)
     progress.step(STEP)
     progress.step(STEP | {"eval/reward": 0.25})
