@@ -36,7 +36,7 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode():
-            print(plain(self.format(record)), flush=True)
+            print(plain(self.format(record)) + "\n", end="", flush=True)  # in one piece, even if it is not buffered
 
 
 def heard(record: logging.LogRecord) -> bool:
