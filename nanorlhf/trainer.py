@@ -97,7 +97,6 @@ class Trainer:
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.load_models(model, peft_config)
-        self.remarks = self.scorer.remarks
         self.done = 0
         self.ending: str | None = None  # why it ends before its last step
         if args.resume:
@@ -217,15 +216,9 @@ class Trainer:
             self.version_done = self.policy.version
         found = self.journal.ailments()
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
-        noted = self.world.concat(step.warnings + self.remarks)
-        words = [
-            *dict.fromkeys(noted),
-            *(f"{r.words} (try {r.advice})" for r in found),
-            *self.journal.report_skipped(step),
-        ]
-        for line in words:
-            log.warning(f"step {self.done}: {line}")
-        self.remarks.clear()
+        for r in found:
+            log.warning(f"{r.words} (try {r.advice})")
+        self.journal.report_skipped(step)
         self.journal.refuse_the_hopeless()
         progress.step(step.metrics)
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
@@ -259,7 +252,6 @@ class Trainer:
         """Tries out the longest rows, and lowers the token budget until they fit."""
         with self.residency.phase("update"):
             rehearsal.rehearse(self.loop.learners, self.loop.passes, self.config, self.algorithm.together)
-        self.remarks += self.loop.passes.notices()
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out rewards, and how held-out answers fare, if there is a held-out set."""
@@ -272,7 +264,7 @@ class Trainer:
         if self.entry.generates:
             self.serve()
             metrics |= evaluate(self.sampler, self.held_out, self.config.seed)[0]
-            self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
+            self.scorer.report("evaluation: ")
         return self.world.broadcast(metrics | {"time/eval": time.perf_counter() - start})
 
     def held_out_loss(self, rollout: Rollout) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ class ProgressBar:
             total=total, initial=done, unit="step", dynamic_ncols=True, miniters=0, disable=not heard
         )
         self.first = done
+        log.addFilter(self.numbered)
 
     def writing(self, tokens: int) -> None:
         """Shows that completions arrive."""
@@ -49,8 +51,15 @@ class ProgressBar:
             words = " ".join(f"{name} {value}" for name, value in shown.items())
             log.info(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}")
 
+    def numbered(self, record: logging.LogRecord) -> bool:
+        """Puts the step that is being taken before a warning."""
+        if record.levelno >= logging.WARNING:
+            record.msg = f"step {self.done + 1}: {record.msg}"
+        return True
+
     def close(self) -> None:
         """Ends the bar."""
+        log.removeFilter(self.numbered)
         self.bar.close()
 
 
