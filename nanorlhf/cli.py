@@ -22,7 +22,7 @@ from nanorlhf.config.task import TaskConfig
 from nanorlhf.errors import RunError, UsageError, error_line, nearest
 from nanorlhf.records.directory import algorithm_of
 from nanorlhf.system.signals import heed
-from nanorlhf.system.terminal import signature, speaks, tell
+from nanorlhf.system.terminal import log, signature, speaks
 
 C = TypeVar("C", bound=TaskConfig)
 Shown = Literal["config", "plan", ""]
@@ -43,7 +43,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
             print(getattr(package, trainer).plan_of(config).table())
             return 0
         model, dataset = config.model_name_or_path or "no model", config.dataset_name or "no dataset"
-        tell(f"nanorlhf {name}: {model} on {dataset}")
+        log.info(f"nanorlhf {name}: {model} on {dataset}")
         trained = getattr(package, trainer)(args=config)  # torch is imported here
         running = True
         trained.train()

@@ -24,6 +24,7 @@ from nanorlhf.records.metrics import Clock, rollout_metrics
 from nanorlhf.rollouts.source import Source
 from nanorlhf.scoring.reward import TrainerState
 from nanorlhf.scoring.scorer import Scorer
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Credit, Progress, Rollout, Step
 
 TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # in a micro-batch, if token_budget is auto and nothing was planned
@@ -63,7 +64,8 @@ class Loop:
 
     def step(self, number: int, progress: Progress = lambda tokens: None) -> Step:
         """Samples, rewards, credit, updates, new weights for the engine."""
-        clock, warnings = Clock(), self.stale()
+        clock = Clock()
+        self.warn_if_stale()
         if self.scorer:
             self.scorer.state = TrainerState(number - 1, self.config.max_steps)
         rollout = self.source.rollout(number, clock, progress)
@@ -78,14 +80,11 @@ class Loop:
         self.serve(number, clock)
         metrics = {"step": number} | rollout_metrics(rollout) | updated
         metrics["samples/dropped_fraction"] = dropped.float().mean().item()
-        warnings += self.passes.notices() + (self.engine.notices() if self.engine else [])
-        if self.scorer:
-            noted, failures = self.scorer.report()
-            metrics, warnings = metrics | noted, warnings + failures
+        metrics |= self.scorer.report() if self.scorer else {}
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics |= {"memory/token_budget": self.passes.tokens} | self.residency.metrics()
         metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None
-        return Step(rollout, credit, metrics, warnings, update.skipped)
+        return Step(rollout, credit, metrics, update.skipped)
 
     @contextmanager
     def phase(self, name: Phase, clock: Clock, timed: str | None = None) -> Iterator[None]:
@@ -162,9 +161,8 @@ class Loop:
         if state["token_budget"] is not None:
             self.passes.tokens, self.passes.lowered = min(self.passes.tokens, state["token_budget"]), True
 
-    def stale(self) -> list[str]:
-        """Says so if the engine serves other weights than the policy has."""
-        if self.engine is None or self.engine.version == self.policy.version:
-            return []
-        served = f"it serves version {self.engine.version} of the weights, the policy is at {self.policy.version}"
-        return [f"the engine is stale: {served}"]
+    def warn_if_stale(self) -> None:
+        """Warns if the engine serves other weights than the policy has."""
+        if self.engine and self.engine.version != self.policy.version:
+            served = f"it serves version {self.engine.version} of the weights, the policy is at {self.policy.version}"
+            log.warning(f"the engine is stale: {served}")

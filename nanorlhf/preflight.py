@@ -37,7 +37,7 @@ from nanorlhf.policy.loading import check_model
 from nanorlhf.records.rollout_files import find_rollouts
 from nanorlhf.scoring.reward import Reward, file_of, find_rewards
 from nanorlhf.system.device import pick_device
-from nanorlhf.system.terminal import launched, tell
+from nanorlhf.system.terminal import launched, log
 from nanorlhf.system.user_code import from_file
 
 C = TypeVar("C", bound=TaskConfig)
@@ -111,7 +111,7 @@ def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
     if not isinstance(train, Dataset):
         raise UsageError("num_train_epochs: a stream has no number of rows; say max_steps")
     steps = math.ceil(config.num_train_epochs * len(train) / config.prompts_per_step)
-    tell(f"num_train_epochs {config.num_train_epochs:g} is max_steps {steps:,} here, of {len(train):,} rows")
+    log.info(f"num_train_epochs {config.num_train_epochs:g} is max_steps {steps:,} here, of {len(train):,} rows")
     return dataclasses.replace(config, max_steps=steps, num_train_epochs=None)
 
 
@@ -222,7 +222,7 @@ def check_rows(
             names = list(read.columns)
             if reading.form and reading.form.foreign:
                 made = ", ".join(["prompt", *read.answers, *({"answer", "ground_truth"} & read.columns.keys())])
-                tell(f"{which} rows are read as {reading.form.name} ({made})")
+                log.info(f"{which} rows are read as {reading.form.name} ({made})")
             if reader:
                 reader(read)
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +41,7 @@ from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system import files, signals
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.distributed import LostError, join
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Rollout
 
 
@@ -97,7 +97,6 @@ class Trainer:
         transformers.set_seed(args.seed)
         transformers.utils.logging.disable_progress_bar()
         self.load_models(model, peft_config)
-        self.remarks = self.scorer.remarks
         self.done = 0
         self.ending: str | None = None  # why it ends before its last step
         if args.resume:
@@ -161,11 +160,11 @@ class Trainer:
             raise LostError(f"{error}; go on with --resume {self.run}") from error
         finally:
             self.close()
-        tell(summary(self.journal.history.drawn, self.run))
+        log.info(summary(self.journal.history.drawn, self.run))
         if self.prompts.dropped > self.dropped:
-            tell(f"in all, {self.prompts.maker.why()}")
+            log.info(f"in all, {self.prompts.maker.why()}")
         if self.ending:
-            tell(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
+            log.info(f"stopped after step {self.done}, {self.ending}; go on with --resume {self.run}")
         return directory.read_lines(self.run / "metrics.jsonl")
 
     def close(self) -> None:
@@ -185,7 +184,7 @@ class Trainer:
         self.introduce()
         progress = ProgressBar(self.config.max_steps, self.done)
         try:
-            with signals.handled(lambda name: self.end_early(name, progress.say), unless=LostError):
+            with signals.handled(self.end_early, unless=LostError):
                 if rehearsal.is_needed(self.config, self.policy.device):
                     self.rehearse()
                 if self.check and not self.over():
@@ -217,15 +216,9 @@ class Trainer:
             self.version_done = self.policy.version
         found = self.journal.ailments()
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
-        noted = self.world.concat(step.warnings + self.remarks)
-        words = [
-            *dict.fromkeys(noted),
-            *(f"{r.words} (try {r.advice})" for r in found),
-            *self.journal.report_skipped(step),
-        ]
-        for line in words:
-            progress.say(f"step {self.done}: {line}")
-        self.remarks.clear()
+        for r in found:
+            log.warning(f"{r.words} (try {r.advice})")
+        self.journal.report_skipped(step)
         self.journal.refuse_the_hopeless()
         progress.step(step.metrics)
         if last or (self.config.save_steps and self.done % self.config.save_steps == 0):
@@ -253,13 +246,12 @@ class Trainer:
             return rollout, algorithm.counted(rollout)
 
         phase = self.residency.phase("update")
-        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, phase, progress.say)
+        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, phase)
 
     def rehearse(self) -> None:
         """Tries out the longest rows, and lowers the token budget until they fit."""
         with self.residency.phase("update"):
             rehearsal.rehearse(self.loop.learners, self.loop.passes, self.config, self.algorithm.together)
-        self.remarks += self.loop.passes.notices()
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out rewards, and how held-out answers fare, if there is a held-out set."""
@@ -272,7 +264,7 @@ class Trainer:
         if self.entry.generates:
             self.serve()
             metrics |= evaluate(self.sampler, self.held_out, self.config.seed)[0]
-            self.remarks += [f"evaluation: {line}" for line in self.scorer.report()[1]]
+            self.scorer.report("evaluation: ")
         return self.world.broadcast(metrics | {"time/eval": time.perf_counter() - start})
 
     def held_out_loss(self, rollout: Rollout) -> dict[str, Any]:
@@ -287,24 +279,24 @@ class Trainer:
         """Tells what is about to happen, in a few lines, the first prompt as the model sees it among them."""
         config, first = self.config, self.prompts.batch(0, 1)[0]
         engine = self.engine.name if self.entry.generates else "none needed"
-        tell(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
-        tell(coverage(self.policy.model))
+        log.info(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
+        log.info(coverage(self.policy.model))
         if self.plan:
-            tell(self.plan.table())
-        tell(f"{self.prompts.summary()}, {len(self.held_out)} held out")
+            log.info(self.plan.table())
+        log.info(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         prompts = config.prompts_per_step
-        tell(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts")
+        log.info(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
-        tell(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
-        tell(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
+        log.info(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
+        log.info(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
 
-    def end_early(self, signal: str, say: Callable[[str], object]) -> None:
+    def end_early(self, signal: str) -> None:
         """Lets the step finish at the first signal; the second ends at once."""
         if self.ending:
             raise KeyboardInterrupt(f"go on with --resume {self.run}")
         self.ending = f"by {signal}"
-        say(f"{signal}: stopping after this step; once more ends it at once")
+        log.info(f"{signal}: stopping after this step; once more ends it at once")
 
     def save(self) -> None:
         """A checkpoint, and the learning curve so far."""

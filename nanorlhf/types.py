@@ -145,12 +145,11 @@ class MicroBatch:
 
 @dataclass(slots=True)
 class Step:
-    """The result of a step: numbers for the log, words for the user."""
+    """The result of a step."""
 
     rollout: Rollout
     credit: Credit
     metrics: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
     skipped: list[SkippedUpdate] = field(default_factory=list)  # updates that were not taken
 
 

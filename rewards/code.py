@@ -15,6 +15,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.rewards._text import last_tagged, text_of
 from nanorlhf.sandbox import run
 from nanorlhf.sandbox.run import Limits
+from nanorlhf.system.terminal import log
 
 EXAMINER = Path(run.__file__).with_name("examiner.py")
 PYTHON = {"python", "py", "python3"}
@@ -56,7 +57,7 @@ def check(seconds: float, memory_mb: int, unsafe_code: bool, **_: Any) -> None:
         raise UsageError(f"reward_options: code has seconds={seconds}: every program needs some; 5 is the default")
     if memory_mb < 64:
         raise UsageError(f"reward_options: code has memory_mb={memory_mb}: Python itself needs 64; 1024 is the default")
-    print(f"programs of the model are contained by {run.WORDS[run.find_method(unsafe_code)]}")
+    log.info(f"programs of the model are contained by {run.WORDS[run.find_method(unsafe_code)]}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,8 +158,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
                         samples, greedy = sampler.write(parts[number], wanted, seed, progress=bar.update)
                         scorer.finish([*samples, *greedy])
                         kept.add([row(s, greedy=False) for s in samples] + [row(s, greedy=True) for s in greedy])
-        for line in scorer.report()[1]:
-            print(line)
+        scorer.report()
     rows = sorted((row for part in kept.parts for row in part), key=lambda row: row["greedy"])
     return figures(chosen, rows), rows
 

@@ -1,4 +1,4 @@
-"""The order of test files, and which of them take long."""
+"""The order of test files, which of them take long, and a log that is printed although pytest listens to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from nanorlhf.system.terminal import Terminal, log
+
 SHOWN = 8  # files
+log.addHandler(Terminal())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

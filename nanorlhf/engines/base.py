@@ -125,10 +125,6 @@ class Engine(Protocol):
         """Come back; the next `update` makes it fresh."""
         ...
 
-    def notices(self) -> list[str]:
-        """Give remarks on the last requests for the user, each once."""
-        ...
-
     def close(self) -> None:
         """End it and give everything back."""
         ...

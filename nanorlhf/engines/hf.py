@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nanorlhf.engines.base import Completion, Request, Sampling, Weights
 from nanorlhf.errors import UsageError
 from nanorlhf.system.device import empty_cache, ran_out
+from nanorlhf.system.terminal import EACH, log
 from nanorlhf.types import WeightSync
 
 BATCH = 256  # rows that decode together, if no plan says how many
@@ -51,7 +52,6 @@ class HFEngine:
         base.set_attn_implementation("sdpa")
         self.device: torch.device = base.device
         self.version, self.batch = -1, rows
-        self.remarks: list[str] = []
 
     def generate(
         self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
@@ -81,12 +81,8 @@ class HFEngine:
             )
         empty_cache()
         self.batch = rows // 2
-        self.remarks.append(f"out of memory (rollout), nothing is lost: {self.batch} rows decode together from now on")
-
-    def notices(self) -> list[str]:
-        """Remarks on what was done about full memory."""
-        remarks, self.remarks = self.remarks, []
-        return remarks
+        words = f"out of memory (rollout), nothing is lost: {self.batch} rows decode together from now on"
+        log.warning(words, extra=EACH)
 
     def decode(self, rows: list[Row], generator: torch.Generator, sampling: Sampling) -> Iterator[Completion]:
         """One batch, left-padded, until its last row has ended; a prompt passes through the model once for all rows."""

@@ -15,7 +15,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.policy import serialization
 from nanorlhf.policy.policy import Policy
 from nanorlhf.system import gpu_memory
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 from nanorlhf.types import WeightSync
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # what configs call their number
@@ -41,7 +41,7 @@ def check_engine(config: TrainConfig, about: PretrainedConfig) -> None:
     from nanorlhf.engines.vllm import check_version
 
     if untried := check_version():
-        tell(untried)
+        log.warning(untried)
     wide = config.dtype == "float32" and torch.cuda.is_available()
     config.require(
         not (wide and config.weight_sync == "lora"), "weight_sync", "vLLM's adapters on CUDA are 16-bit; use merged"

@@ -1,4 +1,4 @@
-"""An engine that failed is started again, once in a step, and writes the same anew."""
+"""An engine that failed is started again, once with the same weights, and writes the same anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nanorlhf.engines.side_effects import kept_random_state
 from nanorlhf.errors import RunError, UsageError, error_line
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.distributed import world
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 from nanorlhf.types import WeightSync
 
 SMALLER = 0.5  # of the cache, after memory ran out
@@ -30,7 +30,7 @@ class Restarting:
         self.part = 1.0
         self.engine = self.first()
         self.version = self.engine.version
-        self.failed = ""  # how, since it was last told
+        self.failed: int | None = None  # which weights it served when it failed last
 
     def first(self) -> Engine:
         """The engine; if memory runs out as it starts, with half the cache."""
@@ -42,7 +42,7 @@ class Restarting:
                     raise
                 failure = error_line(error)
             self.shrink(failure)  # here nothing refers to what failed
-            tell(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
+            log.warning(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
 
     def shrink(self, failure: str) -> None:
         """Half the cache from now on; if it is halved already, the end."""
@@ -115,15 +115,15 @@ class Restarting:
         self.restart(failure, full)
 
     def restart(self, failure: str, full: bool) -> None:
-        """A new engine with the policy's weights; a second failure before the first was told ends the run."""
+        """A new engine with the policy's weights; a second failure with the same weights ends the run."""
         if full:
             self.shrink(failure)
         go_on = f"go on from the last checkpoint with --resume {self.resume}"
-        if self.failed:
+        if self.failed == self.version:
             raise RunError(f"the engine failed again after it was started anew ({failure}); {go_on}")
         if world().size > 1:  # engines start together
             raise RunError(f"the engine failed ({failure}); {go_on}")
-        self.failed = failure
+        self.failed = self.version
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with suppress(Exception):  # it is broken
             self.engine.close()
@@ -136,19 +136,14 @@ class Restarting:
                 f"the engine failed ({failure}) and could not be started anew ({error_line(error)}); {go_on}"
             ) from error
         self.version = self.engine.version
+        how = "started anew" if self.part == 1 else "started anew with half its cache"
+        log.warning(f"the engine failed ({failure}); it was {how}, and writes the same")
 
     def sleep(self) -> None:
         self.engine.sleep()
 
     def wake(self) -> None:
         self.engine.wake()
-
-    def notices(self) -> list[str]:
-        """That it failed, and what the engine has to say."""
-        failed, self.failed = self.failed, ""
-        how = "started anew" if self.part == 1 else "started anew with half its cache"
-        words = [f"the engine failed ({failed}); it was {how}, and wrote the same"] if failed else []
-        return words + self.engine.notices()
 
     def close(self) -> None:
         self.engine.close()

@@ -172,10 +172,6 @@ class VLLMEngine:
             self.engine.wake_up()
             self.ready = self.sync == "lora"
 
-    def notices(self) -> list[str]:
-        """Nothing: vLLM makes do with the cache it has."""
-        return []
-
     def close(self) -> None:
         """Ends the engine; another may start in this process."""
         if self.engine is None:

@@ -21,6 +21,7 @@ from nanorlhf.system import random_state
 from nanorlhf.system.distributed import world
 from nanorlhf.system.files import whole_folder
 from nanorlhf.system.seeds import derive
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Rollout
 
 FOLDER, WEIGHTS, RESULT = "value_init", "critic.safetensors", "result.json"
@@ -29,14 +30,11 @@ BATCH = 16  # episodes in an optimizer step
 PATIENCE = 2  # epochs that may pass without a better held-out explained variance
 RIDGES = [10.0**k for k in range(-6, 3)]  # penalties on the head, as shares of its input's mean variance
 
-Say = Callable[[str], None]
 Write = Callable[[], tuple[Rollout, Tensor]]
 Result = dict[str, Any]
 
 
-def initialise(
-    critic: Critic, passes: Passes, run: Path, write: Write, phase: AbstractContextManager[None], say: Say
-) -> Result:
+def initialise(critic: Critic, passes: Passes, run: Path, write: Write, phase: AbstractContextManager[None]) -> Result:
     """Teaches the critic once in a run's life, and gives the metrics of it; a run that goes on takes what is kept.
 
     `write` gives episodes of the starting policy, and which of them count; `phase` has the critic on the card.
@@ -44,7 +42,7 @@ def initialise(
     folder = run / FOLDER
     if not world().first_only(folder.is_dir):
         before = random_state.random_state()
-        learned = learn(critic, passes, write, phase, say)
+        learned = learn(critic, passes, write, phase)
         world().first_only(lambda: keep(folder, *learned))
         random_state.restore_random(before)  # what follows is the same, whether this was done now or earlier
     critic.restore(load_file(folder / WEIGHTS))
@@ -59,24 +57,24 @@ def keep(folder: Path, weights: dict[str, Tensor], result: Result) -> None:
 
 
 def learn(
-    critic: Critic, passes: Passes, write: Write, phase: AbstractContextManager[None], say: Say
+    critic: Critic, passes: Passes, write: Write, phase: AbstractContextManager[None]
 ) -> tuple[dict[str, Tensor], Result]:
     """The critic's weights after it saw episodes of the starting policy, and how well they explain held-out ones."""
     start = time.perf_counter()
     rollout, usable = write()
     rollout.columns["returns"] = returns(rollout, critic.config.gamma)
     held_out = rollout.group % EVERY == 0
-    say(f"value initialisation: {int(usable.sum())} episodes in {time.perf_counter() - start:.0f} s")
+    log.info(f"value initialisation: {int(usable.sum())} episodes in {time.perf_counter() - start:.0f} s")
     study = Study(critic, passes, rollout, usable & ~held_out, usable & held_out)
     with phase:
         before = study.explained()
         study.solve_head()
         with_head = study.explained()
-        epochs = study.fit(say) if with_head is not None else 0
+        epochs = study.fit() if with_head is not None else 0
         after = study.explained()
     seconds = time.perf_counter() - start
     shown = " -> ".join("-" if x is None else f"{x:.3f}" for x in (before, with_head, after))
-    say(
+    log.info(
         f"value initialisation: explained variance of held-out returns {shown} "
         f"(untrained, head, {epochs} epochs of head and adapter), {seconds:.0f} s"
     )
@@ -163,7 +161,7 @@ class Study:
                 count, total, products = count + len(both), total + both.sum(0), products + both.T @ both
         return torch.tensor([count], dtype=torch.double), total, products
 
-    def fit(self, say: Say) -> int:
+    def fit(self) -> int:
         """Adapter and head by Adam while the held-out explained variance rises; the best epoch's weights stay."""
         critic, limit = self.critic, self.critic.config.value_init_epochs
         adam = torch.optim.Adam(critic.weights.values(), critic.config.value_init_learning_rate)
@@ -174,7 +172,7 @@ class Study:
             for chosen in trained[torch.randperm(len(trained), generator=order)].split(BATCH):
                 self.descend(chosen, adam)
             now = self.explained()
-            say(f"value initialisation: epoch {epoch} of at most {limit}, explained variance {now or 0.0:.3f}")
+            log.info(f"value initialisation: epoch {epoch} of at most {limit}, explained variance {now or 0.0:.3f}")
             if now is not None and best is not None and now > best:
                 best, best_epoch, weights = now, epoch, critic.snapshot()
             elif epoch - best_epoch >= PATIENCE:

@@ -13,6 +13,7 @@ from nanorlhf.learning.shares import divided, idle
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.distributed import world
 from nanorlhf.system.random_state import random_state, restore_random
+from nanorlhf.system.terminal import EACH, log
 from nanorlhf.types import MicroBatch, Rollout
 
 HELP = (
@@ -62,7 +63,6 @@ class Passes:
         self.tokens, self.undo = tokens, undo
         self.one_per_row, self.in_step = one_per_row, in_step
         self.lowered = False
-        self.remarks: list[str] = []
 
     def attempts(
         self, phase: str, rollout: Rollout, chosen: Tensor, weights: Tensor | None = None, together: int = 1
@@ -113,12 +113,8 @@ class Passes:
             raise TooLongError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
         self.tokens = max(longest, tried // 2)
         self.lowered = True
-        self.remarks.append(
+        log.warning(
             f"out of memory ({phase}), nothing is lost: done again with micro-batches of {self.tokens:,} tokens "
-            f"instead of {tried:,}, which stay that size"
+            f"instead of {tried:,}, which stay that size",
+            extra=EACH,
         )
-
-    def notices(self) -> list[str]:
-        """The remarks, which are not kept any longer."""
-        remarks, self.remarks = self.remarks, []
-        return remarks

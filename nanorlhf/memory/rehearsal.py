@@ -15,6 +15,7 @@ from nanorlhf.learning.packing import pack
 from nanorlhf.learning.passes import Passes, TooLongError
 from nanorlhf.system import random_state
 from nanorlhf.system.device import empty_cache
+from nanorlhf.system.terminal import EACH, log
 from nanorlhf.types import MicroBatch, Prompt, Rollout, Sample
 
 
@@ -36,7 +37,7 @@ def rehearse(learners: Sequence[Learner], passes: Passes, config: TrainConfig, t
     for body in bodies(learners):
         body.recompute()
     passes.tokens, passes.lowered = planned, False
-    passes.remarks = ["activations take more than was planned, so they are recomputed: gradient_checkpointing"]
+    log.warning("activations take more than was planned, so they are recomputed: gradient_checkpointing", extra=EACH)
     fits(learners, passes, config, together)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -10,8 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from nanorlhf.errors import plain
-from nanorlhf.system.terminal import speaks, tell
+from nanorlhf.system.terminal import log, speaks
 
 TRAINING = ("reward/mean", "accuracy", "loss")  # what a run is about: the first of these that it has
 HELD_OUT = ("eval/reward", "eval/accuracy", "eval/loss")
@@ -29,6 +29,7 @@ class ProgressBar:
             total=total, initial=done, unit="step", dynamic_ncols=True, miniters=0, disable=not heard
         )
         self.first = done
+        log.addFilter(self.numbered)
 
     def writing(self, tokens: int) -> None:
         """Shows that completions arrive."""
@@ -48,14 +49,17 @@ class ProgressBar:
         if not self.live:
             left = (self.total - self.done) * (time.perf_counter() - self.started) / (self.done - self.first)
             words = " ".join(f"{name} {value}" for name, value in shown.items())
-            tell(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}")
+            log.info(f"step {self.done}/{self.total} {words} left {left // 60:.0f}:{left % 60:02.0f}")
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        say(line)
+    def numbered(self, record: logging.LogRecord) -> bool:
+        """Puts the step that is being taken before a warning."""
+        if record.levelno >= logging.WARNING:
+            record.msg = f"step {self.done + 1}: {record.msg}"
+        return True
 
     def close(self) -> None:
         """Ends the bar."""
+        log.removeFilter(self.numbered)
         self.bar.close()
 
 
@@ -63,12 +67,6 @@ def in_notebook() -> bool:
     """Whether a cell of a notebook runs this; to have its kernel's library imported is not enough."""
     shell = sys.modules.get("IPython")
     return shell is not None and shell.get_ipython() is not None
-
-
-def say(line: str) -> None:
-    """A line above any bar; what others wrote cannot move the cursor."""
-    if speaks():
-        tqdm.write(plain(line))
 
 
 def number(value: float | None) -> str:

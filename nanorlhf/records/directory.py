@@ -22,7 +22,7 @@ from nanorlhf.config.names import CHECKPOINTS, run_of
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.system.files import write_whole
-from nanorlhf.system.terminal import tell
+from nanorlhf.system.terminal import log
 
 OWN = {"resume", "output_dir", "overwrite_output_dir"}  # options that say where a run is, not what it does
 FIXED = {"algorithm", "model_name_or_path", "adapter_name_or_path", "lora", "lora_r", "lora_alpha", "use_rslora"}
@@ -149,7 +149,7 @@ def check_changes(before: RunRecord, options: dict[str, Any], algorithm: str) ->
             f"(adapter_name_or_path={str(before.folder)!r} goes on from its weights)"
         )
     if changes:
-        tell(f"going on with other options than before: {', '.join(changes.values())}")
+        log.info(f"going on with other options than before: {', '.join(changes.values())}")
 
 
 def without_a_step(run: Path) -> bool:

@@ -13,6 +13,7 @@ from nanorlhf.records.metrics import finite
 from nanorlhf.records.plots import draw_png
 from nanorlhf.records.tracking import RunLog
 from nanorlhf.system.distributed import world
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Step
 
 
@@ -63,15 +64,16 @@ class Journal:
         if self.keeps_rollouts:
             rollout_files.keep(self.run, number, step.rollout, step.credit.advantages)
 
-    def report_skipped(self, step: Step) -> list[str]:
-        """Updates that were left out, in words, with a report."""
+    def report_skipped(self, step: Step) -> None:
+        """Warns of updates that were left out, with a report."""
         if not step.skipped:
             self.left_out = 0
-            return []
+            return
         path = world().first_only(lambda: skipped_updates.keep(self.run, step.metrics["step"], step.skipped))
         taken = step.metrics["loss"] is not None
         self.left_out = 0 if taken else self.left_out + len(step.skipped)
-        return [f"{fault.words}; the report is {path}" for fault in step.skipped]
+        for fault in step.skipped:
+            log.warning(f"{fault.words}; the report is {path}")
 
     def refuse_the_hopeless(self) -> None:
         """Ends a run of which update after update is left out."""

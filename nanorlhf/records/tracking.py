@@ -12,8 +12,8 @@ from typing import Any
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import error_line
-from nanorlhf.records.console import say
 from nanorlhf.system.files import write_whole
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Sample
 
 UNSEEN = re.compile(
@@ -47,7 +47,9 @@ class RunLog:
                 what(tracker)
             except Exception as error:  # noqa: BLE001  a tracker may fail in any way
                 self.trackers.remove(tracker)
-                say(f"{tracker.name} failed, and is told no more ({error_line(error)}); everything is in {self.run}")
+                log.warning(
+                    f"{tracker.name} failed, and is told no more ({error_line(error)}); everything is in {self.run}"
+                )
 
     def log_samples(self, step: int, samples: Sequence[Sample], advantages: Sequence[float]) -> None:
         """Every sample of a step."""
@@ -120,7 +122,7 @@ def start_trackers(run: Path, config: TrainConfig, algorithm: str) -> list[Any]:
                 {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.to_dict().items()}
             )
         except Exception as error:  # noqa: BLE001  a tracker may fail in any way
-            say(f"{kind} cannot start, and is told nothing ({error_line(error)}); everything is in {run}")
+            log.warning(f"{kind} cannot start, and is told nothing ({error_line(error)}); everything is in {run}")
         else:
             started.append(tracker)
     return started
@@ -135,6 +137,6 @@ def wandb_mode() -> dict[str, str]:
     try:
         reached = wandb.login(prompt=False)
     except Exception as error:  # noqa: BLE001  it looks whether the key is good, and anything may come of that
-        say(f"wandb cannot be reached, so its run stays on disk for `wandb sync` ({error_line(error)})")
+        log.warning(f"wandb cannot be reached, so its run stays on disk for `wandb sync` ({error_line(error)})")
         reached = False
     return {} if reached else {"mode": "offline"}

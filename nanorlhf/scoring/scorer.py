@@ -17,6 +17,7 @@ from nanorlhf.scoring.reward import Reward, TrainerState, Verdict, judge
 from nanorlhf.scoring.secrets import without_secrets
 from nanorlhf.scoring.workers import Pool, packable
 from nanorlhf.system.distributed import world
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Sample
 
 COMPARED = 8  # completions in the one call that shows whether a reward judges each for itself
@@ -48,14 +49,13 @@ class Scorer:
     def __init__(self, rewards: Sequence[Reward], config: TrainConfig, residency: Residency | None = None) -> None:
         self.rewards, self.config, self.residency = rewards, config, residency or Residency()
         self.state = TrainerState(0, config.max_steps)
-        self.remarks: list[str] = []
         self.away: set[str] = set()  # rewards that the workers have
         for reward in rewards if config.workers else []:
             why = "" if reward.in_trainer or "environments" in reward.names else packable(reward)
             if why is None:
                 self.away.add(reward.name)
             elif why:
-                self.remarks.append(f"reward {reward.name!r} runs in the trainer, for no worker can have it: {why}")
+                log.warning(f"reward {reward.name!r} runs in the trainer, for no worker can have it: {why}")
         chosen = [reward for reward in rewards if reward.name in self.away]
         given = without_secrets(os.environ, config.reward_secrets)
         self.pool = Pool(chosen, config.workers, int(config.reward_memory_gib * 2**30), given) if chosen else None
@@ -163,16 +163,17 @@ class Scorer:
             if len(tally.faults) > self.config.reward_failure_limit * tally.count:
                 raise RewardError(f"{described(name, tally)}\n  (more than reward_failure_limit allows)")
 
-    def report(self) -> tuple[dict[str, float], list[str]]:
-        """Reports what happened since the last report: metrics, and the failures in words, each with an example."""
+    def report(self, where: str = "") -> dict[str, float]:
+        """Gives the metrics since the last report, and warns of failures, each with an example."""
         metrics: dict[str, float] = {}
         everyone = world().gather(self.tallies)
         tallies = {name: joined([tallies[name] for tallies in everyone]) for name in self.tallies}
         for name, tally in tallies.items():
             metrics |= tally.metrics(name)
-        words = [described(name, tally) for name, tally in tallies.items() if tally.faults]
+            if tally.faults:
+                log.warning(where + described(name, tally))
         self.forget()
-        return metrics, words
+        return metrics
 
     def arguments(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The arguments of reward functions: prompts, completions, their tokens, every dataset column, the state."""

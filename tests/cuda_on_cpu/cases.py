@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from nanorlhf.policy import attention, logprobs
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPOTrainer
 from nanorlhf.records.metrics import Averages
+from nanorlhf.system.terminal import log
 from nanorlhf.tasks.arithmetic import arithmetic
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import MicroBatch, Rollout
@@ -134,6 +136,16 @@ def allowed(extra: int) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(2.0)
 
 
+HEARD = BufferingHandler(10**6)
+
+
+def said() -> list[str]:
+    """The lines of the log since this was last asked."""
+    lines = [record.getMessage() for record in HEARD.buffer]
+    HEARD.flush()
+    return lines
+
+
 def play(case: Case, device: str, room: int = card.TOTAL) -> tuple[list[Tensor], dict[str, Any]]:
     """A step on this device: the gradients that its optimizers see, and what the watch saw."""
     loop, seen = loop_of(case, device), list[Tensor]()
@@ -147,9 +159,10 @@ def play(case: Case, device: str, room: int = card.TOTAL) -> tuple[list[Tensor],
         optimizer.adam.register_step_pre_hook(keep)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
+    said()
     with allowed(room), Watch() as watch:
-        warnings = loop.step(1).warnings
-    more = {"waits": dict(card.waits), "peak": torch.cuda.max_memory_allocated() - before, "warnings": warnings}
+        loop.step(1)
+    more = {"waits": dict(card.waits), "peak": torch.cuda.max_memory_allocated() - before, "warnings": said()}
     return seen, watch.seen | more
 
 
@@ -247,13 +260,14 @@ def rehearsed() -> dict[str, Any]:
     weights, told, tokens, peak = [p.clone() for p in loop.policy.trainable.values()], [], [], card.TOTAL
     gc.collect()
     before = torch.cuda.memory_allocated()
+    said()
     for share in (1.0, 0.7):
         loop.passes.tokens = 480
         torch.cuda.reset_peak_memory_stats()
         with allowed(int(share * peak)):
             if is_needed(loop.config, loop.policy.device):
                 rehearse(loop.learners, loop.passes, loop.config, loop.algorithm.together)
-            told.append(loop.passes.notices())
+            told.append(said())
         tokens.append(loop.passes.tokens)
         peak = torch.cuda.max_memory_allocated() - before
     gc.collect()
@@ -312,6 +326,7 @@ def verified(name: str) -> dict[str, Any]:
 
 def main(out: Path) -> None:
     """Everything."""
+    log.addHandler(HEARD)
     register()
     work: dict[str, Callable[[], Any]] = {name: partial(on_card, name) for name in CASES}
     work |= {f"verify {name}": partial(verified, name) for name in (*SERVED, *HYBRID)}

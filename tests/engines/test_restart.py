@@ -31,9 +31,6 @@ class Engine:
             raise self.failures.pop(0)
         yield from (Completion(r.id, [1], [-1.0], stopped=True) for r in requests[1:])
 
-    def notices(self) -> list[str]:
-        return []
-
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -94,7 +91,7 @@ def test_memory_that_runs_out_at_the_start_halves_the_cache_once(capsys: pytest.
     assert PARTS == [1.0], "another mistake is none that a smaller cache mends"
 
 
-def test_memory_that_runs_out_while_decoding_halves_the_cache_once_in_a_run() -> None:
+def test_memory_that_runs_out_while_decoding_halves_the_cache_once_in_a_run(caplog: pytest.LogCaptureFixture) -> None:
     first, second = Engine(), Engine()
     engine = restarting(first, second)
     engine.update(Weights())  # type: ignore[arg-type]
@@ -102,18 +99,33 @@ def test_memory_that_runs_out_while_decoding_halves_the_cache_once_in_a_run() ->
     asked = [Request(i, [1, 2]) for i in range(4)]
     assert [c.id for c in engine.generate(asked, 0)] == [0, 1, 2, 3]
     assert PARTS == [1.0, 0.5] and engine.version == 3
-    assert "with half its cache, and wrote the same" in engine.notices()[0]
+    assert "with half its cache, and writes the same" in caplog.text
     second.failures.append(ALLOCATED)  # many steps later
     with pytest.raises(RunError, match=r"with half its cache, too .* lower gpu_memory_gib"):
         list(engine.generate(asked, 1))
 
 
-def test_another_failure_keeps_the_whole_cache() -> None:
+def test_another_failure_keeps_the_whole_cache(caplog: pytest.LogCaptureFixture) -> None:
     first, second = Engine(RuntimeError("an illegal memory access")), Engine()
     engine = restarting(first, second)
     assert len(list(engine.generate([Request(i, [1, 2]) for i in range(2)], 0))) == 2
     assert PARTS == [1.0, 1.0]
-    assert "started anew, and wrote the same" in engine.notices()[0]
+    assert "started anew, and writes the same" in caplog.text
+
+
+def test_it_fails_once_with_the_same_weights() -> None:
+    engines = [Engine(), Engine(), Engine()]
+    engine, weights, asked = restarting(*engines), Weights(), [Request(i, [1, 2]) for i in range(2)]
+    for version, broken in ((1, engines[0]), (2, engines[1])):
+        weights.version = version
+        engine.weights = weights  # type: ignore[assignment]
+        engine.update(weights)  # type: ignore[arg-type]
+        broken.failures.append(RuntimeError("an illegal memory access"))
+        assert len(list(engine.generate(asked, 0))) == 2
+    engines[2].failures.append(RuntimeError("an illegal memory access"))
+    with pytest.raises(RunError, match="failed again after it was started anew"):
+        list(engine.generate(asked, 0))
+    assert PARTS == [1.0] * 3
 
 
 def test_memory_that_runs_out_over_the_first_weights_halves_the_cache_too() -> None:

@@ -61,9 +61,6 @@ class Scripted:
 
     version = 0
 
-    def notices(self) -> list[str]:
-        return []
-
     def forget(self) -> None:
         """Nothing is kept."""
 

@@ -102,7 +102,9 @@ def expect_same(loop: Loop, other: Loop, metrics: dict[str, Any], expected: dict
     [("logprobs", False, 0.2), ("ref_logprobs", False, 0.2), ("values", False, 0.2), ("update", False, 0.2),
      ("update", True, 0.2), ("critic", False, 0.0), ("critic", True, 0.0)],
 )  # fmt: skip
-def test_every_phase_is_done_again_in_smaller_rows(phase: str, back: bool, dropout: float) -> None:
+def test_every_phase_is_done_again_in_smaller_rows(
+    phase: str, back: bool, dropout: float, caplog: pytest.LogCaptureFixture
+) -> None:
     loop = made_up(100, dropout)
     memory = FullMemory(loop, phase, 2, back)
     step = loop.step(1)
@@ -111,19 +113,20 @@ def test_every_phase_is_done_again_in_smaller_rows(phase: str, back: bool, dropo
     assert loop.passes.tokens == (55 if measuring else 50)  # the longest of the samples; of the first update 31
     assert step.metrics["memory/token_budget"] == loop.passes.tokens
     shown = "measure" if measuring else phase
-    assert len(step.warnings) == 1 and step.warnings[0].startswith(f"out of memory ({shown}), nothing is lost")
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(f"out of memory ({shown}), nothing is lost")
     assert loop.policy.version == 2
     other = made_up(loop.passes.tokens, dropout)
     expect_same(loop, other, step.metrics, other.step(1).metrics, exact=phase == "logprobs")
-    assert loop.step(2).warnings == []  # said once, and the budget stays
+    loop.step(2)
+    assert len(caplog.messages) == 1, "said once, and the budget stays"
 
 
-def test_the_second_update_is_done_again_alone() -> None:
+def test_the_second_update_is_done_again_alone(caplog: pytest.LogCaptureFixture) -> None:
     loop, other = made_up(100), made_up(100)
     batches = -(-sum(s.row_length for s in other.source.rollout(1, None, None).samples[:8]) // 100)  # type: ignore[arg-type]
     memory = FullMemory(loop, "update", batches + 3)
     step = loop.step(1)
-    assert memory.raised == 1 and loop.policy.version == 2 and len(step.warnings) == 1
+    assert memory.raised == 1 and loop.policy.version == 2 and len(caplog.messages) == 1
     assert loop.learner.optimizer.scheduler.last_epoch == 2
     expect_same(loop, other, step.metrics, other.step(1).metrics, exact=False)
 
@@ -182,11 +185,11 @@ def test_below_the_longest_sample_there_is_nothing_to_try(monkeypatch: pytest.Mo
     assert loop.passes.tokens == 55
 
 
-def test_other_errors_are_nobodys_business_here() -> None:
+def test_other_errors_are_nobodys_business_here(caplog: pytest.LogCaptureFixture) -> None:
     passes = Passes(100)
     with pytest.raises(RuntimeError, match="shapes"):
         attempt(passes, [10, 10], failing(RuntimeError("shapes do not fit")))
-    assert passes.tokens == 100 and passes.notices() == []
+    assert passes.tokens == 100 and caplog.messages == []
 
 
 def test_processes_that_go_through_layers_together_cannot_begin_again() -> None:
@@ -217,7 +220,7 @@ def test_nothing_of_a_failed_attempt_is_kept() -> None:
 
 
 @pytest.mark.parametrize("words", [FULL, "CUDA error: out of memory", "cublas: CUBLAS_STATUS_ALLOC_FAILED when"])
-def test_what_the_driver_calls_it(words: str) -> None:
+def test_what_the_driver_calls_it(words: str, caplog: pytest.LogCaptureFixture) -> None:
     passes, calls = Passes(100), []
 
     def work() -> None:
@@ -226,7 +229,7 @@ def test_what_the_driver_calls_it(words: str) -> None:
             raise RuntimeError(words)
 
     attempt(passes, [20] * 9, work)
-    assert calls == [100, 50, 25] and len(passes.notices()) == 2
+    assert calls == [100, 50, 25] and len(caplog.messages) == 2
 
 
 def test_what_was_tried_counts_not_what_was_allowed() -> None:
@@ -262,7 +265,7 @@ def test_a_resumed_run_starts_with_the_lowered_budget() -> None:
     assert other.passes.tokens == 50 and other.state_dict()["token_budget"] == 50
 
 
-def test_held_out_answers_are_judged_in_smaller_rows_too() -> None:
+def test_held_out_answers_are_judged_in_smaller_rows_too(caplog: pytest.LogCaptureFixture) -> None:
     config = GRPOConfig(model_name_or_path="nanorlhf:adder", device="cpu", token_budget=100, num_generations=4)
     torch.manual_seed(0)
     loop = Loop(config, GRPO(config), Policy(config), source=None)  # type: ignore[arg-type]
@@ -274,5 +277,5 @@ def test_held_out_answers_are_judged_in_smaller_rows_too() -> None:
     expected = held_out_loss(loop.learner, loop.passes, step, weights)
     FullMemory(loop, "evaluation", 3)
     found = held_out_loss(loop.learner, loop.passes, step, weights)
-    assert loop.passes.tokens == 55 and len(loop.passes.notices()) == 1
+    assert loop.passes.tokens == 55 and len(caplog.messages) == 1
     assert found == pytest.approx(expected, rel=1e-5)

@@ -46,7 +46,9 @@ def room_for(loop: Loop, tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[i
     return asked
 
 
-def test_the_budget_is_lowered_until_it_fits_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_is_lowered_until_it_fits_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     loop = made_up(token_budget=170, lora_dropout=0.5)
     asked = room_for(loop, 90, monkeypatch)
     weights = {n: p.clone() for n, p in loop.policy.model.named_parameters()}
@@ -54,7 +56,7 @@ def test_the_budget_is_lowered_until_it_fits_and_nothing_else_changes(monkeypatc
     rehearse(loop)
     assert loop.passes.tokens == 85
     assert asked == [40, 40, 170, 40, 40, 85, 85]  # policy and critic: the longest sample, then a full row
-    assert loop.passes.notices() and torch.get_rng_state().equal(random) and loop.policy.model.training == training
+    assert caplog.messages and torch.get_rng_state().equal(random) and loop.policy.model.training == training
     assert all(p.equal(weights[n]) and p.grad is None for n, p in loop.policy.model.named_parameters())
     assert all(not optimizer.adam.state for optimizer in [learner.optimizer for learner in loop.learners])
     assert loop.policy.version == 0
@@ -71,7 +73,11 @@ def test_a_longest_sample_that_cannot_be_is_said_before_training(monkeypatch: py
 @pytest.mark.parametrize("share", [0, Fraction(1, 3)])
 @pytest.mark.parametrize(("then", "budget"), [(200, 170), (100, 85), (39, None)])
 def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
-    then: int, budget: int | None, share: Fraction | int, monkeypatch: pytest.MonkeyPatch
+    then: int,
+    budget: int | None,
+    share: Fraction | int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     loop = made_up(token_budget=170)
     loop.policy.recompute(share)
@@ -90,7 +96,7 @@ def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
         return
     rehearse(loop)
     assert loop.policy.recomputes
-    assert loop.passes.tokens == budget and "recomputed" in loop.passes.notices()[0]
+    assert loop.passes.tokens == budget and "recomputed" in caplog.text
 
 
 @pytest.mark.parametrize(("together", "lengths"), [(1, [8 + 32] * 4 + [10]), (2, [8, 36, 36] * 2 + [8, 1, 1])])

@@ -12,6 +12,7 @@ import pytest
 
 from nanorlhf.records.console import ProgressBar, curve
 from nanorlhf.records.plots import POINTS, draw_png, thinned
+from nanorlhf.system.terminal import log
 
 STEP = {"reward/mean": 0.512345, "throughput/tokens_per_s": 1234.5}
 
@@ -53,6 +54,18 @@ def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         "step 3/3 reward/mean 0.512 tok/s 1,234 eval/reward 0.25",
     ]
     assert error == ""
+
+
+def test_a_warning_has_the_step_that_is_being_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressBar(3, 1)
+    log.info("a line")
+    log.warning("50% of it")
+    progress.step(STEP)
+    log.warning("more")
+    progress.close()
+    log.warning("the end")
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("step 2/3")]
+    assert said == ["a line", "step 2: 50% of it", "step 3: more", "the end"]
 
 
 def canvases() -> int:

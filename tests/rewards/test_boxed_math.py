@@ -236,8 +236,8 @@ def test_a_thousand_attacks_are_answered_in_time_by_workers() -> None:
     ]
     with closing(Scorer(find_rewards("boxed_math"), TrainConfig(reward_workers=2, reward_timeout=10))) as scorer:
         scorer.score(samples)
-        metrics, faults = scorer.report()
-    assert not faults, "math-verify's own alarm is faster than the worker's end"
+        metrics = scorer.report()
+    assert metrics["reward/boxed_math/failed"] == 0, "math-verify's own alarm is faster than the worker's end"
     assert metrics["reward/boxed_math/unscored"] == 0
     assert {s.reward for s in samples} == {0, 1} and samples[-1].reward == 1
     assert time.perf_counter() - start < 300
