@@ -14,8 +14,7 @@ from torch import Tensor
 class Segments:
     """Pieces of a row, end to end: each token sees those before it in its piece, and an answer its whole prompt too."""
 
-    lengths: list[int]
-    prompts: list[int | None]  # which piece is the prompt of this one, if it stands apart
+    families: list[tuple[int, ...]]  # lengths of a prompt and of the answers beside it, or of one sample
     ends: Tensor  # (s+1,) int32, where pieces start and end
     seen: Tensor | None  # (K,) the places of all that each piece sees, piece by piece; None if they see only themselves
     seen_ends: Tensor  # (s+1,) int32, where these start and end
@@ -23,28 +22,30 @@ class Segments:
     @classmethod
     def of(cls, families: Iterable[tuple[int, Sequence[int]]]) -> Segments:
         """Lengths of prompts and of the answers to each; a prompt and its only answer are one piece."""
-        lengths: list[int] = []
-        prompts: list[int | None] = []
+        pieces: list[tuple[int, ...]] = []
+        seen: list[Tensor] = []
+        start = 0
         for prompt, answers in families:
-            if len(answers) == 1:
-                lengths.append(prompt + answers[0])
-                prompts.append(None)
-                continue
-            written = [length for length in answers if length]
-            prompts += [None, *[len(lengths)] * len(written)]
-            lengths += [prompt, *written]
-        ends = [0, *accumulate(lengths)]
-        seen = [torch.arange(ends[i], ends[i + 1]) for i in range(len(lengths))]
-        seen = [own if p is None else torch.cat([seen[p], own]) for p, own in zip(prompts, seen, strict=True)]
-        sizes = torch.tensor([0, *map(len, seen)])
-        apart = any(p is not None for p in prompts)
-        bounds = torch.tensor(ends, dtype=torch.int32)
-        return cls(lengths, prompts, bounds, torch.cat(seen) if apart else None, sizes.cumsum(0, dtype=torch.int32))
+            lengths = (prompt + answers[0],) if len(answers) == 1 else (prompt, *(n for n in answers if n))
+            places = (torch.arange(start, start + sum(lengths))).split(lengths)
+            seen += [places[0], *(torch.cat([places[0], own]) for own in places[1:])]
+            pieces.append(lengths)
+            start += sum(lengths)
+        apart = any(len(lengths) > 1 for lengths in pieces)
+        ends = [0, *accumulate(n for lengths in pieces for n in lengths)]
+        seen_ends = [0, *accumulate(map(len, seen))]
+        bounds, seen_bounds = (torch.tensor(x, dtype=torch.int32) for x in (ends, seen_ends))
+        return cls(pieces, bounds, torch.cat(seen) if apart else None, seen_bounds)
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each piece has."""
+        return [n for lengths in self.families for n in lengths]
 
     @property
     def visible(self) -> list[int]:
         """How many tokens the last one of each piece sees."""
-        return [n if p is None else n + self.lengths[p] for n, p in zip(self.lengths, self.prompts, strict=True)]
+        return [n + lengths[0] * (i > 0) for lengths in self.families for i, n in enumerate(lengths)]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Segments:
         """The same on `device`."""

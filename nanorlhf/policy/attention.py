@@ -20,6 +20,7 @@ from nanorlhf.segments import Segments
 NAME = "nanorlhf_packed"  # what `attn_implementation` is called
 PACKABLE = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types without a memory of their own
 GROWING = {"dynamic", "longrope"}  # rotations that depend on the longest sample of the row
+AT_ONCE = 1024  # tokens of a prompt and its answers that go through SDPA under one mask; longer ones go piece by piece
 MASKED = 512  # queries under one mask, which is as wide as their keys
 GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -51,18 +52,24 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     if softcap is None and s_aux is None and not dropout and fits_kernel(query, value):
         return by_kernel(query, key, value, segments, scaling, window)[None], None
-    outputs = []
-    queries, keys, values = (x.split(segments.lengths, dim=2) for x in (query, key, value))
-    for i, prompt in enumerate(segments.prompts):
-        q, k, v = queries[i], keys[i], values[i]
-        if prompt is not None:
-            k, v = torch.cat([keys[prompt], k], dim=2), torch.cat([values[prompt], v], dim=2)
-        if softcap is None and s_aux is None:
-            out = fused(q, k, v, dropout, scaling, window)
+    if softcap is None and s_aux is None:
+        attend = functools.partial(fused, dropout=dropout, scaling=scaling, window=window)
+    else:
+        attend = functools.partial(
+            spelled_out, dropout=dropout, scaling=scaling, window=window, softcap=softcap, sinks=s_aux
+        )
+    outputs, sizes = [], [sum(lengths) for lengths in segments.families]
+    for lengths, q, k, v in zip(segments.families, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+        if len(lengths) == 1:
+            outputs.append(attend(q, k, v))
+        elif sum(lengths) <= AT_ONCE and not isinstance(q, FakeTensor):
+            outputs.append(attend(q, k, v, mask=seen_by(lengths, window, q.device)))
         else:
-            out = spelled_out(q, k, v, dropout, scaling, window, softcap, s_aux)
-        outputs.append(out.transpose(1, 2))
-    return torch.cat(outputs, dim=1), None
+            (asked, *answers), *inputs = (x.split(lengths, dim=2) for x in (q, k, v))
+            outputs.append(attend(asked, *(x[0] for x in inputs)))
+            for i, answer in enumerate(answers, start=1):
+                outputs.append(attend(answer, *(torch.cat([x[0], x[i]], dim=2) for x in inputs)))
+    return torch.cat([out.transpose(1, 2) for out in outputs], dim=1), None
 
 
 def fits_kernel(query: Tensor, value: Tensor) -> bool:
@@ -101,9 +108,19 @@ def by_kernel(
 
 def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """Which keys (columns) each of the last queries (rows) of a sample sees."""
-    first = keys - queries
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(first)
-    return mask if window is None else mask.triu_(first + 1 - window)
+    at = torch.arange(keys, dtype=torch.int32, device=device)
+    back = at[keys - queries :, None] - at
+    return back >= 0 if window is None else (back >= 0) & (back < window)
+
+
+@functools.lru_cache(maxsize=32)  # all layers ask the same
+def seen_by(lengths: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
+    """(T, T) which keys each query of a prompt and its answers sees: the prompt's and its own."""
+    piece = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    at = torch.cat([torch.arange(n) + lengths[0] * (i > 0) for i, n in enumerate(lengths)])
+    back = at[:, None] - at
+    mask = ((piece[:, None] == piece) | (piece == 0)) & (back >= 0)
+    return (mask if window is None else mask & (back < window)).to(device)
 
 
 def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,13 +129,24 @@ def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None, window: int | None) -> Tensor:
-    """One segment through SDPA."""
+def fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """A sample, or the end of one, through SDPA; or what the mask says."""
     counted = isinstance(q, FakeTensor) and suits_kernel(q, v)  # for a memory plan: as the kernel does on a card
     gqa = bool(GQA) and counted if isinstance(q, FakeTensor) else q.device.type == "cpu"  # elsewhere it may be slower
     if not gqa:
         k, v = shared_heads(q, k, v)
     how = {"dropout_p": dropout, "scale": scaling, "enable_gqa": gqa}
+    if mask is not None:
+        return functional.scaled_dot_product_attention(q, k, v, mask, **how)
     queries, keys = q.shape[2], k.shape[2]
     if counted or (queries == keys and (window is None or window >= keys)):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
@@ -126,9 +154,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None
     for part in q.split(MASKED, dim=2):  # is_causal lets the first query see the first key alone
         seen += part.shape[2]
         first = 0 if window is None else max(0, seen - part.shape[2] + 1 - window)
-        mask = visible(part.shape[2], seen - first, window, q.device)
-        near = k[:, :, first:seen], v[:, :, first:seen]
-        outputs.append(functional.scaled_dot_product_attention(part, *near, mask, **how))
+        near = k[:, :, first:seen], v[:, :, first:seen], visible(part.shape[2], seen - first, window, q.device)
+        outputs.append(functional.scaled_dot_product_attention(part, *near, **how))
     return torch.cat(outputs, dim=2)
 
 
@@ -136,19 +163,22 @@ def spelled_out(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    *,
     dropout: float,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
     sinks: Tensor | None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """One segment step by step, for capped scores (Gemma 2) and attention sinks (gpt-oss)."""
+    """The same step by step, for capped scores (Gemma 2) and attention sinks (gpt-oss)."""
     k, v = shared_heads(q, k, v)
     queries, keys = q.shape[2], k.shape[2]
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    scores = scores.masked_fill(~visible(queries, keys, window, q.device), -torch.inf)
+    seen = visible(queries, keys, window, q.device) if mask is None else mask
+    scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:  # one more column, which takes its share and gives nothing
         scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(-1, -1, queries, -1)], dim=-1)
     weights = scores.softmax(-1)[..., :keys].to(v.dtype)

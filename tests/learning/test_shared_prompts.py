@@ -99,7 +99,7 @@ def test_a_row_of_siblings_by_hand() -> None:
     assert batch.targets.tolist() == [*a, *b, *c]
     assert batch.sample.tolist() == [0, 0, 2, 3, 3, 3]
     pieces = batch.segments
-    assert pieces.lengths == [2, 2, 1, 4] and pieces.prompts == [None, 0, 0, None]
+    assert pieces.lengths == [2, 2, 1, 4] and pieces.families == [(2, 2, 1), (4,)]
     assert pieces.ends.tolist() == [0, 2, 4, 5, 9] and pieces.seen_ends.tolist() == [0, 2, 6, 9, 13]
     assert pieces.seen is not None
     assert pieces.seen.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4, 5, 6, 7, 8]
@@ -145,16 +145,16 @@ def test_every_token_once_in_place_and_under_the_budget(
     for row in rows:
         assert row.columns["target"].equal(row.targets) and row.weights.equal(row.tokens.float())
         assert len(row.input_ids) <= budget or len(row.sample.unique()) <= 1 or len(row.segments.lengths) == 1
+        segments = row.segments
+        seen = torch.arange(len(row.input_ids)) if segments.seen is None else segments.seen
         for at, target, owner in zip(row.predict_at, row.targets, row.sample, strict=True):
-            segments = row.segments
             piece = int(torch.searchsorted(segments.ends, at, right=True)) - 1
-            seen = row.input_ids[: at + 1][segments.ends[piece] :]
-            if (prompt := segments.prompts[piece]) is not None:
-                seen = torch.cat([row.input_ids[segments.ends[prompt] : segments.ends[prompt + 1]], seen])
+            places = seen[segments.seen_ends[piece] : segments.seen_ends[piece + 1]]
+            tokens_seen = row.input_ids[places[places <= at]]
             whole = step.samples[int(owner)]
             before = whole.prompt.ids + whole.completion_ids
-            assert seen.tolist() == before[: len(seen)] and before[len(seen)] == target
-            assert row.position_ids[at] == len(seen) - 1
+            assert tokens_seen.tolist() == before[: len(tokens_seen)] and before[len(tokens_seen)] == target
+            assert row.position_ids[at] == len(tokens_seen) - 1
 
 
 def test_groups_stay_whole_among_processes_if_that_is_even() -> None:

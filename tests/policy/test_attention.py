@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from nanorlhf.policy import attention, self_check
 from nanorlhf.policy.attention import UnsupportedModelError, one_per_row
 from nanorlhf.policy.logprobs import head_of, token_logprobs
 from nanorlhf.policy.self_check import row, verify
-from nanorlhf.segments import Segments
 from tests.models import HYBRID, SERVED, VOCABULARY, WINDOW, Exactly, tiny
 
 LENGTHS = (40, 13, 1, 27)
@@ -74,8 +72,12 @@ def alone(model: PreTrainedModel) -> Tensor:
     return torch.cat(states)
 
 
+@pytest.mark.parametrize("at_once", [1024, 0])
 @pytest.mark.parametrize("architecture", [*SERVED, *HYBRID])
-def test_answers_that_share_a_prompt_are_as_if_each_had_its_own(architecture: str) -> None:
+def test_answers_that_share_a_prompt_are_as_if_each_had_its_own(
+    architecture: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
     model = tiny(architecture).double()
     model.set_attn_implementation(attention.NAME)
     model.set_experts_implementation("eager")  # the other has no kernel for float64
@@ -124,15 +126,11 @@ def test_nothing_leaks_between_samples(architecture: str) -> None:
 
 
 def test_a_leak_between_siblings_is_found_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Segments.of
+    def leaking(lengths: tuple[int, ...], _: int | None, device: torch.device) -> Tensor:
+        """Answers that see those before them."""
+        return attention.visible(sum(lengths), sum(lengths), None, device)
 
-    def leaking(families: Any) -> Segments:
-        """Answers that see the one before them."""
-        segments = kept(families)
-        before = [None if p is None else max(p, i - 1) for i, p in enumerate(segments.prompts)]
-        return replace(segments, prompts=before)
-
-    monkeypatch.setattr(Segments, "of", leaking)
+    monkeypatch.setattr(attention, "seen_by", leaking)
     with pytest.raises(UnsupportedModelError, match="a sample changes with another one in its row"):
         verify(tiny("qwen3"))
 
