@@ -44,17 +44,13 @@ class RowReader:
 
     def __init__(self, config: TrainConfig, row: Row) -> None:
         self.template, self.names = config.prompt_template, list(row)
-        self.renames = dict(config.columns)
-        if config.prompt_column != "prompt":
-            self.renames["prompt"] = config.prompt_column
-        self.hidden = {"prompt", config.prompt_column}
-        for ours, theirs in self.renames.items():
-            option = "prompt_column" if theirs == config.prompt_column and ours == "prompt" else "columns"
-            require(theirs, self.names, option)
+        self.renames = config.columns
+        for column in self.renames.values():
+            require(column, self.names, "columns")
         named = self.named(row)
         self.form = recognised(named)
         if self.form is None and self.template is None:
-            require("prompt", named, "prompt_column", ", or make prompts with prompt_template")
+            require("prompt", named, "a prompt", "; name yours in columns, or make prompts with prompt_template")
         self.extract = None if config.answer_pattern is None else extractor(config.answer_pattern)
         for field in self.fields():
             require(
@@ -77,7 +73,7 @@ class RowReader:
         """The contents of this row; UnfitError if there are none."""
         row = self.named(row)
         known = self.form.read(row) if self.form else {}
-        columns = {name: value for name, value in row.items() if name not in self.hidden}
+        columns = {name: value for name, value in row.items() if name != "prompt"}
         columns |= {name: known[name] for name in ("answer", "ground_truth") if name in known}
         if self.extract:
             columns["answer"] = self.extract(row["answer"] if "answer" in row else known.get("answer"))
