@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from nanorlhf.data.answers import Box, boxes, text_of
 from nanorlhf.errors import UsageError
 from nanorlhf.rewards._latex import is_modest
-from nanorlhf.rewards._text import Box, boxes, text_of
 
 SECONDS = 2
 LONGEST = 1_000  # characters of an answer

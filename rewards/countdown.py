@@ -14,8 +14,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from nanorlhf.data.answers import MINUS, last_tagged, text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import MINUS, last_tagged, text_of
 
 LONGEST = 300  # characters of an expression
 EXPRESSION = re.compile(r"[0-9+\-*/() \t]+")

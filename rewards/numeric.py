@@ -10,8 +10,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from nanorlhf.data.answers import after, last_boxed, last_number, last_tagged, numbers, text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import last_boxed, last_number, last_tagged, numbers, text_of
 
 
 def numeric(
@@ -49,11 +49,8 @@ def number_of(text: str, strict: bool = False) -> Fraction | None:
 def form_of(text: str) -> str | None:
     """The text that is marked as the answer, if any is."""
     tagged = last_tagged(text)
-    if tagged is not None:
-        return tagged
-    if "####" in text:
-        return text.rpartition("####")[2].lstrip().partition("\n")[0]
-    return last_boxed(text)
+    marked = after("####", text) if tagged is None else tagged
+    return last_boxed(text) if marked is None else marked
 
 
 def gold(answer: Any) -> Fraction | None:

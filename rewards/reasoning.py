@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from nanorlhf.data.answers import last_tagged, text_of
 from nanorlhf.errors import UsageError
 from nanorlhf.rewards._latex import is_modest
-from nanorlhf.rewards._text import last_tagged, text_of
 from nanorlhf.tasks.reasoning_gym import scorer
 
 LITERALS = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}  # would call eval on an answer

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from nanorlhf.data.answers import text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import text_of
 
 
 def regex(completions: list[Any], *, pattern: str = "", full: bool = False, **_: Any) -> list[float]:

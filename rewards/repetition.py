@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from nanorlhf.data.answers import text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import text_of
 
 
 def repetition(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from nanorlhf.data.answers import text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import text_of
 
 TAG = re.compile(r"</?(?:think|answer)>")
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]

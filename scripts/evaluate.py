@@ -29,8 +29,8 @@ from nanorlhf.config.names import shipped_model
 from nanorlhf.config.option import config, defaults, option, split_names
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.config.training import TrainConfig
+from nanorlhf.data.answers import last_boxed, last_number, last_tagged
 from nanorlhf.errors import RewardError, UsageError
-from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
 from nanorlhf.scripts.resumable import Kept, stamps
 from nanorlhf.system.files import write_whole
 from nanorlhf.system.seeds import derive

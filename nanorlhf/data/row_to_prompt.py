@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any
 
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.answers import after, last_boxed, last_number
+from nanorlhf.data.answers import after, last_boxed, last_number_text
 from nanorlhf.data.row_schemas import Row, UnfitError, recognised, words
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.types import Text
 
-READY: dict[str, Callable[[Any], str | None]] = {
+READY: dict[str, Callable[[str], str | None]] = {
     "gsm8k": partial(after, "####"),
     "boxed": last_boxed,
-    "last_number": last_number,
+    "last_number": last_number_text,
 }
 FIELD = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
 
@@ -107,8 +107,12 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
 
 def extractor(pattern: str) -> Callable[[Any], str | None]:
     """Takes the answer out of a text: by a ready name, or what the group holds where the pattern matches last."""
-    if pattern in READY:
-        return READY[pattern]
+    read = READY.get(pattern) or last_match(pattern)
+    return lambda text: read(text) if isinstance(text, str) else None
+
+
+def last_match(pattern: str) -> Callable[[str], str | None]:
+    """Finds what the group of a regular expression holds where it matches last."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -117,8 +121,8 @@ def extractor(pattern: str) -> Callable[[Any], str | None]:
         known = f"ready are {', '.join(READY)}; {nearest(pattern, READY, listed=True)}"
         raise UsageError(f"answer_pattern={pattern!r} has {compiled.groups} groups and takes one; {known}")
 
-    def extract(text: Any) -> str | None:
-        found = compiled.findall(text) if isinstance(text, str) else []
+    def read(text: str) -> str | None:
+        found = compiled.findall(text)
         return found[-1].strip() if found else None
 
-    return extract
+    return read
