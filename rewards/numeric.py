@@ -25,11 +25,9 @@ def numeric(
     ]
 
 
-def check(strict: bool, tolerance: float) -> None:
-    """Refuses options that cannot work."""
-    if not isinstance(strict, bool):
-        raise UsageError(f"reward_options: numeric's strict={strict!r} must be true or false")
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < float("inf"):
+def check(tolerance: float, **_: Any) -> None:
+    """Refuses a tolerance that is no distance."""
+    if not 0 <= tolerance < float("inf"):
         raise UsageError(f"reward_options: numeric's tolerance={tolerance!r} must be a number, 0 or more")
 
 
