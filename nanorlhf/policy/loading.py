@@ -127,7 +127,7 @@ def find_adapter(name: str) -> str:
     try:
         PeftConfig.from_pretrained(found)
     except (OSError, ValueError) as error:
-        raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {first_line(error)}") from None
     return found
 
 

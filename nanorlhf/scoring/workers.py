@@ -27,7 +27,7 @@ from typing import Any
 
 import cloudpickle
 
-from nanorlhf.errors import RewardError
+from nanorlhf.errors import RewardError, error_line
 from nanorlhf.scoring.reward import Reward, Verdict, judge
 
 START_LIMIT = 300.0  # seconds in which a worker must have imported what its functions need
@@ -77,7 +77,7 @@ def packable(reward: Reward) -> str | None:
     try:
         size = len(cloudpickle.dumps(reward))
     except Exception as error:  # noqa: BLE001  whatever a user's object may raise
-        return f"{type(error).__name__}: {error}"
+        return error_line(error)
     return f"it holds {size / 2**20:,.0f} MiB" if size > LARGEST else None
 
 
@@ -176,7 +176,7 @@ def serve(descriptor: int) -> None:
         except (EOFError, OSError):
             return
         except Exception as error:  # noqa: BLE001  an import can raise anything
-            connection.send_bytes(f"{type(error).__name__}: {error}".encode())
+            connection.send_bytes(error_line(error).encode())
             return
         limit_memory(memory)
         connection.send_bytes(b"")
