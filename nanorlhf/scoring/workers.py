@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import queue
+import re
 import resource
 import signal
 import socket
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -33,6 +34,7 @@ from nanorlhf.scoring.reward import Reward, Verdict, judge
 START_LIMIT = 300.0  # seconds in which a worker must have imported what its functions need
 LARGEST = 100 * 2**20  # bytes of pickled functions; more is a model, which does not belong into workers
 PR_SET_PDEATHSIG = 1
+SECRET = re.compile(r"SECRET|PASSW|CREDENTIAL|(TOKEN|KEY|PASS)S?(_|$)", re.IGNORECASE)
 
 
 class Pool:
@@ -70,6 +72,11 @@ def end(threads: ThreadPoolExecutor, workers: Sequence[Worker]) -> None:
     threads.shutdown()
     for worker in workers:
         worker.strike()
+
+
+def without_secrets(environment: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
+    """The variables whose names do not say that they hold a secret, and those that are allowed all the same."""
+    return {name: value for name, value in environment.items() if name in allowed or not SECRET.search(name)}
 
 
 def packable(reward: Reward) -> str | None:
