@@ -101,7 +101,7 @@ class OnPolicy(Algorithm):
         return frozenset({"logprobs", "ref_logprobs"} if self.config.kl_in == "reward" else {"ref_logprobs"})
 
     def samples(self) -> Samples:
-        """How many samples for each prompt, and whether a greedy one too."""
+        """The number of samples for each prompt, and whether there is a greedy one too."""
         return Samples(self.config.num_generations)
 
     def counted(self, rollout: Rollout) -> Tensor:

@@ -47,7 +47,7 @@ from nanorlhf.types import Rollout
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
-    """Where training stands, in the words of the Trainer from transformers."""
+    """The state of training, in the words of the Trainer from transformers."""
 
     global_step: int
     max_steps: int
@@ -331,7 +331,7 @@ class Trainer:
 
     @property
     def state(self) -> State:
-        """Where training stands."""
+        """The state of training."""
         return State(self.done, self.config.max_steps, directory.read_lines(self.run / "metrics.jsonl"))
 
     def restore(self) -> None:

@@ -1,4 +1,4 @@
-"""How varied the words of a completion are: a moving-average type-token ratio, less if the text is short."""
+"""The variety of a completion's words: a moving-average type-token ratio, less if the text is short."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from nanorlhf.errors import UsageError
 def numeric(
     completions: list[Any], answer: list[Any], *, strict: bool = False, tolerance: float = 0.0, **_: Any
 ) -> list[float | None]:
-    """How right the number is, 0 or 1; `strict`: only one in tags, after #### or in a box; `tolerance`: how far off."""
+    """Whether the number is right; `strict`: only one in tags, after #### or in a box; `tolerance`: how far off."""
     allowed = Fraction(str(tolerance))
     return [
         None if right is None else judged(number_of(text_of(completion), strict), right, allowed)

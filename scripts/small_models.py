@@ -163,7 +163,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, style: str, pairs: list[tuple[int
 
 @torch.no_grad()
 def skill(model: Qwen2ForCausalLM, rows: Tensor, labels: Tensor) -> float:
-    """How probable it is, on average, that a sampled answer is the one in `labels`."""
+    """The mean probability that a sampled answer is the one in `labels`."""
     logits = model(input_ids=rows).logits[:, :-1].transpose(1, 2)  # (problems, V, WIDTH - 1)
     return (-cross_entropy(logits, labels[:, 1:], reduction="none").sum(1)).exp().mean().item()
 

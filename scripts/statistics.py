@@ -1,4 +1,4 @@
-"""How good several samples of each prompt are, and how sure one may be of it."""
+"""Figures of several samples of each prompt, and how sure one may be of them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def z_score(before: float, after: float, count: int, then: int | None = None) ->
 
 
 def p_value(z: float) -> float:
-    """How often chance alone goes as far, to either side."""
+    """The probability that chance alone goes as far, to either side."""
     return 2 * NormalDist().cdf(-abs(z))
 
 
@@ -105,5 +105,5 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def shows_from(count: int, tests: int, level: float = 0.05) -> float:
-    """How many standard deviations two means of `count` values must lie apart for the first of `tests` to show it."""
+    """The standard deviations that two means of `count` values must lie apart for the first of `tests` to show it."""
     return float(stats.t.isf(level / tests / 2, 2 * (count - 1))) * math.sqrt(2 / count)

@@ -87,7 +87,7 @@ def reverse(logp: Tensor) -> Tensor:
 
 
 def off(of: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor] = reverse) -> float:
-    """How far its gradient is from the KL's."""
+    """The distance of its gradient from the KL's."""
     return (kl_and_gradient(of)[1] - kl_and_gradient(exact)[1]).abs().max().item()
 
 

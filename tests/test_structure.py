@@ -143,7 +143,7 @@ def test_words_are_those_that_everybody_uses() -> None:
             if isinstance(node, defined) and node.name.lower() in PRIVATE:
                 found.append(f"{path.relative_to(ROOT)}: {node.name}")
             if isinstance(node, (*defined, ast.Module)) and re.match(
-                r"(What|Who|Whoever)\b", ast.get_docstring(node) or ""
+                r"(What|Who|Whoever|Where|How)\b", ast.get_docstring(node) or ""
             ):
                 found.append(f"{path.relative_to(ROOT)}: {ast.get_docstring(node)}")
     assert found == []

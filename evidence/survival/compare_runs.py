@@ -86,7 +86,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def unlike(rows: list[Any], others: list[Any], tolerance: float) -> Iterator[tuple[int, str]]:
-    """Where rows differ, and in what."""
+    """Finds the rows that differ, and in what."""
     if len(rows) != len(others):
         yield min(len(rows), len(others)), f"{len(rows)} and {len(others)} rows"
     for at, (row, other) in enumerate(zip(rows, others, strict=False)):

@@ -86,7 +86,7 @@ def pair(chosen: Any, rejected: Any) -> dict[str, Any]:
 
 
 def agreement(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The number of characters that two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

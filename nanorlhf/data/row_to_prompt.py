@@ -1,4 +1,4 @@
-"""How a run reads a dataset's rows: columns named, the form recognised, the answer taken out, the prompt worded."""
+"""Reads a dataset's rows: columns named, the form recognised, the answer taken out, the prompt worded."""
 
 from __future__ import annotations
 

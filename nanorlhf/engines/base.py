@@ -36,7 +36,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How every request of a run is sampled."""
+    """Settings by which every request of a run is sampled."""
 
     temperature: float
     max_new_tokens: int

@@ -193,7 +193,7 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
 
 
 def coverage(model: nn.Module) -> str:
-    """How much of the model learns, in words."""
+    """Says how much of the model learns."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not isinstance(model, PeftModel):
         return f"all {trained:,} weights are trained"

@@ -25,7 +25,7 @@ EPISODES = {"environments", "environment_returns"}  # if there is an environment
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """Where training stands, for rewards that change as it goes on."""
+    """The state of training, for rewards that change as it goes on."""
 
     global_step: int  # steps done so far
     max_steps: int

@@ -56,7 +56,7 @@ def test_log_has_a_line_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def canvases() -> int:
-    """How many pictures are in memory; other tests may have left some."""
+    """The number of pictures in memory; other tests may have left some."""
     gc.collect()
     return sum(type(thing).__name__ == "FigureCanvasAgg" for thing in gc.get_objects())
 
