@@ -132,3 +132,9 @@ class Engine(Protocol):
     def close(self) -> None:
         """End it and give everything back."""
         ...
+
+
+def refresh(engine: Engine, weights: Weights) -> None:
+    """Gives an engine these weights, unless it serves them already."""
+    if engine.version != weights.version:
+        engine.update(weights)
