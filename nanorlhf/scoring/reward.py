@@ -211,7 +211,7 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
         raise UsageError(f"unknown reward {spec!r}: {nearest(name, known_rewards())}")
     module = importlib.import_module(f"nanorlhf.rewards.{name}")
     function = getattr(module, name)
-    makes = "completions" not in inspect.signature(function).parameters
+    makes = not inspect.signature(function).parameters.keys() & ALWAYS
     if makes != bool(argument):
         raise UsageError(f"reward {spec!r}: " + (f"say {name}:WHICH" if makes else f"{name} takes no :{argument}"))
     function = function(argument) if argument else function

@@ -51,6 +51,11 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
         find_rewards(steep, None, options)
 
 
+def test_a_reward_that_reads_nothing_but_tokens_is_found_by_its_name() -> None:
+    (length,) = find_rewards("length", None, {"length": {"max": 2, "slack": 4}})
+    assert judge(length, {"completions": ["a", "b"], "completion_ids": [[1, 2], [1, 2, 3]]}, 2).scores == [0, -0.25]
+
+
 @pytest.mark.parametrize("name", [name for name in known_rewards() if name != "model"])
 def test_an_option_of_another_type_is_refused_before_its_reward_looks_at_it(name: str) -> None:
     for option, default in defaults_of(getattr(import_module(f"nanorlhf.rewards.{name}"), name)).items():
