@@ -18,7 +18,7 @@ ALGORITHMS = (
     "dpo",
     "online_dpo",
 )  # nanorlhf.<name>.__main__
-SCRIPTS = ("benchmark", "compare", "evaluate", "merge", "report")  # nanorlhf.scripts.<name>
+SCRIPTS = ("benchmark", "compare", "evaluate", "install", "make_models", "merge", "report")  # nanorlhf.scripts.<name>
 USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]
 
 algorithms: {" ".join(ALGORITHMS)}

@@ -110,7 +110,7 @@ class OnPolicy(Algorithm):
         return self.samples().each
 
     def samples(self) -> Samples:
-        """How many samples for each prompt, and whether a greedy one too."""
+        """The number of samples for each prompt, and whether there is a greedy one too."""
         return Samples(self.config.num_generations)
 
     def counted(self, rollout: Rollout) -> Tensor:

@@ -89,7 +89,7 @@ def make_algorithm(entry: Preflight, policy: Policy) -> Algorithm:
 def how_to_sample(
     config: TrainConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]
 ) -> Sampling:
-    """How completions are sampled, and what ends them: every end token that the model's generation config names."""
+    """Settings of completions, and what ends them: every end token that the model's generation config names."""
     named = getattr(policy.base, "generation_config", None) or GenerationConfig()
     ends = named.eos_token_id if isinstance(named.eos_token_id, list) else [named.eos_token_id]
     stop_ids = {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
@@ -159,7 +159,7 @@ def make_source(
     sampling: Sampling,
     sampler: Sampler | None,
 ) -> Source:
-    """Where a step's samples come from: the dataset's own answers, another run's rollouts, or the policy."""
+    """The source of a step's samples: the dataset's own answers, another run's rollouts, or the policy."""
     config = entry.config
     if entry.source == "dataset":
         return Demonstrations(config, tokenizer, prompts, held_out, sampling.stop_token_ids)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from nanorlhf.engines.base import MISMATCH_LIMIT, Request
+from nanorlhf.engines.base import MISMATCH_LIMIT, Request, refresh
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.errors import RunError
 from nanorlhf.learning.packing import pack
@@ -39,7 +39,7 @@ class EngineCheck:
             self.compare("random weights")
         self.version = self.policy.version
         with self.residency.phase("generate"):
-            self.refresh()
+            refresh(self.engine, self.policy)
 
     def after_step(self) -> None:
         """Compares under the weights of the first update, once."""
@@ -47,16 +47,11 @@ class EngineCheck:
             self.version = None
             self.compare("the first update")
 
-    def refresh(self) -> None:
-        """Gives the engine the policy's weights."""
-        if self.engine.version != self.policy.version:
-            self.engine.update(self.policy)
-
     def compare(self, weights: str) -> None:
         """Ends the run if the engine's log-probabilities of what it writes are not the policy's."""
         asked = [Request(i, self.prompt.ids, max_tokens=TOKENS) for i in range(COMPLETIONS)]
         with self.residency.phase("generate"):
-            self.refresh()
+            refresh(self.engine, self.policy)
             written = list(self.engine.generate(asked, self.seed))
         said = torch.tensor([x for c in written for x in c.logprobs])
         own = self.logprobs([Sample(self.prompt, c.token_ids, c.logprobs, c.stopped, "") for c in written])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanorlhf.algorithm import Algorithm
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.engines.base import MISMATCH_LIMIT, Engine
+from nanorlhf.engines.base import MISMATCH_LIMIT, Engine, refresh
 from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.learner import Learner, Part, PolicyLearner, bodies
 from nanorlhf.learning.packing import token_weights
@@ -131,8 +131,7 @@ class Loop:
             self.policy.keep_reference()
         if self.engine:
             with self.phase("generate", clock, "sync"):
-                if self.engine.version != self.policy.version:  # who was away is up to date
-                    self.engine.update(self.policy)
+                refresh(self.engine, self.policy)  # one that was away is up to date
 
     def clear(self) -> None:
         """Forgets gradients."""

@@ -19,6 +19,7 @@ from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
 from nanorlhf.data.prompts import AnswerPicker
 from nanorlhf.data.templates import use_template
 from nanorlhf.engine_check import EngineCheck
+from nanorlhf.engines.base import refresh
 from nanorlhf.environments.protocol import stops
 from nanorlhf.evaluation import evaluate, held_out_loss
 from nanorlhf.learning import critic_init
@@ -47,7 +48,7 @@ from nanorlhf.types import Rollout
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
-    """Where training stands, in the words of the Trainer from transformers."""
+    """The state of training, in the words of the Trainer from transformers."""
 
     global_step: int
     max_steps: int
@@ -148,8 +149,7 @@ class Trainer:
     def serve(self) -> None:
         """The engine awake and up to date."""
         with self.residency.phase("generate"):
-            if self.engine.version != self.policy.version:
-                self.engine.update(self.policy)
+            refresh(self.engine, self.policy)
 
     def train(self) -> list[dict[str, Any]]:
         """Trains to the last step and returns each step's metrics; Ctrl-C ends it after the step, with a checkpoint."""
@@ -323,7 +323,7 @@ class Trainer:
 
     @property
     def state(self) -> State:
-        """Where training stands."""
+        """The state of training."""
         return State(self.done, self.config.max_steps, directory.read_lines(self.run / "metrics.jsonl"))
 
     def restore(self) -> None:

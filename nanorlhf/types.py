@@ -47,7 +47,7 @@ class Sample:
 
     @property
     def trained(self) -> int:
-        """How many of its tokens the loss may touch."""
+        """The number of its tokens that the loss may touch."""
         return len(self.completion_ids) if self.own is None else sum(self.own)
 
     @property

@@ -1,4 +1,4 @@
-"""How large a formula may become, known before anything works it out: 10^{10^{10}} is short and never ends."""
+"""Bounds of a formula's size, known before anything works it out: 10^{10^{10}} is short and never ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_modest(formula: str) -> bool:
 
 
 def depth(tokens: Tokens) -> int:
-    """How deep brackets lie in brackets, whatever their kind; every other bar may open one too."""
+    """The depth of brackets in brackets, whatever their kind; every other bar may open one too."""
     here, deepest = 0, tokens.count("|") // 2
     for token in tokens:
         here += (token in OPENING) - (token in CLOSING and here > 0)

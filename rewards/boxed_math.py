@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from nanorlhf.data.answers import Box, boxes, text_of
 from nanorlhf.errors import UsageError
 from nanorlhf.rewards._latex import is_modest
-from nanorlhf.rewards._text import Box, boxes, text_of
 
 SECONDS = 2
 LONGEST = 1_000  # characters of an answer
@@ -46,10 +46,8 @@ def boxed_math(
     ]
 
 
-def check(need_boxed: bool, decimals: int) -> None:
-    """Refuses options that cannot work."""
-    if not isinstance(need_boxed, bool):
-        raise UsageError(f"reward_options: boxed_math's need_boxed={need_boxed!r} must be true or false")
+def check(decimals: int, **_: Any) -> None:
+    """Refuses places that no comparison can have."""
     if type(decimals) is not int or not 0 <= decimals <= 15:
         raise UsageError(f"reward_options: boxed_math's decimals={decimals!r} must be a whole number from 0 to 15")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nanorlhf.data.answers import last_tagged, text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import last_tagged, text_of
 from nanorlhf.sandbox import run
 from nanorlhf.sandbox.run import Limits
 from nanorlhf.system.terminal import log

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from nanorlhf.data.answers import MINUS, last_tagged, text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import MINUS, last_tagged, text_of
 
 LONGEST = 300  # characters of an expression
 EXPRESSION = re.compile(r"[0-9+\-*/() \t]+")
@@ -55,11 +55,9 @@ def countdown(
     ]
 
 
-def check(use_all: bool, format_score: float) -> None:
-    """Refuses options that cannot work."""
-    if not isinstance(use_all, bool):
-        raise UsageError(f"reward_options: countdown's use_all={use_all!r} must be true or false")
-    if not isinstance(format_score, int | float) or not 0 <= format_score < 1:
+def check(format_score: float, **_: Any) -> None:
+    """Refuses a score for the form alone that is no less than that for the answer."""
+    if not 0 <= format_score < 1:
         raise UsageError(f"reward_options: countdown's format_score={format_score!r} must be 0 or more, and below 1")
 
 

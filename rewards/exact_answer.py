@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanorlhf.rewards._text import last_tagged, text_of
+from nanorlhf.data.answers import last_tagged, text_of
 
 
 def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:

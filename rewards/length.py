@@ -19,7 +19,7 @@ def length(
     slack: int = 100,
     **_: Any,
 ) -> list[float]:
-    """How far the tokens of a completion, its end token among them, are from [min, max], or from `target`."""
+    """Counts how far a completion's tokens, its end token among them, are from [min, max], or from `target`."""
     low = target if target is not None else min or 0
     high = target if target is not None else max
     return [0.0 - share(distance(len(ids), low, high), slack) for ids in completion_ids]
@@ -48,5 +48,5 @@ def distance(tokens: int, low: int, high: int | None) -> int:
 
 
 def share(away: int, slack: int) -> float:
-    """How much of the slack is used up, at most all of it."""
+    """The part of the slack that is used up, at most all of it."""
     return away / slack if away < slack else 1.0

@@ -1,4 +1,4 @@
-"""How varied the words of a completion are: a moving-average type-token ratio, less if the text is short."""
+"""The variety of a completion's words: a moving-average type-token ratio, less if the text is short."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
-from nanorlhf.rewards._text import text_of
+from nanorlhf.data.answers import text_of
 
 WINDOW = 50  # words; a shorter text is one window, and its ratio the plain one
 

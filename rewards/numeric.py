@@ -10,14 +10,14 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from nanorlhf.data.answers import after, last_boxed, last_number, last_tagged, numbers, text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import last_boxed, last_number, last_tagged, numbers, text_of
 
 
 def numeric(
     completions: list[Any], answer: list[Any], *, strict: bool = False, tolerance: float = 0.0, **_: Any
 ) -> list[float | None]:
-    """How right the number is, 0 or 1; `strict`: only one in tags, after #### or in a box; `tolerance`: how far off."""
+    """Whether the number is right; `strict`: only one in tags, after #### or in a box; `tolerance`: how far off."""
     allowed = Fraction(str(tolerance))
     return [
         None if right is None else judged(number_of(text_of(completion), strict), right, allowed)
@@ -25,11 +25,9 @@ def numeric(
     ]
 
 
-def check(strict: bool, tolerance: float) -> None:
-    """Refuses options that cannot work."""
-    if not isinstance(strict, bool):
-        raise UsageError(f"reward_options: numeric's strict={strict!r} must be true or false")
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < float("inf"):
+def check(tolerance: float, **_: Any) -> None:
+    """Refuses a tolerance that is no distance."""
+    if not 0 <= tolerance < float("inf"):
         raise UsageError(f"reward_options: numeric's tolerance={tolerance!r} must be a number, 0 or more")
 
 
@@ -49,11 +47,8 @@ def number_of(text: str, strict: bool = False) -> Fraction | None:
 def form_of(text: str) -> str | None:
     """The text that is marked as the answer, if any is."""
     tagged = last_tagged(text)
-    if tagged is not None:
-        return tagged
-    if "####" in text:
-        return text.rpartition("####")[2].lstrip().partition("\n")[0]
-    return last_boxed(text)
+    marked = after("####", text) if tagged is None else tagged
+    return last_boxed(text) if marked is None else marked
 
 
 def gold(answer: Any) -> Fraction | None:

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from nanorlhf.errors import UsageError
+from nanorlhf.data.answers import last_tagged, text_of
 from nanorlhf.rewards._latex import is_modest
-from nanorlhf.rewards._text import last_tagged, text_of
 from nanorlhf.tasks.reasoning_gym import scorer
 
 LITERALS = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}  # would call eval on an answer
@@ -51,12 +50,6 @@ def reasoning(completions: list[Any], entry: list[Any], *, need_tags: bool = Fal
         else judged(text_of(completion), one if isinstance(one, dict) else json.loads(one), need_tags)
         for completion, one in zip(completions, entry, strict=True)
     ]
-
-
-def check(need_tags: bool) -> None:
-    """Refuses what is neither true nor false."""
-    if not isinstance(need_tags, bool):
-        raise UsageError(f"reward_options: reasoning's need_tags={need_tags!r} must be true or false")
 
 
 def judged(text: str, entry: dict[str, Any], need_tags: bool) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from nanorlhf.data.answers import text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import text_of
 
 
 def regex(completions: list[Any], *, pattern: str = "", full: bool = False, **_: Any) -> list[float]:
@@ -20,12 +20,10 @@ def regex(completions: list[Any], *, pattern: str = "", full: bool = False, **_:
     return [float(bool(compiled.fullmatch(text.strip()) if full else compiled.search(text))) for text in texts]
 
 
-def check(pattern: str, full: bool) -> None:
+def check(pattern: str, **_: Any) -> None:
     """Refuses a pattern that is missing or no regular expression."""
-    if not isinstance(pattern, str) or not pattern:
+    if not pattern:
         raise UsageError(r"""reward_options: regex needs a pattern, such as '{regex: {pattern: "is \\d+"}}'""")
-    if not isinstance(full, bool):
-        raise UsageError(f"reward_options: regex's full={full!r} must be true or false")
     try:
         re.compile(pattern)
     except re.error as error:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from nanorlhf.data.answers import text_of
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import text_of
 
 
 def repetition(
@@ -35,7 +35,7 @@ def check(ngram_size: int, max_penalty: float) -> None:
     """Refuses options that cannot work."""
     if type(ngram_size) is not int or ngram_size < 1:
         raise UsageError(f"reward_options: repetition's ngram_size={ngram_size!r} must be a whole number above 0")
-    if not isinstance(max_penalty, int | float) or not 0 < max_penalty < float("inf"):
+    if not 0 < max_penalty < float("inf"):
         raise UsageError(f"reward_options: repetition's max_penalty={max_penalty!r} must be a number above 0")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from nanorlhf.errors import UsageError
-from nanorlhf.rewards._text import text_of
+from nanorlhf.data.answers import text_of
 
 TAG = re.compile(r"</?(?:think|answer)>")
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
@@ -19,12 +18,6 @@ def think_format(completions: list[Any], *, answer_tags: bool = True, **_: Any) 
     part of the completion that a reward sees.
     """
     return [float(well_formed(text_of(completion), answer_tags)) for completion in completions]
-
-
-def check(answer_tags: bool) -> None:
-    """Refuses what is neither true nor false."""
-    if not isinstance(answer_tags, bool):
-        raise UsageError(f"reward_options: think_format's answer_tags={answer_tags!r} must be true or false")
 
 
 def well_formed(text: str, answer_tags: bool) -> bool:

@@ -27,6 +27,7 @@ import yaml
 
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.cli import parse
+from nanorlhf.config.aliases import rename
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.records.directory import OWN, RunRecord, read_run, training_seconds
@@ -101,7 +102,7 @@ class Job:
         if not path.exists():
             return False
         asked = yaml.safe_load(yaml.safe_dump(self.config.to_dict()))
-        for name, value in yaml.safe_load(path.read_text()).items():
+        for name, value in rename(yaml.safe_load(path.read_text()), asked).items():
             if name not in OWN and value != asked.get(name):
                 raise UsageError(
                     f"{self.folder} was made with {name}={value!r}, and now {asked.get(name)!r} is asked for: "

@@ -24,12 +24,13 @@ import yaml
 
 from nanorlhf.cli import parse
 from nanorlhf.config import names
+from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.names import shipped_model
-from nanorlhf.config.option import config, option, split_names
+from nanorlhf.config.option import config, defaults, option, split_names
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.config.training import TrainConfig
+from nanorlhf.data.answers import last_boxed, last_number, last_tagged
 from nanorlhf.errors import RewardError, UsageError
-from nanorlhf.rewards._text import last_boxed, last_number, last_tagged
 from nanorlhf.scripts.resumable import Kept, stamps
 from nanorlhf.system.files import write_whole
 from nanorlhf.system.seeds import derive
@@ -102,11 +103,12 @@ def about(subject: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def task_part(recipe: Path) -> dict[str, Any]:
-    """Those options of a recipe that are not about training."""
+    """Those options of a recipe that are not about training, under the names they have here."""
     if not recipe.is_file():
         raise UsageError(f"there is no recipe {str(recipe)!r}")
-    names = {field.name for field in dataclasses.fields(TaskConfig)}
-    return {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in names}
+    known, given = defaults(TaskConfig), yaml.safe_load(recipe.read_text())
+    names = known.keys() | {name for name, alias in ALIASES.items() if getattr(alias, "name", "") in known}
+    return rename({name: value for name, value in given.items() if name in names}, known)
 
 
 def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -1,4 +1,7 @@
-"""Sets up .venv for this machine with nothing but a system Python: `python3 scripts/install.py [EXTRA ...]`.
+"""Sets up a checkout's .venv for this machine, by nothing but a system Python.
+
+    python3 scripts/install.py [EXTRA ...]
+    nanorlhf install [EXTRA ...]
 
 It is silent and quick if everything is there already. An NVIDIA GPU gets vLLM, another Linux machine gets vLLM built
 for CPUs, and any other generates with Hugging Face.
@@ -6,6 +9,7 @@ for CPUs, and any other generates with Hugging Face.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -59,11 +63,12 @@ def pip(*arguments: str) -> None:
 
 
 def create_venv() -> None:
+    python = getattr(sys, "_base_executable", sys.executable)  # not one in the .venv that was removed
     if importlib.util.find_spec("ensurepip"):
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        subprocess.run([python, "-m", "venv", VENV], check=True)
     else:  # Debian's Python without python3-venv: its pip can still fill a bare environment
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", VENV], check=True)
-        subprocess.run([sys.executable, "-m", "pip", "--python", PYTHON, "-qq", "install", "pip"], check=True)
+        subprocess.run([python, "-m", "venv", "--without-pip", VENV], check=True)
+        subprocess.run([python, "-m", "pip", "--python", PYTHON, "-qq", "install", "pip"], check=True)
 
 
 def has_gpu() -> bool:
@@ -136,7 +141,16 @@ def check() -> None:
     say(ended.stdout.splitlines()[-1])
 
 
-def main(extras: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Gives 0 if everything is there, 1 if something could not be installed, 2 outside a checkout."""
+    parser = argparse.ArgumentParser(
+        prog="nanorlhf install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("extras", nargs="*", help="what else to install, by its name in pyproject.toml, such as dev")
+    extras = parser.parse_args(argv).extras
+    if not (ROOT / "pyproject.toml").is_file():
+        print("nanorlhf install: it sets up a checkout, and this is none", file=sys.stderr)
+        return 2
     parts = [str(ROOT), (ROOT / "pyproject.toml").read_text(), Path(__file__).read_text()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {"key": "", "extras": []}
@@ -167,6 +181,6 @@ def main(extras: list[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("\n[set-up] interrupted; the next call starts afresh")

@@ -1,4 +1,4 @@
-"""How good several samples of each prompt are, and how sure one may be of it."""
+"""Figures of several samples of each prompt, and how sure one may be of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
+
+from scipy import stats
 
 Z = NormalDist().inv_cdf(0.975)
 ROUNDING = 1e-6  # of a value: means that are kept in float32 differ by that and say nothing
@@ -33,8 +35,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     """
     n, mean = len(values), fmean(values)
     if all(value in (0, 1) for value in values):
-        centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-        return Estimate(mean, (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n))
+        interval = stats.binomtest(round(sum(values)), n).proportion_ci(method="wilson")
+        return Estimate(mean, interval.low, interval.high)
     margin = Z * stdev(values) / math.sqrt(n) if n > 1 else math.inf
     low, high = (0.0, 1.0) if all(0 <= value <= 1 for value in values) else (-math.inf, math.inf)
     return Estimate(mean, max(low, mean - margin), min(high, mean + margin))
@@ -74,7 +76,7 @@ def z_score(before: float, after: float, count: int, then: int | None = None) ->
 
 
 def p_value(z: float) -> float:
-    """How often chance alone goes as far, to either side."""
+    """The probability that chance alone goes as far, to either side."""
     return 2 * NormalDist().cdf(-abs(z))
 
 
@@ -84,8 +86,6 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     None if they differ and neither varies by more than rounding: there is no noise to hold the difference against.
     If only one does not vary, its mean counts as known, and the other's spread is all there is to judge by.
     """
-    from scipy import stats  # takes a second to load
-
     if min(len(a), len(b)) < 2:
         raise ValueError("the spread of a single value is unknown")
     apart, rounding = abs(fmean(a) - fmean(b)), ROUNDING * max(map(abs, (*a, *b)))
@@ -105,7 +105,5 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def shows_from(count: int, tests: int, level: float = 0.05) -> float:
-    """How many standard deviations two means of `count` values must lie apart for the first of `tests` to show it."""
-    from scipy import stats
-
+    """The standard deviations that two means of `count` values must lie apart for the first of `tests` to show it."""
     return float(stats.t.isf(level / tests / 2, 2 * (count - 1))) * math.sqrt(2 / count)

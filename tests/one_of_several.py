@@ -9,6 +9,4 @@ from pathlib import Path
 from nanorlhf.__main__ import main
 
 if __name__ == "__main__":
-    for line in json.loads(Path(sys.argv[1]).read_text()):
-        if code := main(line):
-            sys.exit(code)
+    sys.exit(max(main(line) for line in json.loads(Path(sys.argv[1]).read_text())))

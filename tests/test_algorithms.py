@@ -18,6 +18,7 @@ from nanorlhf.raft import RAFT, RAFTConfig
 from nanorlhf.reinforce import REINFORCE, REINFORCEConfig
 from nanorlhf.remax import ReMax, ReMaxConfig
 from nanorlhf.rloo import RLOO, RLOOConfig
+from nanorlhf.segments import Segments
 from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import expect_close, rollout, sample
 
@@ -139,10 +140,8 @@ def test_truncated_completions_leave_the_loss_where_asked() -> None:
 
 def batch(**columns: list[float]) -> MicroBatch:
     count = len(next(iter(columns.values())))
-    empty = torch.zeros(count, dtype=torch.long)
-    return MicroBatch(
-        empty, empty, empty, empty, empty, empty, empty, empty, empty, {k: torch.tensor(v) for k, v in columns.items()}
-    )
+    empty, flat = torch.zeros(count, dtype=torch.long), {k: torch.tensor(v) for k, v in columns.items()}
+    return MicroBatch(empty, empty, Segments.of([]), empty, empty, empty, empty, empty, empty, flat)
 
 
 def test_loss_options_add_up() -> None:

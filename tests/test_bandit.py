@@ -15,6 +15,7 @@ from nanorlhf.formulas.kl import ESTIMATORS, as_loss
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.rloo import RLOO, RLOOConfig
+from nanorlhf.segments import Segments
 from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import rollout, sample
 
@@ -87,7 +88,7 @@ def reverse(logp: Tensor) -> Tensor:
 
 
 def off(of: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor] = reverse) -> float:
-    """How far its gradient is from the KL's."""
+    """The distance of its gradient from the KL's."""
     return (kl_and_gradient(of)[1] - kl_and_gradient(exact)[1]).abs().max().item()
 
 
@@ -118,7 +119,8 @@ def arms(logp: Tensor, drawn: Tensor, each: int = 1) -> MicroBatch:
     """A draw of every arm with the probability it had, in samples of `each` draws; they earn nothing."""
     count = torch.arange(len(logp))
     flat = {"advantages": torch.zeros_like(logp), "old_logprobs": OLD, "ref_logprobs": REF, "engine_logprobs": drawn}
-    return MicroBatch(count, count, count, count, count, count // each, count, count, drawn.exp(), flat)
+    nothing = Segments.of([])
+    return MicroBatch(count, count, nothing, count, count, count // each, count, count, drawn.exp(), flat)
 
 
 @pytest.mark.parametrize("correction", ["none", "token", "sequence", "geometric"])

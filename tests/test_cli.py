@@ -107,6 +107,20 @@ def test_names_of_the_trainer_from_transformers(capsys: pytest.CaptureFixture[st
         options("--fp16", "true")
 
 
+def test_options_that_earlier_runs_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "config.yaml"
+    kept.write_text("prompt_column: prompt\ncolumns: {answer: final}\ntop_p: 1.0\ntop_k: 0\n")
+    assert options("--recipe", str(kept)).columns == {"answer": "final"}
+    assert capsys.readouterr().out == "", "nothing was asked for"
+    kept.write_text("prompt_column: text\ncolumns: {answer: final}\n")
+    assert options("--recipe", str(kept)).columns == {"answer": "final", "prompt": "text"}
+    assert options("--recipe", str(kept), "--prompt_column", "q").columns == {"answer": "final", "prompt": "q"}
+    with pytest.raises(UsageError, match="both are given; keep columns"):
+        GRPOConfig(prompt_column="a", columns={"prompt": "b"})  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match=r"top_p has no counterpart here: .* use temperature"):
+        GRPOConfig(top_p=0.9)  # type: ignore[call-arg]
+
+
 def test_every_alias_leads_to_an_option() -> None:
     names = CriticConfig().to_dict()
     assert not [a for a, b in ALIASES.items() if isinstance(b, Became) and b.name not in names]

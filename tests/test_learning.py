@@ -42,7 +42,7 @@ CASES: dict[str, tuple[type[Trainer], type[OnPolicyConfig], list[str]]] = {
     "full": (GRPOTrainer, GRPOConfig, ["--lora", "none", "--learning_rate", "1e-4"]),
 }
 
-ALGORITHMS = ("grpo", "ppo", "rloo", "remax", "raft", "reinforce")
+FIRST = ("grpo", "remax", "raft")  # a group, a greedy baseline, the best alone; ppo climbs in its own tests
 
 
 def climb(case: str, run: Path, *extra: str) -> list[float]:
@@ -57,7 +57,7 @@ def climb(case: str, run: Path, *extra: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALGORITHMS)
+@pytest.mark.parametrize("case", FIRST)
 def test_learns(case: str, tmp_path: Path) -> None:
     before, after = climb(case, tmp_path / "run", "--engine", "hf")
     assert before <= 0.45
@@ -66,8 +66,8 @@ def test_learns(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.evidence
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ALGORITHMS])
-def test_each_setting_of_the_family_learns(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if case not in FIRST])
+def test_every_other_setting_learns(case: str, tmp_path: Path) -> None:
     test_learns(case, tmp_path)
 
 

@@ -208,6 +208,14 @@ def test_second_call_does_nothing_until_something_changed(
     assert machine.asked.pop()[1] == ".[bench,dev]"
 
 
+def test_there_is_nothing_to_set_up_outside_a_checkout(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pyproject.toml").unlink()
+    assert install.main([]) == 2
+    assert machine.asked == [] and "this is none" in capsys.readouterr().err
+
+
 def test_failure_goes_on_and_a_killed_one_starts_afresh(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

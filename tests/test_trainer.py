@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +65,11 @@ PROMISED = [
 
 
 def small(run: Path) -> dict[str, Any]:
-    """Options of a run of seconds."""
+    """Options of a run of seconds, whose rewards need no process of their own."""
     options: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "reward_funcs": "exact_answer", "engine": "hf"}
     options |= {"dataset_name": "arithmetic", "dataset_test_split": "test", "max_prompt_length": 32, "device": "cpu"}
     options |= {"prompts_per_step": 4, "num_generations": 4, "eval_prompts": 8, "max_completion_length": 16}
+    options |= {"reward_workers": 0}
     return options | {"max_steps": 4, "learning_rate": 1e-3, "eval_steps": 2, "output_dir": str(run)}
 
 
@@ -105,21 +109,36 @@ def take(trainer: Trainer, count: int) -> None:
             next(steps)
 
 
-def test_what_a_run_leaves_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    history = GRPOTrainer(args=config(tmp_path / "run", save_steps=1)).train()
-    run = tmp_path / "run"
-    rows = lines(run / "metrics.jsonl")
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A run that ended, with what train() returned and what the terminal showed."""
+
+    run: Path
+    history: list[dict[str, Any]]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run for tests that only look at it."""
+    run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        history = GRPOTrainer(args=config(run, save_steps=1)).train()
+    return Trained(run, history, said.getvalue())
+
+
+def test_what_a_run_leaves_behind(trained: Trained) -> None:
+    run, rows = trained.run, lines(trained.run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert not [name for row in rows[1:] for name in PROMISED if name not in row]
     assert [row["step"] for row in rows if "eval/reward" in row] == [0, 2, 4]
-    assert rows == json.loads(json.dumps(history))
+    assert rows == json.loads(json.dumps(trained.history))
     assert all(row["mismatch/mean_abs"] < 1e-4 for row in rows[1:] if row["mismatch/mean_abs"] is not None)
     assert len(lines(run / "samples.jsonl")) == 4 * 16
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["latest", "step_000003", "step_000004"]
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "the first prompt as the model sees it: '<|im_start|>user" in said
-    assert "held-out reward" in said
+    assert "the first prompt as the model sees it: '<|im_start|>user" in trained.said
+    assert "held-out reward" in trained.said
     last = run / "checkpoints" / "step_000004"
     base = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"))
     PeftModel.from_pretrained(base, str(last))
@@ -129,23 +148,24 @@ def test_what_a_run_leaves_behind(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "options", [{}, {"updates_per_step": 2, "kl_coef": 0.05, "lora_dropout": 0.1}, {"lora": "none", "kl_coef": 0.05}]
 )
-def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path: Path) -> None:
+def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], trained: Trained, tmp_path: Path) -> None:
     if options.get("lora") == "none":
         options = options | {"learning_rate": 1e-4}
-    take(GRPOTrainer(args=config(tmp_path / "whole", **options)), 4)
+    whole = tmp_path / "whole" if options else trained.run
+    if options:
+        take(GRPOTrainer(args=config(whole, **options)), 4)
     take(GRPOTrainer(args=config(tmp_path / "parts", **options)), 2)
     take(GRPOTrainer(args=config(tmp_path / "parts", **options, resume=str(tmp_path / "parts"))), 2)
     if options.get("lora") == "none":
-        a, b = (load_file(tmp_path / name / "checkpoints/step_000004/model.safetensors") for name in ("whole", "parts"))
+        a, b = (load_file(run / "checkpoints/step_000004/model.safetensors") for run in (whole, tmp_path / "parts"))
         assert all(a[name].equal(b[name]) for name in a)
-        assert lines(tmp_path / "whole/samples.jsonl") == lines(tmp_path / "parts/samples.jsonl")
+        assert lines(whole / "samples.jsonl") == lines(tmp_path / "parts/samples.jsonl")
     else:
-        assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
+        assert_same_outcome(whole, tmp_path / "parts")
 
 
-def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    take(GRPOTrainer(args=config(whole)), 4)
+def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
     trainer = GRPOTrainer(args=config(parts, save_steps=2))
     with contextlib.closing(trainer.steps()) as steps:
         for _ in range(3):
@@ -153,12 +173,12 @@ def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(tmp_path:
         trainer.version_done = -1  # as if killed in the middle of the fourth step: nothing more is saved
     assert [row["step"] for row in lines(parts / "metrics.jsonl")] == [0, 1, 2, 3]
     assert main(["--resume", str(parts)]) == 0
-    assert_same_outcome(whole, parts)
+    assert_same_outcome(trained.run, parts)
 
 
-def test_a_run_killed_after_its_last_checkpoint_is_made_whole(tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_checkpoint_is_made_whole(trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    GRPOTrainer(args=config(run, save_steps=1)).train()
+    shutil.copytree(trained.run, run)
     kept = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     del kept["config.yaml"]
     (run / "learning_curve.png").write_bytes(b"of an earlier step")

@@ -24,7 +24,7 @@ from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.grpo.__main__ import main
 from nanorlhf.sandbox import run as sandbox
 from nanorlhf.scoring.reward import find_rewards
-from nanorlhf.scoring.secrets import without_secrets
+from nanorlhf.scoring.workers import without_secrets
 from tests.test_structure import ROOT
 from tests.test_structure import sources as source_files
 from tests.test_trainer import config, lines, take

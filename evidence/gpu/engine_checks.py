@@ -127,7 +127,7 @@ def speed(bench: Bench) -> None:
 
 
 def host(bench: Bench) -> None:
-    """Where Python's time goes while 256 completions decode: milliseconds a step, with all that is called there."""
+    """Python's time while 256 completions decode: milliseconds a step, with all that is called there."""
     engine, count, length = engine_of(bench), 4 if bench.tiny else 256, 8 if bench.tiny else 128
     requests = [Request(i, [2 + i % 400] * 16, max_tokens=length) for i in range(count)]
     seen = cProfile.Profile()
@@ -168,7 +168,7 @@ def turn_heads(worker: Any, dtypes: Sequence[torch.dtype | None]) -> None:
 
 
 def gap(bench: Bench, engine: Any) -> dict[str, float]:
-    """How far apart engine and trainer are about what the engine writes."""
+    """The distance of engine and trainer about what the engine writes."""
     requests = asked(bench, 64, 512)
     rollout = parts.as_written(requests, engine.generate(requests, 7, endless(requests)))
     trained = parts.everything(bench.trainer.policy, rollout, parts.ROW)

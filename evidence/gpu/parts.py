@@ -63,7 +63,7 @@ def timed(work: Callable[[], Any], device: str) -> tuple[float, float | None]:
 
 
 def apart(a: Tensor, b: Tensor) -> dict[str, float]:
-    """How far two sets of log-probabilities lie from each other."""
+    """The distance of two sets of log-probabilities."""
     gap = (a.cpu() - b.cpu()).abs()
     return {"mean_abs": gap.mean().item(), "max_abs": gap.max().item()}
 

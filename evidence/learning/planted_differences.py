@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def examined(runs: Sequence[Run], draws: int) -> dict[str, Any]:
-    """How often runs are called different, by kind; and the verdicts on the first pair of each."""
+    """Counts how often runs are called different, by kind; and the verdicts on the first pair of each."""
     whole, slow = ([run for run in runs if run.entry == name] for name in entries(runs))
     kinds = {
         "GRPO, itself": (whole, whole),

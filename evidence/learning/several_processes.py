@@ -63,7 +63,7 @@ def run(processes: int, folder: Path, words: Sequence[str]) -> list[dict[str, An
 
 
 def against(turns: Sequence[dict[int, list[dict[str, Any]]]], processes: int) -> dict[str, float]:
-    """How far so many processes are from one, and the share of its time that an update takes them."""
+    """The distance of so many processes from one, and the share of its time that an update takes them."""
     one, several = turns[0][1], turns[0][processes]
     times = {n: [median(row["time/update"] for row in turn[n]) for turn in turns] for n in (1, processes)}
     return {

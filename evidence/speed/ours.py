@@ -1,4 +1,4 @@
-"""How this project does what is measured; evidence/speed/trl_updates.py does the same work with TRL."""
+"""Our side of what is measured; evidence/speed/trl_updates.py does the same work with TRL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the cost of our update grows with its tokens and with its groups, and what it saves if groups teach nothing."""
+"""The cost of our update by its tokens and its groups, and what it saves if groups teach nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How TRL does whole steps, refreshes and the shipped task, with the engines it has here.
+"""TRL's side of whole steps, refreshes and the shipped task, with the engines it has here.
 
 Transformers' continuous batching is left out: on a CPU it took thirty times as long and 12 GB.
 """

@@ -1,4 +1,4 @@
-"""How TRL does the same updates, in the setting asked for; float32 and every norm as ours."""
+"""TRL's side of the same updates, in the setting asked for; float32 and every norm as ours."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from nanorlhf.config import names
+from nanorlhf.errors import error_line
 from nanorlhf.records import checkpoint, rollout_files
 from nanorlhf.records.directory import read_lines
 
@@ -51,7 +52,7 @@ def flaws(path: Path, ended: bool) -> Iterator[str]:
     try:
         READERS.get(path.suffix, Path.read_bytes)(path)
     except Exception as error:  # noqa: BLE001  whatever a reader says of a broken file
-        yield f"{type(error).__name__}: {error}"
+        yield error_line(error)
 
 
 def differences(one: Path, other: Path, tolerance: float = 0.0) -> list[str]:
@@ -85,7 +86,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def unlike(rows: list[Any], others: list[Any], tolerance: float) -> Iterator[tuple[int, str]]:
-    """Where rows differ, and in what."""
+    """Finds the rows that differ, and in what."""
     if len(rows) != len(others):
         yield min(len(rows), len(others)), f"{len(rows)} and {len(others)} rows"
     for at, (row, other) in enumerate(zip(rows, others, strict=False)):

@@ -100,8 +100,7 @@ rows = columns.flatmap(table) | st.lists(st.dictionaries(texts, nested, max_size
 readings = st.fixed_dictionaries(
     {},
     optional={
-        "prompt_column": st.sampled_from(COLUMNS) | texts,
-        "columns": st.dictionaries(st.sampled_from(COLUMNS) | texts, st.sampled_from(COLUMNS) | texts, max_size=2),
+        "columns": st.dictionaries(st.sampled_from(COLUMNS) | texts, st.sampled_from(COLUMNS) | texts, max_size=3),
         "answer_pattern": st.sampled_from(["gsm8k", "boxed", "last_number", "(.)", "(", "a"]) | texts,
         "prompt_template": st.sampled_from(["{prompt}!", "{question}", "{x}{{}}", "{"]) | texts,
         "system_prompt": texts,

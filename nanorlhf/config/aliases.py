@@ -20,9 +20,10 @@ class Became:
 
 @dataclass(frozen=True)
 class Gone:
-    """An option that has no counterpart, and what to do instead."""
+    """An option that has no counterpart, what to do instead, and the values that ask for nothing."""
 
     instead: str
+    nothing: tuple[Any, ...] = (False, "false", "False")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ def _steps(episodes: Any, options: Mapping[str, Any]) -> int:
     return max(1, int(episodes) // (options["prompts_per_step"] * options.get("num_generations", 1)))
 
 
+def _columns(prompt: Any, options: Mapping[str, Any]) -> dict[str, str]:
+    """The column of the prompt among the other names for columns."""
+    given = options.get("columns", {})
+    return given if prompt == "prompt" else {**given, "prompt": prompt}
+
+
 _NORMS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
 
 ALIASES: dict[str, Became | Gone | Moot] = {
@@ -60,6 +67,8 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "torch_dtype": Became("dtype"),
     "bf16": Became("dtype", _kind),
     "fp16": Gone("its gradients would need scaling; use bf16, or dtype float32"),
+    # data
+    "prompt_column": Became("columns", _columns),
     # rollout
     "max_new_tokens": Became("max_completion_length"),
     "response_length": Became("max_completion_length"),
@@ -73,6 +82,8 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "vllm_mode": Gone("the engine always runs inside the trainer's process"),
     "rollout_batch_size": Became("prompts_per_step"),
     "train_batch_size": Became("prompts_per_step"),
+    "top_p": Gone("completions are sampled from the whole distribution; use temperature", (1,)),
+    "top_k": Gone("completions are sampled from the whole distribution; use temperature", (0, -1)),
     # reward
     "reward_model_path": Became("reward_funcs", lambda v, _: f"model:{v}"),
     "reward_model": Became("reward_funcs", lambda v, _: f"model:{v}"),
@@ -119,16 +130,23 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
         match ALIASES[name]:
             case Moot(why):
                 log.info(f"{name} changes nothing here: {why}")
-            case Gone(instead):
-                if value in (False, "false", "False"):
-                    continue  # it is not asked for
+            case Gone(instead, nothing):
+                if value in nothing:
+                    continue
                 raise UsageError(f"{name} has no counterpart here: {instead}")
             case Became(target, translate):
-                if target in ours:
-                    raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
                 try:
-                    ours[target] = translate(value, {**below, **options})
+                    became = translate(value, {**below, **options})
                 except (TypeError, ValueError, OverflowError):
                     raise UsageError(f"{name}={value!r} is of the wrong type to become {target}") from None
-                log.info(f"{name} is {target} here: {ours[target]}")
+                if target in ours and not extends(became, ours[target]):
+                    raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
+                if became != ours.get(target):
+                    log.info(f"{name} is {target} here: {became}")
+                ours[target] = became
     return ours
+
+
+def extends(became: Any, given: Any) -> bool:
+    """Whether a translation keeps all names and values that were given."""
+    return isinstance(became, dict) and isinstance(given, dict) and became.items() >= given.items()

@@ -33,9 +33,8 @@ def run_of(resume: str) -> Path:
 def shipped_model(name: str) -> str:
     """The folder of a model that comes with the package (`nanorlhf:adder`, `nanorlhf:smollm2` with another one) or that
     a run trained, else the name."""
-    newest = Path(name) / "checkpoints" / "latest"
-    if name and newest.is_file():
-        return str(newest.parent / newest.read_text().strip())
+    if name and (newest := latest(Path(name))):
+        return str(newest)
     if not name.startswith("nanorlhf:"):
         return name
     if name == "nanorlhf:smollm2":

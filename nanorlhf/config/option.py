@@ -1,4 +1,4 @@
-"""How options are made: frozen dataclasses that check themselves and know other trainers' names."""
+"""Options: frozen dataclasses that check themselves and know other trainers' names."""
 
 from __future__ import annotations
 

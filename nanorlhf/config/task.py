@@ -50,9 +50,11 @@ class TaskConfig:
     streaming: bool = option(
         False, "Read rows as they are needed, for what is too big for the disk; shuffled within 10,000 rows.", "data"
     )
-    prompt_column: str = option("prompt", "Column with the prompt: text, or chat messages.", "data")
     columns: dict[str, str] = option(
-        {}, "More names for columns, as rewards or templates want them: '{answer: final_answer}'.", "data"
+        {},
+        "More names for columns, as prompts, rewards or templates want them: '{prompt: text, answer: final_answer}'; "
+        "a prompt is text, or chat messages.",
+        "data",
     )
     answer_pattern: str | None = option(
         None,

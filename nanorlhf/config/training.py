@@ -170,10 +170,6 @@ class OnPolicyConfig(TrainConfig):
 
     algorithm: str | None = option(None, "Your own algorithm instead: path/to/file.py:Class.", "run")
     num_generations: int = option(8, "Completions for each prompt.", "rollout", above=0)
-    top_p: float = option(
-        1.0, "Only 1 in training: what is cut from the sample would be missing from the gradient.", "rollout"
-    )
-    top_k: int = option(0, "Only 0 in training, for the same reason.", "rollout")
     keep_rollouts: bool = option(
         True, "Keep every rollout, tokens and log-probabilities too, in rollouts/step_*.parquet.", "run"
     )
@@ -217,9 +213,6 @@ class OnPolicyConfig(TrainConfig):
 
     def validate(self) -> None:
         super().validate()
-        whole = "training samples from the whole distribution, so only"
-        self.require(self.top_p == 1, "top_p", f"{whole} 1; use temperature")
-        self.require(self.top_k in (0, -1), "top_k", f"{whole} 0; use temperature")
         groups = f"each update takes whole groups, so at most prompts_per_step={self.prompts_per_step}"
         self.require(self.updates_per_step <= self.prompts_per_step, "updates_per_step", groups)
         self.require(

@@ -26,7 +26,7 @@ LOOK = 4096  # rows that are looked at before the run begins, all of them if the
 
 
 class AnswerPicker(Protocol):
-    """How the answers of a row are found, for algorithms that learn from them."""
+    """Finds the answers of a row, for algorithms that learn from them."""
 
     def __call__(self, read: ReadRow) -> list[str]:
         """The answers, the best first."""
@@ -74,7 +74,7 @@ class PromptMaker:
         return Prompt(index, ids, text, columns, prefill)
 
     def why(self) -> str:
-        """How many rows gave no prompt, and why."""
+        """Says how many rows gave no prompt, and why."""
         reasons = Counter(self.unfit.values()).most_common()
         return (
             f"{len(self.unfit):,} dropped" + (": " if reasons else "") + ", ".join(f"{n:,} {why}" for why, n in reasons)
@@ -123,7 +123,7 @@ class Prompts:
 
     @property
     def dropped(self) -> int:
-        """How many rows have given no prompt so far."""
+        """The number of rows that have given no prompt so far."""
         return len(self.maker.unfit)
 
     def summary(self) -> str:

@@ -86,7 +86,7 @@ def pair(chosen: Any, rejected: Any) -> dict[str, Any]:
 
 
 def agreement(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The number of characters that two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -152,7 +152,7 @@ def transcript(text: Any) -> Messages:
 def maths(row: Row) -> dict[str, Any]:
     """MATH: the answer lies in the solution's last box, if no column has it."""
     solution = row.get("solution")
-    answer = row["answer"] if "answer" in row else last_boxed(solution)
+    answer = row["answer"] if "answer" in row else last_boxed(solution) if isinstance(solution, str) else None
     return {"prompt": row["problem"], "completion": solution, "answer": answer}
 
 

@@ -1,4 +1,4 @@
-"""How a run reads a dataset's rows: columns named, the form recognised, the answer taken out, the prompt worded."""
+"""Reads a dataset's rows: columns named, the form recognised, the answer taken out, the prompt worded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any
 
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.answers import after, last_boxed, last_number
+from nanorlhf.data.answers import after, last_boxed, last_number_text
 from nanorlhf.data.row_schemas import Row, UnfitError, recognised, words
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.types import Text
 
-READY: dict[str, Callable[[Any], str | None]] = {
+READY: dict[str, Callable[[str], str | None]] = {
     "gsm8k": partial(after, "####"),
     "boxed": last_boxed,
-    "last_number": last_number,
+    "last_number": last_number_text,
 }
 FIELD = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
 
@@ -44,17 +44,13 @@ class RowReader:
 
     def __init__(self, config: TrainConfig, row: Row) -> None:
         self.template, self.names = config.prompt_template, list(row)
-        self.renames = dict(config.columns)
-        if config.prompt_column != "prompt":
-            self.renames["prompt"] = config.prompt_column
-        self.hidden = {"prompt", config.prompt_column}
-        for ours, theirs in self.renames.items():
-            option = "prompt_column" if theirs == config.prompt_column and ours == "prompt" else "columns"
-            require(theirs, self.names, option)
+        self.renames = config.columns
+        for column in self.renames.values():
+            require(column, self.names, "columns")
         named = self.named(row)
         self.form = recognised(named)
         if self.form is None and self.template is None:
-            require("prompt", named, "prompt_column", ", or make prompts with prompt_template")
+            require("prompt", named, "a prompt", "; name yours in columns, or make prompts with prompt_template")
         self.extract = None if config.answer_pattern is None else extractor(config.answer_pattern)
         for field in self.fields():
             require(
@@ -77,7 +73,7 @@ class RowReader:
         """The contents of this row; UnfitError if there are none."""
         row = self.named(row)
         known = self.form.read(row) if self.form else {}
-        columns = {name: value for name, value in row.items() if name not in self.hidden}
+        columns = {name: value for name, value in row.items() if name != "prompt"}
         columns |= {name: known[name] for name in ("answer", "ground_truth") if name in known}
         if self.extract:
             columns["answer"] = self.extract(row["answer"] if "answer" in row else known.get("answer"))
@@ -111,8 +107,12 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
 
 def extractor(pattern: str) -> Callable[[Any], str | None]:
     """Takes the answer out of a text: by a ready name, or what the group holds where the pattern matches last."""
-    if pattern in READY:
-        return READY[pattern]
+    read = READY.get(pattern) or last_match(pattern)
+    return lambda text: read(text) if isinstance(text, str) else None
+
+
+def last_match(pattern: str) -> Callable[[str], str | None]:
+    """Finds what the group of a regular expression holds where it matches last."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -121,8 +121,8 @@ def extractor(pattern: str) -> Callable[[Any], str | None]:
         known = f"ready are {', '.join(READY)}; {nearest(pattern, READY, listed=True)}"
         raise UsageError(f"answer_pattern={pattern!r} has {compiled.groups} groups and takes one; {known}")
 
-    def extract(text: Any) -> str | None:
-        found = compiled.findall(text) if isinstance(text, str) else []
+    def read(text: str) -> str | None:
+        found = compiled.findall(text)
         return found[-1].strip() if found else None
 
-    return extract
+    return read

@@ -1,4 +1,4 @@
-"""Where rows come from: the hub, files and folders, what is built in, and functions of the user's own."""
+"""Sources of rows: the hub, files and folders, what is built in, and functions of the user's own."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How every request of a run is sampled."""
+    """Settings by which every request of a run is sampled."""
 
     temperature: float
     max_new_tokens: int
@@ -128,3 +128,9 @@ class Engine(Protocol):
     def close(self) -> None:
         """End it and give everything back."""
         ...
+
+
+def refresh(engine: Engine, weights: Weights) -> None:
+    """Gives an engine these weights, unless it serves them already."""
+    if engine.version != weights.version:
+        engine.update(weights)

@@ -1,4 +1,4 @@
-"""How much of a key-value cache a completion takes."""
+"""The part of a key-value cache that a completion takes."""
 
 from __future__ import annotations
 

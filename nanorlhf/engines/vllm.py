@@ -274,7 +274,7 @@ def end_groups() -> None:
 
 
 def nameless_file() -> str:
-    """Where the process meets itself: vLLM's own choice would stay in the folder for temporary files after a kill."""
+    """The address where the process meets itself: a file of vLLM's own choice would stay after a kill."""
     return f"file:///proc/self/fd/{os.memfd_create('vllm')}"
 
 

@@ -15,7 +15,7 @@ from nanorlhf.types import Sample, Text
 
 
 class Episodes:
-    """Where episodes are played: opens them, and after each turn says whether they go on."""
+    """Plays episodes: opens them, and after each turn says whether they go on."""
 
     def __init__(
         self,

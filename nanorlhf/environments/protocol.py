@@ -59,8 +59,8 @@ def own_questions(
     def asked(split: str) -> datasets.Dataset:
         rows = cast(Any, environment).rows(split)
         prompts = [[{"role": "user", "content": environment().reset(**row)}] for row in rows]
-        columns = [row | {config.prompt_column: prompt} for row, prompt in zip(rows, prompts, strict=True)]
-        return datasets.Dataset.from_list(columns)
+        column = config.columns.get("prompt", "prompt")
+        return datasets.Dataset.from_list([row | {column: p} for row, p in zip(rows, prompts, strict=True)])
 
     test = config.dataset_test_split
     return asked(config.dataset_train_split), asked(test) if test else None

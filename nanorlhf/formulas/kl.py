@@ -1,4 +1,4 @@
-"""How far the policy is from its reference, and the coefficient that holds it there."""
+"""The policy's distance from its reference, and the coefficient that holds it there."""
 
 from __future__ import annotations
 

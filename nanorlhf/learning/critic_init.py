@@ -149,7 +149,7 @@ class Study:
         return mean, products / int(count.item()) - mean.outer(mean)
 
     def sums(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """How many tokens these rows have, and the sums of their features and returns and of the products of these."""
+        """The number of these rows' tokens, and the sums of their features and returns and of the products of these."""
         size = self.critic.head.in_features + 1
         device = torch.device("cpu") if self.critic.body.device.type == "mps" else self.critic.body.device  # no float64
         count, total = 0, torch.zeros(size, dtype=torch.double, device=device)

@@ -70,7 +70,7 @@ class Optimizer:
         return [t for state in self.adam.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
     def changes(self) -> int:
-        """How often parameters and their moments have been written to."""
+        """Counts how often parameters and their moments have been written to."""
         return sum(t._version for t in [*self.parameters, *self.moments()])  # noqa: SLF001  # autograd's count, of which there is no other reader
 
     def clear(self) -> None:

@@ -127,7 +127,7 @@ def find_adapter(name: str) -> str:
     try:
         PeftConfig.from_pretrained(found)
     except (OSError, ValueError) as error:
-        raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {first_line(error)}") from None
     return found
 
 
@@ -193,7 +193,7 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
 
 
 def coverage(model: nn.Module) -> str:
-    """How much of the model learns, in words."""
+    """Says how much of the model learns."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not isinstance(model, PeftModel):
         return f"all {trained:,} weights are trained"

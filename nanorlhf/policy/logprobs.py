@@ -19,7 +19,7 @@ HELD = 16  # bytes that each of these logits takes while it is worked on: a few 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a model turns hidden states into logits: cap(scale * (hidden @ weight.T + bias))."""
+    """The map from a model's hidden states to logits: cap(scale * (hidden @ weight.T + bias))."""
 
     weight: Tensor  # (V, H)
     bias: Tensor | None = None  # (V,)
@@ -89,7 +89,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def chunk_size(device: torch.device) -> int:
-    """How many logits to work on at a time: on CUDA a quarter of the memory that is left, within reason."""
+    """The number of logits to work on at a time: on CUDA a quarter of the memory that is left, within reason."""
     if device.type != "cuda":
         return CPU_CHUNK if device.type == "cpu" else CHUNK
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # the allocator's own

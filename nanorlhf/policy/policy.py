@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import re
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import groupby
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.policy import attention, recomputation, self_check
+from nanorlhf.policy import attention, merging, recomputation, self_check
 from nanorlhf.policy.loading import (
     POLICY,
     REFERENCE,
@@ -32,7 +28,7 @@ from nanorlhf.policy.loading import (
     with_adapter,
 )
 from nanorlhf.policy.logprobs import backbone_hidden, head_of, token_logprobs
-from nanorlhf.policy.sharding import layers_of, shard, whole
+from nanorlhf.policy.sharding import layers_of, shard
 from nanorlhf.system.device import pick_device
 from nanorlhf.types import MicroBatch, WeightSync
 
@@ -178,32 +174,13 @@ class Policy:
         assert isinstance(self.model, PeftModel), "without an adapter only merged weights can be served"
         return self.model.peft_config[POLICY].to_dict(), get_peft_model_state_dict(self.model)
 
-    @torch.no_grad()
     def merged(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of the plain model by its Hugging Face name, merged out of place: the base never drifts.
-
-        Or only those that an adapter changes, and their neighbours: engines make one matrix of several.
-        """
-        deltas = {id(m.get_base_layer().weight): m for m in self.base.modules() if isinstance(m, LoraLayer)}  # type: ignore[union-attr]
-        named = [(name, p) for name, p in self.base.named_parameters() if "lora_" not in name]
-        changed = {block(name) for name, p in named if id(p) in deltas}
-        for name, parameter in named:
-            if not everything and changed and block(name) not in changed:
-                continue
-            adapted = deltas.get(id(parameter))
-            weight = whole(parameter.detach())
-            if adapted is not None:
-                weight = weight + adapted.get_delta_weight(POLICY).to(weight.dtype)  # type: ignore[operator]
-            yield name.replace(".base_layer.", "."), weight
+        """Every parameter of the plain model by its Hugging Face name; or only what an adapter changes."""
+        return merging.merged(self.base, everything)
 
     def saved(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """The same by the names and in the shapes of a checkpoint: a layer's experts are one tensor here, and many
-        there."""
-        if getattr(self.base, "_weight_conversions", None) == []:
-            yield from self.merged(everything)
-            return
-        for _, layer in groupby(self.merged(everything), lambda named: re.match(r".*?\.\d+\.|", named[0])[0]):  # type: ignore[index]
-            yield from revert_weight_conversion(self.base, dict(layer)).items()
+        """The same by the names and in the shapes of a checkpoint."""
+        return merging.saved(self.base, everything)
 
     def serving_copy(self, sync: WeightSync) -> nn.Module:
         """A second model to generate with: the plain one for `merged`, one with the adapter for `lora`."""
@@ -214,8 +191,3 @@ class Policy:
             if sync == "merged":
                 model = model.merge_and_unload()  # type: ignore[operator]
         return model.requires_grad_(False).eval()
-
-
-def block(name: str) -> str:
-    """The attention or MLP that a layer's parameter belongs to."""
-    return name.replace(".base_layer.", ".").rpartition(".")[0].rpartition(".")[0]

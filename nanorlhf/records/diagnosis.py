@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -105,13 +105,8 @@ def stale_engine(row: Row, _: Sequence[Row]) -> str | None:
 
 def typical(name: str, rows: Sequence[Row]) -> float | None:
     """The median of the last rows that have it, if there are enough."""
-    values = list(latest(name, rows))
+    values = [row[name] for row in rows[-WINDOW:] if row.get(name) is not None]
     return median(values) if len(values) >= FEW else None
-
-
-def latest(name: str, rows: Sequence[Row]) -> Iterator[float]:
-    """The values of the last WINDOW rows."""
-    return (row[name] for row in rows[-WINDOW:] if row.get(name) is not None)
 
 
 CHECKS: dict[str, Callable[[Row, Sequence[Row]], str | None]] = {

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import RunError
 from nanorlhf.records import diagnosis, directory, rollout_files, skipped_updates
-from nanorlhf.records.history import History
+from nanorlhf.records.console import HELD_OUT, TRAINING
 from nanorlhf.records.metrics import finite
 from nanorlhf.records.plots import draw_png
 from nanorlhf.records.tracking import RunLog
 from nanorlhf.system.distributed import world
 from nanorlhf.system.terminal import log
 from nanorlhf.types import Step
+
+DRAWN = ("step", *TRAINING, *HELD_OUT, "time/step", "tokens/rollout", "tokens/trained", "memory/peak_gib")
+FIRST, LAST = diagnosis.FEW + 1, diagnosis.WINDOW + 2  # rows that judge the newest, and the one before it
+
+
+class History:
+    """The steps so far: a few figures of each, and all of those by which a new one is judged; the rest is in files."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
+        self.drawn: list[dict[str, Any]] = []
+        self.telling: list[dict[str, Any]] = []
+        self.seconds = 0.0  # of training
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Takes in a step's metrics."""
+        self.drawn.append({name: row[name] for name in DRAWN if name in row})
+        self.telling.append(row)
+        self.seconds += directory.training_seconds([row])
+        if len(self.telling) > FIRST + LAST:
+            del self.telling[FIRST]
 
 
 class Journal:

@@ -123,7 +123,7 @@ def mean_and_spread(values: Tensor) -> tuple[float | None, float | None]:
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float | None:
-    """How much of the returns' variance the values account for: 1 all, 0 none; None where there is none."""
+    """The share of the returns' variance that the values account for: 1 all, 0 none; None where there is none."""
     if len(returns) < 2 or not (variance := returns.double().var()):
         return None
     return 1 - ((returns - values).double().var() / variance).item()

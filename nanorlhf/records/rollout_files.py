@@ -66,7 +66,7 @@ def keep(run: Path, step: int, rollout: Rollout, advantages: Tensor) -> None:
 
 
 def file_of(run: Path, step: int) -> Path:
-    """Where a step's rollout lies."""
+    """The file of a step's rollout."""
     return run / FOLDER / f"step_{step:06d}.parquet"
 
 

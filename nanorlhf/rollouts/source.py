@@ -12,7 +12,7 @@ from nanorlhf.types import Progress, Rollout, Sample
 
 
 class Source(Protocol):
-    """Where a step's samples come from."""
+    """The source of a step's samples."""
 
     def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
         """The samples of step `step`, counted from 1; the same ones each time it is asked."""

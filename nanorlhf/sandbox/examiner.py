@@ -161,7 +161,7 @@ class Reader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if global_name not in VALUES.get(module_name, ()):
             raise pickle.UnpicklingError(global_name)
-        kind = getattr(module_of(module_name), global_name)
+        kind = super().find_class(module_name, global_name)
         return lambda *arguments: kind(*arguments)  # noqa: PLW0108  not the class itself
 
 
@@ -189,22 +189,6 @@ class Answerer(pickle.Pickler):
         return NotImplemented
 
 
-class Listener(pickle.Unpickler):
-    """Over there: what the tests send, which is trusted."""
-
-    def __init__(self, file: Any, objects: list[Any]) -> None:
-        super().__init__(file)
-        self.objects = objects
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self.objects[pid]
-
-
-def module_of(name: str) -> types.ModuleType:
-    __import__(name)
-    return sys.modules[name]
-
-
 def is_array(value: Any) -> bool:
     return type(value).__module__ in {"numpy", "array"} and hasattr(value, "tolist")
 
@@ -212,6 +196,12 @@ def is_array(value: Any) -> bool:
 def serve(source: bytes, requests: Any, replies: Any) -> None:
     """Runs in the program's process: loads the program, and does what is asked until no request comes."""
     objects: list[Any] = []
+
+    class Listener(pickle.Unpickler):
+        """Reads what the tests send, which is trusted."""
+
+        def persistent_load(self, pid: Any) -> Any:
+            return objects[pid]
 
     def send(message: Any) -> None:
         packed = io.BytesIO()
@@ -230,7 +220,7 @@ def serve(source: bytes, requests: Any, replies: Any) -> None:
     send(({name: value for name, value in names.items() if name not in modules}, modules))
     while requests.peek(1):
         try:
-            function, arguments, named = Listener(requests, objects).load()
+            function, arguments, named = Listener(requests).load()
             result = function(*arguments, **named)
             given = [*arguments, *named.values()]
             send((None, result, [value if isinstance(value, list | dict | set) else None for value in given]))
@@ -243,12 +233,8 @@ def alone(*kept: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in {0, 1, 2}.difference(kept):
         os.dup2(nowhere, descriptor)
-    for descriptor in range(3, os.sysconf("SC_OPEN_MAX")):
-        if descriptor not in kept:
-            try:
-                os.close(descriptor)
-            except OSError:
-                continue
+    for descriptor in {*range(3, os.sysconf("SC_OPEN_MAX"))}.difference(kept):
+        os.closerange(descriptor, descriptor + 1)  # which passes over those that are not open
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
@@ -257,7 +243,8 @@ def examine(peer: Peer, texts: list[str], entry_point: str | None, say: Callable
     namespace: dict[str, Any] = {"__name__": "__tests__"}
     for name, module in peer.modules.items():
         if module.partition(".")[0] in sys.stdlib_module_names:
-            namespace[name] = module_of(module)
+            __import__(module)
+            namespace[name] = sys.modules[module]
     own = {name for name in peer.names if name == entry_point or not hasattr(builtins, name)}
     namespace |= {name: peer.names[name] for name in own}  # and not its `len`: that of a test is Python's
     solution = types.ModuleType("solution")  # where some datasets' tests import from
@@ -310,8 +297,7 @@ def attempt(peer: Peer, act: Callable[[], Any]) -> bool | None:
 def answer(source: bytes, stdin: str, largest: int) -> tuple[int, bytes]:
     """The exit code of the program on this input, and what it writes."""
     given = os.memfd_create("stdin")
-    os.write(given, stdin.encode(errors="replace"))
-    os.lseek(given, 0, os.SEEK_SET)
+    os.pwrite(given, stdin.encode(errors="replace"), 0)
     written, end = os.pipe()
     child = os.fork()
     if child == 0:

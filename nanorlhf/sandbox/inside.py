@@ -232,7 +232,7 @@ def drain(output: int, text: bytearray, largest: int) -> bool:
 
 
 def reap(child: int, wait: bool) -> int | None:
-    """How the child ended, if it has; orphans that came here are taken too."""
+    """The child's status, if it has ended; orphans that came here are taken too."""
     while True:
         pid, status = os.waitpid(child if wait else -1, 0 if wait else os.WNOHANG)
         if pid in (0, child):

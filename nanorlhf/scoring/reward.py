@@ -25,7 +25,7 @@ EPISODES = {"environments", "environment_returns"}  # if there is an environment
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """Where training stands, for rewards that change as it goes on."""
+    """The state of training, for rewards that change as it goes on."""
 
     global_step: int  # steps done so far
     max_steps: int
@@ -211,7 +211,7 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
         raise UsageError(f"unknown reward {spec!r}: {nearest(name, known_rewards())}")
     module = importlib.import_module(f"nanorlhf.rewards.{name}")
     function = getattr(module, name)
-    makes = "completions" not in inspect.signature(function).parameters
+    makes = not inspect.signature(function).parameters.keys() & ALWAYS
     if makes != bool(argument):
         raise UsageError(f"reward {spec!r}: " + (f"say {name}:WHICH" if makes else f"{name} takes no :{argument}"))
     function = function(argument) if argument else function

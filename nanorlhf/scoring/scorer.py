@@ -14,8 +14,7 @@ from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.memory.residency import Residency
 from nanorlhf.scoring.reward import Reward, TrainerState, Verdict, judge
-from nanorlhf.scoring.secrets import without_secrets
-from nanorlhf.scoring.workers import Pool, packable
+from nanorlhf.scoring.workers import Pool, packable, without_secrets
 from nanorlhf.system.distributed import world
 from nanorlhf.system.terminal import log
 from nanorlhf.types import Sample

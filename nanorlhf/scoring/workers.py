@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import queue
+import re
 import resource
 import signal
 import socket
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -27,12 +28,13 @@ from typing import Any
 
 import cloudpickle
 
-from nanorlhf.errors import RewardError
+from nanorlhf.errors import RewardError, error_line
 from nanorlhf.scoring.reward import Reward, Verdict, judge
 
 START_LIMIT = 300.0  # seconds in which a worker must have imported what its functions need
 LARGEST = 100 * 2**20  # bytes of pickled functions; more is a model, which does not belong into workers
 PR_SET_PDEATHSIG = 1
+SECRET = re.compile(r"SECRET|PASSW|CREDENTIAL|(TOKEN|KEY|PASS)S?(_|$)", re.IGNORECASE)
 
 
 class Pool:
@@ -72,12 +74,17 @@ def end(threads: ThreadPoolExecutor, workers: Sequence[Worker]) -> None:
         worker.strike()
 
 
+def without_secrets(environment: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
+    """The variables whose names do not say that they hold a secret, and those that are allowed all the same."""
+    return {name: value for name, value in environment.items() if name in allowed or not SECRET.search(name)}
+
+
 def packable(reward: Reward) -> str | None:
     """Why a reward cannot travel to a worker; None if it can."""
     try:
         size = len(cloudpickle.dumps(reward))
     except Exception as error:  # noqa: BLE001  whatever a user's object may raise
-        return f"{type(error).__name__}: {error}"
+        return error_line(error)
     return f"it holds {size / 2**20:,.0f} MiB" if size > LARGEST else None
 
 
@@ -176,7 +183,7 @@ def serve(descriptor: int) -> None:
         except (EOFError, OSError):
             return
         except Exception as error:  # noqa: BLE001  an import can raise anything
-            connection.send_bytes(f"{type(error).__name__}: {error}".encode())
+            connection.send_bytes(error_line(error).encode())
             return
         limit_memory(memory)
         connection.send_bytes(b"")

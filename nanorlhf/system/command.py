@@ -1,4 +1,4 @@
-"""How a command begins: signals are heard first, then what takes time is imported."""
+"""The beginning of a command: signals are heard first, then what takes time is imported."""
 
 from __future__ import annotations
 

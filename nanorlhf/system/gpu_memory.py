@@ -1,4 +1,4 @@
-"""How much of the GPU this process may use, and what is left of that: all that goes by the card's memory asks here."""
+"""The GPU's memory that this process may use, and what is left of it: all that goes by the card's memory asks here."""
 
 from __future__ import annotations
 

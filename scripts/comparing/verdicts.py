@@ -123,7 +123,7 @@ def level(x: Sequence[float], y: Sequence[float], at: float) -> float:
 
 
 def shared(runs: Iterable[Run], axis: str) -> float:
-    """How far every run came."""
+    """The least that any run came to."""
     return min(run.curve[axis][-1] for run in runs)
 
 

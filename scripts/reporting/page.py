@@ -79,7 +79,7 @@ def policy(live: bool) -> str:
 
 
 def digest(text: str) -> str:
-    """How a policy names a text."""
+    """The name that a policy has for a text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

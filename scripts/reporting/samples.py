@@ -25,7 +25,7 @@ BINS = 24
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where a sample stands in samples.jsonl, and what is known of it without its text."""
+    """The place of a sample in samples.jsonl, and what is known of it without its text."""
 
     at: int  # byte
     step: int
@@ -170,7 +170,7 @@ def placed(values: Sequence[float], own: Sequence[bool]) -> list[float | None]:
 
 
 def rewards(lines: Sequence[Line]) -> dict[str, Any]:
-    """How rewards are spread at each step: by value if there are few, else in bins."""
+    """The spread of rewards at each step: by value if there are few, else in bins."""
     values = sorted({line.reward for line in lines if line.reward is not None})
     if len(values) <= BINS // 2:
         return spread(
@@ -180,7 +180,7 @@ def rewards(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def lengths(lines: Sequence[Line]) -> dict[str, Any]:
-    """How lengths are spread at each step."""
+    """The spread of lengths at each step."""
     longest = max((line.length for line in lines), default=0)
     width = math.ceil((longest + 1) / BINS)
     return binned([(line.step, float(line.length)) for line in lines], 0, width * BINS)

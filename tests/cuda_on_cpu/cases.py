@@ -176,7 +176,7 @@ def on_cpu(name: str) -> list[Tensor]:
 
 
 def apart(found: list[Tensor], expected: list[Tensor]) -> list[float]:
-    """How far gradients are from others, as a share of these."""
+    """The distance of gradients from others, as a share of these."""
     return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
 
 

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.answers import last_boxed, last_number
 from nanorlhf.data.prompts import PromptMaker
 from nanorlhf.data.row_schemas import UnfitError, content, recognised
 from nanorlhf.data.row_to_prompt import RowReader
@@ -214,15 +213,6 @@ def test_content_in_parts() -> None:
     assert content([{"role": "assistant", "content": parts}]) == "ab"
     with pytest.raises(UsageError, match="one message of the assistant's, and not"):
         content(turns("a", "b"))
-
-
-def test_answers_in_texts() -> None:
-    assert last_boxed(r"\boxed{1} then \boxed{\text{a \} b} + {2}}.") == r"\text{a \} b} + {2}"
-    assert last_boxed(r"\boxed{never closed") is None
-    assert last_boxed("no box") is None
-    assert last_number("from 1,234.50 to -7 it fell") == "-7"
-    assert last_number("12,345 in all") == "12345"
-    assert last_number("none") is None
 
 
 @pytest.fixture(scope="module")

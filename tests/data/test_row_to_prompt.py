@@ -26,13 +26,14 @@ def test_columns_have_more_than_one_name() -> None:
     assert read({**SUM, "short": "42"}, columns={"answer": "short"}).columns["answer"] == "42"
 
 
-def test_a_prompt_column_is_taken_as_it_is_and_turns_recognition_off() -> None:
-    found = read(SUM, prompt_column="question")
+def test_a_prompt_that_is_named_is_taken_as_it_is_and_turns_recognition_off() -> None:
+    found = read(SUM, columns={"prompt": "question"})
     assert found.prompt == "6*7?"
-    assert found.columns == {"answer": SUM["answer"], "nums": [6, 7]}
+    assert found.columns == SUM
     assert found.answers == {}
-    assert read({"q": "a", "completion": "b"}, prompt_column="q").answers == {"completion": "b"}
-    assert read({"prompt": "a", "q": "b"}, prompt_column="q").prompt == "b"
+    assert read({"q": "a", "completion": "b"}, columns={"prompt": "q"}).answers == {"completion": "b"}
+    assert read({"prompt": "a", "q": "b"}, columns={"prompt": "q"}).prompt == "b"
+    assert read(SUM, prompt_column="question") == found, "as other trainers call it"
 
 
 @pytest.mark.parametrize(
@@ -78,18 +79,18 @@ def test_braces_are_safe() -> None:
     [
         (
             {},
-            "needs the column 'prompt', and the dataset has text, final; none is like it, or make .*prompt_template",
+            "a prompt needs the column 'prompt', and the dataset has text, final; none is like it; name .* in columns,",
         ),
-        ({"prompt_column": "txt"}, "prompt_column needs the column 'txt', and .* did you mean 'text'"),
+        ({"prompt_column": "txt"}, "columns needs the column 'txt', and .* did you mean 'text'"),
         ({"columns": {"prompt": "text", "answer": "finl"}}, "columns needs the column 'finl'.* did you mean 'final'"),
         ({"prompt_template": "{txt}"}, "prompt_template needs the column 'txt'.* did you mean 'text'.* written twice"),
         ({"prompt_template": "{prompt}"}, "prompt_template needs the column 'prompt'"),
         (
-            {"prompt_column": "text", "answer_pattern": "boxd"},
+            {"columns": {"prompt": "text"}, "answer_pattern": "boxd"},
             "has 0 groups and takes one; ready are .*did you mean 'boxed'",
         ),
-        ({"prompt_column": "text", "answer_pattern": "(a)(b)"}, "has 2 groups"),
-        ({"prompt_column": "text", "answer_pattern": "(a"}, "no regular expression"),
+        ({"columns": {"prompt": "text"}, "answer_pattern": "(a)(b)"}, "has 2 groups"),
+        ({"columns": {"prompt": "text"}, "answer_pattern": "(a"}, "no regular expression"),
     ],
 )
 def test_mistakes(options: dict[str, Any], complaint: str) -> None:

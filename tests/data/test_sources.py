@@ -1,4 +1,4 @@
-"""Where rows come from, and what is said if they do not come."""
+"""Sources of rows, and what is said if they have none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far an engine is from the policy that it serves."""
+"""The distance of an engine from the policy that it serves."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.launch import check_engine
 from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, renames, room_for
 from nanorlhf.errors import UsageError
-from nanorlhf.policy.policy import block
+from nanorlhf.policy.merging import block
 from nanorlhf.types import WeightSync
 
 pytestmark = [

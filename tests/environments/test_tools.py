@@ -77,7 +77,7 @@ TELLS = (
 
 
 def wording(template: str | None, **options: Any) -> PromptFormatter:
-    """How prompts are worded by a model with this template that is given a tool."""
+    """Prompts as a model with this template words them that is given a tool."""
     tokenizer = AutoTokenizer.from_pretrained(shipped_model("nanorlhf:adder"))
     tokenizer.chat_template = template
     config, _ = environment_of(TrainConfig(**options), [multiply])

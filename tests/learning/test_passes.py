@@ -260,7 +260,7 @@ def failing(error: Exception) -> Callable[[], None]:
 def test_a_resumed_run_starts_with_the_lowered_budget() -> None:
     loop, other = made_up(100), made_up(100)
     assert loop.state_dict()["token_budget"] is None
-    loop.passes.lower("update", [20] * 9)
+    loop.passes.lower("update", 20, 180)
     other.load_state_dict(loop.state_dict())
     assert other.passes.tokens == 50 and other.state_dict()["token_budget"] == 50
 

@@ -12,6 +12,7 @@ import torch
 from nanorlhf.errors import UsageError
 from nanorlhf.learning.packing import pack
 from nanorlhf.online_dpo import OnlineDPO, OnlineDPOConfig, OnlineDPOTrainer
+from nanorlhf.segments import Segments
 from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import rollout, sample
 from tests.sft.test_sft import JUDGED, small, take
@@ -80,7 +81,7 @@ def test_the_kl_it_logs_is_that_of_the_policy_of_now() -> None:
     arms = torch.arange(3)
     logp, old, ref = (torch.tensor(x, dtype=torch.double).log() for x in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.4] * 3))
     columns = {"advantages": torch.tensor([1.0, -1.0, 1.0]), "old_logprobs": old, "ref_logprobs": ref}
-    batch = MicroBatch(arms, arms, arms, arms, arms, arms, arms, arms, old.exp(), columns)
+    batch = MicroBatch(arms, arms, Segments.of([]), arms, arms, arms, arms, arms, old.exp(), columns)
     kl = OnlineDPO(OnlineDPOConfig()).loss(logp, torch.zeros(3), batch).stats["kl"]
     assert (batch.weights * kl).sum().item() == pytest.approx((logp.exp() * (logp - ref)).sum().item(), abs=1e-12)
 

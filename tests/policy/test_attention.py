@@ -212,7 +212,9 @@ def windowed(
     assert longest == ends.diff().max() and longest_keys == key_ends.diff().max()
     assert groups == 1 or options["enable_gqa"]
     out = torch.empty_like(query)
-    for start, end, first, last in zip(ends, ends[1:], key_ends, key_ends[1:], strict=False):
+    for start, end, first, last in zip(
+        *(x for e in (ends.tolist(), key_ends.tolist()) for x in (e, e[1:])), strict=False
+    ):
         q = query[start:end].transpose(0, 1)
         k, v = (x[first:last].transpose(0, 1).repeat_interleave(groups, 0) for x in (key, value))
         back = torch.arange(last - first)[-(end - start) :, None] - torch.arange(last - first)

@@ -69,7 +69,7 @@ def test_a_warning_has_the_step_that_is_being_taken(capsys: pytest.CaptureFixtur
 
 
 def canvases() -> int:
-    """How many pictures are in memory; other tests may have left some."""
+    """The number of pictures in memory; other tests may have left some."""
     gc.collect()
     return sum(type(thing).__name__ == "FigureCanvasAgg" for thing in gc.get_objects())
 

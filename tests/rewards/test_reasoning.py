@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanorlhf.errors import UsageError
-from nanorlhf.rewards.reasoning import FORMULAS, LITERALS, check, is_formula, reasoning
+from nanorlhf.rewards.reasoning import FORMULAS, LITERALS, is_formula, reasoning
 from nanorlhf.tasks.reasoning_gym import reasoning_gym_dataset, registry
 
 SUM = {"question": "4 + 3 =", "answer": "7", "metadata": {"source_dataset": "chain_sum"}}
@@ -119,9 +119,3 @@ def test_any_text_has_a_score(text: str) -> None:
     for entry in (SUM, GRID, GAME, factors):
         score = reasoning([text], [entry])[0]
         assert score is not None and 0 <= score <= 1
-
-
-def test_options_are_checked_as_they_are_read() -> None:
-    check(need_tags=True)
-    with pytest.raises(UsageError, match="need_tags='yes'"):
-        check(need_tags="yes")  # type: ignore[arg-type]

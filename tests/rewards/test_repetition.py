@@ -53,9 +53,7 @@ def test_any_text_has_a_score(text: str) -> None:
     assert -1 < repetition([text])[0] <= 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"ngram_size": 0}, {"ngram_size": 2.0}, {"ngram_size": True}, {"max_penalty": 0}, {"max_penalty": "1"}]
-)
+@pytest.mark.parametrize("options", [{"ngram_size": 0}, {"ngram_size": 2.0}, {"ngram_size": True}, {"max_penalty": 0}])
 def test_options_are_checked_as_they_are_read(options: dict[str, Any]) -> None:
     check(ngram_size=3, max_penalty=1)
     with pytest.raises(UsageError, match=next(iter(options))):

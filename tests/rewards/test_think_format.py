@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanorlhf.errors import UsageError
-from nanorlhf.rewards.think_format import check, think_format
+from nanorlhf.rewards.think_format import think_format
 
 
 @pytest.mark.parametrize(
@@ -59,9 +58,3 @@ def test_long_texts_take_no_longer_than_their_length(piece: str) -> None:
     start = time.process_time()
     think_format([piece * 50_000, "<think>" + piece * 50_000])
     assert time.process_time() - start < 2
-
-
-def test_options_are_checked_as_they_are_read() -> None:
-    check(answer_tags=False)
-    with pytest.raises(UsageError, match="answer_tags='no'"):
-        check(answer_tags="no")  # type: ignore[arg-type]

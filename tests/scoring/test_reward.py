@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanorlhf.errors import UsageError
-from nanorlhf.scoring.reward import find_rewards, judge
+from nanorlhf.scoring.reward import defaults_of, find_rewards, judge, known_rewards
 
 
 def test_a_function_from_a_file(tmp_path: Path) -> None:
@@ -48,6 +49,20 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
 
     with pytest.raises(UsageError, match=words):
         find_rewards(steep, None, options)
+
+
+def test_a_reward_that_reads_nothing_but_tokens_is_found_by_its_name() -> None:
+    (length,) = find_rewards("length", None, {"length": {"max": 2, "slack": 4}})
+    assert judge(length, {"completions": ["a", "b"], "completion_ids": [[1, 2], [1, 2, 3]]}, 2).scores == [0, -0.25]
+
+
+@pytest.mark.parametrize("name", [name for name in known_rewards() if name != "model"])
+def test_an_option_of_another_type_is_refused_before_its_reward_looks_at_it(name: str) -> None:
+    for option, default in defaults_of(getattr(import_module(f"nanorlhf.rewards.{name}"), name)).items():
+        wrong = 5 if isinstance(default, bool | str) else "5"
+        if default is not None:
+            with pytest.raises(UsageError, match=f"{option}={wrong!r} of '{name}' is of the wrong type"):
+                find_rewards(name, None, {name: {option: wrong}})
 
 
 def test_wrong_settings_are_refused_early() -> None:

@@ -115,7 +115,7 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Where the page went since it was opened, and before that the empty one."""
+        """The addresses the page went to since it was opened, and before that the empty one."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in asked if not re.match("about:|data:,$", url)]

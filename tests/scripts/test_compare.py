@@ -20,7 +20,7 @@ from nanorlhf.records.directory import read_lines
 from nanorlhf.scripts import compare
 from nanorlhf.scripts.compare import Job, build_parser, plan, read_entry, safe
 
-SMALL = ["--steps", "3", "--seeds", "2", "--engine", "hf", "--eval_prompts", "16"]
+SMALL = ["--steps", "3", "--seeds", "2", "--engine", "hf", "--eval_prompts", "16", "--prompts_per_step", "8"]
 
 
 def planned(*words: str) -> list[Job]:
@@ -120,7 +120,7 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFi
         ("raft", 1),
     ]
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
-    assert [row["completions"] for row in rows] == ["768"] * 4
+    assert [row["completions"] for row in rows] == ["192"] * 4
     last = read_lines(tmp_path / "runs" / "raft-seed1" / "metrics.jsonl")[-1]
     assert found["runs"][3]["curve"]["reward"][-1] == pytest.approx(last["eval/reward"], rel=1e-4)
     for name in ("reward_by_time.png", "reward_by_samples.png", "phases.png", "comparison.md", "comparison.html"):

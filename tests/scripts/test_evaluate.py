@@ -82,9 +82,10 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
     (run / "checkpoints" / "step_000002").mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("step_000002\n")
     (run / "checkpoints" / "step_000002" / "adapter_config.json").write_text("{}")
-    (run / "config.yaml").write_text("model_name_or_path: base\ndataset_name: d\nlearning_rate: 1.0\n")
+    options = "model_name_or_path: base\ndataset_name: d\nlearning_rate: 1.0\nprompt_column: q\ncolumns: {a: b}\n"
+    (run / "config.yaml").write_text(options)
     checkpoint = str(run / "checkpoints" / "step_000002")
-    task = {"model_name_or_path": "base", "dataset_name": "d"}
+    task = {"model_name_or_path": "base", "dataset_name": "d", "columns": {"a": "b", "prompt": "q"}}
     assert about(str(run)) == about(checkpoint) == (task, {"adapter_name_or_path": checkpoint})
     (run / "checkpoints" / "step_000002" / "adapter_config.json").unlink()
     assert about(str(run))[1] == {"model_name_or_path": checkpoint}, "all weights were trained"

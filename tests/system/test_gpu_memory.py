@@ -1,4 +1,4 @@
-"""How much of a card may be used: one answer, by which everybody goes who looks at its memory."""
+"""The memory of a card that may be used: one answer, by which everybody goes who looks at it."""
 
 from __future__ import annotations
 

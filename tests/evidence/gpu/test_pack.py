@@ -30,7 +30,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes], tag: str = "py3-none
 
 @pytest.fixture
 def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where wheels are found that stand for the real ones, for a Python and a system that need not be this one's."""
+    """The wheels that stand for the real ones, for a Python and a system that need not be this one's."""
     shop = tmp_path / "shop"
     shop.mkdir()
     ours = {"peft_like.py": b"NAME = 'ours'", "bin/tool": b"left out"}

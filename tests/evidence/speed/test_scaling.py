@@ -20,7 +20,7 @@ def costing(fixed: float, per_token: float, order: list[int]) -> Any:
 
     def run(_: Path, work: Workload, __: int) -> dict[str, Any]:
         order.append(work.prompts)
-        live = scaling.row_tokens_of(work, work.flat)
+        live = scaling.row_tokens(work, work.flat)
         seconds = fixed + per_token * live + (100 if order.count(work.prompts) == 1 else 0)
         return {"seconds": 2 * seconds, "cpu_seconds": seconds}
 

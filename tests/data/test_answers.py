@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanorlhf.rewards._text import boxes, last_boxed, last_number, last_tagged, text_of
+from nanorlhf.data.answers import boxes, last_boxed, last_number, last_number_text, last_tagged, text_of
 
 
 def test_text_of_both_kinds() -> None:
@@ -51,6 +51,7 @@ def test_last_tags(text: str, held: str | None) -> None:
         (r"\boxed{1 \boxed{2}", "2"),
         (r"} { \boxed{4}", "4"),
         (r"\boxed{}", ""),
+        (r"\boxed{1} then \boxed{\text{a \} b} + {2}}.", r"\text{a \} b} + {2}"),
         (r"\boxed 5", None),
         (r"\boxed{5", None),
         ("boxed{5}", None),
@@ -104,6 +105,23 @@ def test_last_box(text: str, held: str | None) -> None:
 )
 def test_last_number(text: str, number: Fraction | int | None) -> None:
     assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("from 1,234.50 to -7 it fell", "-7"),
+        ("it is -$1,234.50", "-1234.50"),
+        (r"\$-5", "-5"),
+        ("3/4", "3/4"),
+        (r"so \frac{3}{4}", r"\frac{3}{4}"),
+        ("10 - 5", "5"),
+        ("1/0", None),
+        ("none", None),
+    ],
+)
+def test_the_last_number_as_it_is_written(text: str, written: str | None) -> None:
+    assert last_number_text(text) == written
 
 
 @given(st.text(alphabet=st.sampled_from(r"0123456789,.-+/$\{}e frac boxed<answer>") | st.characters()))

@@ -10,7 +10,7 @@ import pytest
 from nanorlhf.records import diagnosis
 from nanorlhf.records.console import TRAINING, curve, summary
 from nanorlhf.records.directory import training_seconds
-from nanorlhf.records.history import FIRST, LAST, History
+from nanorlhf.records.journal import FIRST, LAST, History
 
 
 def made_up(count: int) -> list[dict[str, Any]]:
