@@ -30,6 +30,7 @@ SCRIPTS = {  # by the file that each leaves
     "richness": "learning.richness",
     "gym": "learning.reasoning_gym",
     "overlap": "speed.slow_rewards",
+    "step_times": "speed.step_times",
     "planted": "learning.planted_differences",
     "planted_bugs": "plant_bugs",
     "kills": "survival.kills",

@@ -52,7 +52,7 @@ class Algorithm(ABC):
 
     @property
     def answers(self) -> int:
-        """How many samples of a prompt it learns from."""
+        """Samples of each prompt that it learns from."""
         return self.together
 
     def drop(self, rollout: Rollout) -> Tensor:

@@ -39,12 +39,12 @@ class Segments:
 
     @property
     def lengths(self) -> list[int]:
-        """How many tokens each piece has."""
+        """Tokens of each piece."""
         return [n for lengths in self.families for n in lengths]
 
     @property
     def visible(self) -> list[int]:
-        """How many tokens the last one of each piece sees."""
+        """Tokens that the last one of each piece sees."""
         return [n + lengths[0] * (i > 0) for lengths in self.families for i, n in enumerate(lengths)]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Segments:

@@ -120,7 +120,7 @@ def seen_by(lengths: tuple[int, ...], window: int | None, device: torch.device) 
     at = torch.cat([torch.arange(n) + lengths[0] * (i > 0) for i, n in enumerate(lengths)])
     back = at[:, None] - at
     mask = ((piece[:, None] == piece) | (piece == 0)) & (back >= 0)
-    return (mask if window is None else mask & (back < window)).to(device)
+    return (mask if window is None else mask & (back < window)).to(device, non_blocking=True)
 
 
 def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def merged(base: PreTrainedModel, everything: bool = True) -> Iterator[tuple[str
 
 
 def saved(base: PreTrainedModel, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """The same by the names and in the shapes of a checkpoint: a layer's experts are one tensor here, and many there."""
+    """The same by the names and in the shapes of a checkpoint, where a layer may have a tensor for each expert."""
     if getattr(base, "_weight_conversions", None) == []:
         yield from merged(base, everything)
         return

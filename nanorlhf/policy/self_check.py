@@ -32,20 +32,13 @@ def verify(model: nn.Module) -> None:
     dtype = torch.get_autocast_dtype(device.type) if autocast else head.weight.dtype
     noise = 3 * math.sqrt(torch.finfo(dtype).eps)  # float32: .001 nats a token; bfloat16: .27
     draw = torch.Generator().manual_seed(0)
-    sizes = (24, 17, 9, 13, 24, 9)
-    first, prompt, one, two, other, another = (torch.randint(len(head.weight), (n,), generator=draw) for n in sizes)
     sizes = (24, 17, 11, 13, 24, 11)
     first, prompt, one, two, other, another = (
         torch.randint(len(head.weight), (n,), generator=draw).to(device) for n in sizes
     )
-    samples, nothing = [first, torch.cat([prompt, one]), torch.cat([prompt, two])], first[:0]
-    fresh = [slice(None), slice(None), slice(len(prompt), None)]  # the prompt comes once
+    nothing = first[:0]
     with evaluating(model), short_windows(base, 8):
-        with eager(base):
-            runs = [base.base_model(s[None], use_cache=False).last_hidden_state[0] for s in samples]
-            hidden = torch.cat([run[new] for run, new in zip(runs, fresh, strict=True)])
-            runs = [base(s[None], use_cache=False).logits[0] for s in samples]
-            logits = torch.cat([run[new] for run, new in zip(runs, fresh, strict=True)])
+        hidden, logits = by_eager(base, (nothing, first), (prompt, one, two))
         targets = torch.cat([first, prompt, one, two]).roll(-1)
         own = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
         off = (token_logprobs(hidden, head, targets, 1.0)[0] - own).abs().mean()
@@ -70,6 +63,22 @@ def verify(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{name}: packed attention differs from its own (log-probabilities {off:.2g} off)"
             )
+
+
+def by_eager(base: Any, *families: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hidden states (T, H) and logits (T, V) of prompts, each with its answers, one sample at a time."""
+    runs = []
+    with eager(base):
+        for prompt, *answers in families:
+            for i, answer in enumerate(answers):
+                sample = torch.cat([prompt, answer])[None]
+                outputs = (
+                    base.base_model(sample, use_cache=False).last_hidden_state,
+                    base(sample, use_cache=False).logits,
+                )
+                runs.append([x[0, len(prompt) * (i > 0) :] for x in outputs])  # a prompt comes once
+    hidden, logits = (torch.cat(parts) for parts in zip(*runs, strict=True))
+    return hidden, logits
 
 
 def row(model: nn.Module, *families: Sequence[Tensor]) -> Tensor:

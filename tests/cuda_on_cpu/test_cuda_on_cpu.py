@@ -50,7 +50,8 @@ EXACT = {
 ELSEWHERE = {"losses.by_sequence: _unique2", "losses.preference: _unique2"}
 COPIES = {
     "types.MicroBatch.to: to the card",
-    "types.Segments.to: to the card",
+    "segments.Segments.to: to the card",
+    "attention.seen_by: to the card",
     "learner.Learner.measure: to main memory",
 }
 WIDE = {"critic.Critic.evaluate: float32", "backward: float32"}  # the critic's head, and recurrent layers
@@ -112,8 +113,8 @@ def test_a_model_is_verified_on_a_card(name: str, results: dict[str, Any]) -> No
 
 def test_a_batch_travels_once_and_comes_back_as_figures(results: dict[str, Any]) -> None:
     assert results["qwen2"]["copies"] == {
-        "types.MicroBatch.to: to the card": 6
-        * (len(fields(MicroBatch)) + 2),  # of which segments are two, columns two or three
+        "types.MicroBatch.to: to the card": 6 * len(fields(MicroBatch)),  # of which one is two or three columns
+        "segments.Segments.to: to the card": 6 * 2,
         "learner.Learner.measure: to main memory": 3,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evidence.speed import benchmark, scaling
+from evidence.speed import benchmark, scaling, step_times
 from evidence.speed.workloads import Workload
 
 OPTIONS = argparse.Namespace(size="tiny", repeats=3, threads=1)
@@ -72,3 +72,28 @@ def test_both_for_real(tmp_path: Path) -> None:
     assert trained[1] == pytest.approx(2 * trained[0], rel=0.05) and trained[2] == pytest.approx(
         4 * trained[0], rel=0.05
     )
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_prompt_counts_once_however_large_its_group(extra: int, tmp_path: Path) -> None:
+    def run(_: Path, work: Workload, __: int) -> dict[str, Any]:
+        return {"seconds": 1.0, "cpu_seconds": 1.0, "row_tokens": scaling.row_tokens(work) + extra}
+
+    *_, report = scaling.sharing(OPTIONS, run)
+    assert [row["group"] for row in report["rows"]] == list(scaling.GROUPS)
+    assert [row["expected"] for row in report["rows"]] == [2 * (40 + 4 * size) for size in scaling.GROUPS]
+    assert [row["written"] for row in report["rows"]] == [2 * size * (40 + 4) for size in scaling.GROUPS]
+    assert report["holds"] == (not extra)
+    scaling.draw_sharing(report, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_steps_parts_add_up_and_its_products_are_found(tmp_path: Path) -> None:
+    assert step_times.main(["--size", "tiny", "--output", str(tmp_path / "times.json")]) == 0
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert sum(found["parts"].values()) == pytest.approx(found["step"])
+    assert all(seconds >= 0 for seconds in found["parts"].values())
+    products = found["products_of_the_update"]
+    assert products["count"] > 20 and 0 < products["within_the_step"] < found["step"]
