@@ -152,9 +152,8 @@ class VLLMEngine:
                 self.engine.collective_rpc(load_adapter, args=weights.adapter())
                 self.lora_request = lora_request()
             else:
-                if not self.devices:
-                    self.engine.apply_model(forget_kernels)
-                sent = weights.saved(everything=not self.complete)
+                forgot = not self.devices and any(self.engine.apply_model(forget_kernels))
+                sent = weights.saved(everything=forgot or not self.complete)
                 self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": sent})
                 self.complete = True
         self.forget()
@@ -294,12 +293,13 @@ def lora_request() -> Any:
     return LoRARequest("policy", ADAPTER, "in memory")
 
 
-def forget_kernels(model: nn.Module) -> None:
+def forget_kernels(model: nn.Module) -> bool:
     """Lets new weights of experts be packed as the first were: on a CPU vLLM packs them when it makes their kernel."""
-    for module in model.modules():
-        method: Any = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None):
-            method.moe_kernel = None
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+    packed = [method for method in methods if getattr(method, "moe_kernel", None)]
+    for method in packed:
+        method.moe_kernel = None
+    return bool(packed)
 
 
 def renames(mapper: Any) -> Any:
