@@ -358,3 +358,15 @@ def test_bad_ends_are_refused(tmp_path: Path) -> None:
     tokenizer.eos_token = None
     with pytest.raises(UsageError, match="no completion could end"):
         GRPOTrainer(model=model, args=config(tmp_path / "run"), processing_class=tokenizer)
+
+
+def test_a_model_whose_rows_hold_one_sample_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run")))
+    try:
+        trainer.introduce()
+        assert "a row for each sample" not in capsys.readouterr().out
+        trainer.loop.passes.one_per_row = True
+        trainer.introduce()
+        assert "a memory of their own: a row for each sample, and its prompt in each" in capsys.readouterr().out
+    finally:
+        trainer.close()

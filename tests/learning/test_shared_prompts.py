@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evidence.speed import ours
+from evidence.speed.benchmark import WORKS
+from evidence.speed.workloads import prepare
 from nanorlhf.learning import packing
+from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.learning.packing import cut, pack, size
 from nanorlhf.learning.shares import divided
 from nanorlhf.segments import Segments
@@ -169,3 +175,24 @@ def test_groups_stay_whole_among_processes_if_that_is_even() -> None:
 def test_segments_of_whole_samples_see_nothing_else() -> None:
     segments = Segments.of([(3, [4]), (0, [2]), (5, [0])])
     assert segments.lengths == segments.visible == [7, 2, 5] and segments.seen is None
+
+
+@pytest.mark.evidence
+@pytest.mark.slow
+def test_a_real_models_gradients_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    work = replace(WORKS["smol"]["full"], prompts=3)
+    prepare(tmp_path, work)
+    found: list[Tensor] = []
+    plain = Optimizer.step
+
+    def step(optimizer: Optimizer, loss: float) -> tuple[float, float]:
+        found.append(torch.cat([p.grad.flatten() for p in optimizer.parameters if p.grad is not None]))
+        return plain(optimizer, loss)
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    tokens = [ours.update(tmp_path, work, work.rollout())["row_tokens"]]
+    monkeypatch.setattr(packing, "families", alone)
+    tokens += [ours.update(tmp_path, work, work.rollout())["row_tokens"]]
+    assert tokens[0] < tokens[1] / 3
+    assert (found[0] - found[1]).norm() / found[1].norm() < 1e-4
