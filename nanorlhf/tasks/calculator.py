@@ -39,7 +39,7 @@ def calculated(expression: str) -> str:
         value = SimpleEval(names={}, functions={}).eval(expression.strip())
     except (InvalidExpression, SyntaxError, ArithmeticError, ValueError, TypeError, MemoryError, RecursionError):
         return "error"
-    if isinstance(value, complex) or abs(value) > LARGEST:
+    if not isinstance(value, int | float) or not abs(value) <= LARGEST:  # "..." and "'a'" are values too
         return "error"
     return str(int(value)) if value == int(value) else f"{value:.10g}"
 

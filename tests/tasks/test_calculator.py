@@ -44,6 +44,11 @@ def test_expressions(expression: str, value: str) -> None:
     assert calculated(expression) == value
 
 
+@pytest.mark.parametrize("expression", ["...", "'a'", "1j", "None", "1e999 - 1e999"])
+def test_what_is_no_number_is_an_error(expression: str) -> None:
+    assert calculated(expression) == "error"
+
+
 @given(st.text("0123456789.+-*/%() e", max_size=60))
 @settings(max_examples=500, deadline=None)
 def test_any_expression_takes_no_time_and_raises_nothing(expression: str) -> None:
