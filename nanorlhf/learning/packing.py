@@ -75,8 +75,10 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Tensor) -> MicroBatch:
     """One row from the samples at `row`; every sample's tokens end at `ends` in the rollout's flat columns."""
     ids: list[int] = []
+    lengths: list[tuple[int, list[int]]] = []
     predict_at, targets, owner, tokens, positions = [], [], [], [], []
     for prompt, answers in families(rollout, row):
+        lengths.append((len(prompt), [len(rollout.samples[i].completion_ids) for i in answers]))
         positions.append(torch.arange(len(prompt)))
         ids += prompt
         last = len(ids) - 1  # it predicts the first token of every answer
@@ -93,10 +95,7 @@ def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Te
     return MicroBatch(
         input_ids=torch.tensor(ids),
         position_ids=torch.cat(positions),
-        segments=Segments.of(
-            (len(prompt), [len(rollout.samples[i].completion_ids) for i in answers])
-            for prompt, answers in families(rollout, row)
-        ),
+        segments=Segments.of(lengths),
         predict_at=torch.tensor(predict_at, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         sample=torch.tensor(owner, dtype=torch.long),

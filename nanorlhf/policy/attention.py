@@ -50,14 +50,13 @@ def packed_attention(
         )
     longest = max(segments.visible)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
-    if softcap is None and s_aux is None and not dropout and fits_kernel(query, value):
+    how = {"dropout": dropout, "scaling": scaling, "window": window}
+    if softcap is not None or s_aux is not None:
+        attend = functools.partial(spelled_out, softcap=softcap, sinks=s_aux, **how)
+    elif not dropout and fits_kernel(query, value):
         return by_kernel(query, key, value, segments, scaling, window)[None], None
-    if softcap is None and s_aux is None:
-        attend = functools.partial(fused, dropout=dropout, scaling=scaling, window=window)
     else:
-        attend = functools.partial(
-            spelled_out, dropout=dropout, scaling=scaling, window=window, softcap=softcap, sinks=s_aux
-        )
+        attend = functools.partial(fused, **how)
     outputs, sizes = [], [sum(lengths) for lengths in segments.families]
     for lengths, q, k, v in zip(segments.families, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
         if len(lengths) == 1:
@@ -109,7 +108,11 @@ def by_kernel(
 def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """Which keys (columns) each of the last queries (rows) of a sample sees."""
     at = torch.arange(keys, dtype=torch.int32, device=device)
-    back = at[keys - queries :, None] - at
+    return within(at[keys - queries :, None] - at, window)
+
+
+def within(back: Tensor, window: int | None) -> Tensor:
+    """Which tokens are seen, by how far back they lie: those that are not to come, and not beyond the window."""
     return back >= 0 if window is None else (back >= 0) & (back < window)
 
 
@@ -118,9 +121,8 @@ def seen_by(lengths: tuple[int, ...], window: int | None, device: torch.device) 
     """(T, T) which keys each query of a prompt and its answers sees: the prompt's and its own."""
     piece = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     at = torch.cat([torch.arange(n) + lengths[0] * (i > 0) for i, n in enumerate(lengths)])
-    back = at[:, None] - at
-    mask = ((piece[:, None] == piece) | (piece == 0)) & (back >= 0)
-    return (mask if window is None else mask & (back < window)).to(device, non_blocking=True)
+    mask = ((piece[:, None] == piece) | (piece == 0)) & within(at[:, None] - at, window)
+    return mask.to(device, non_blocking=True)
 
 
 def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
