@@ -65,7 +65,7 @@ WORKS: dict[str, dict[str, Workload]] = {
     },
     "smol": {"full": SMOL, "tiny": TINY},
     "smol_long": {"full": replace(SMOL, prompt_lengths=(400, 400), median_length=40, longest=80), "tiny": TINY},
-    "smol_step": {"full": replace(SMOL, sigma=0.0, longest=9, steps=1), "tiny": replace(TINY, hidden=64, longest=8)},
+    "smol_step": {"full": replace(SMOL, sigma=0.0, longest=9, steps=2), "tiny": replace(TINY, hidden=64, longest=8)},
 }
 GOALS = {"full": Goal(), "tiny": Goal(reward=0.0, prompts=4, generations=4, max_steps=2, eval_prompts=8)}
 

@@ -30,7 +30,7 @@ SHORT = {  # many short samples; the first pass is on a model that is warm
 }
 TIMES = (1, 2, 4)
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of groups in which everyone earns the same
-GROUPS = (1, 2, 4, 8, 16)
+GROUPS = (2, 4, 8, 16)
 GROUPED: dict[str, dict[str, Any]] = {
     "full": {"prompt_lengths": (400, 400), "median_length": 40, "sigma": 0.0},
     "tiny": {"prompt_lengths": (40, 40), "median_length": 4, "sigma": 0.0},
