@@ -17,6 +17,7 @@ ALGORITHMS = (
     "sft",
     "dpo",
     "online_dpo",
+    "reward_model",
 )  # nanorlhf.<name>.__main__
 SCRIPTS = ("benchmark", "compare", "evaluate", "install", "make_models", "merge", "report")  # nanorlhf.scripts.<name>
 USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]

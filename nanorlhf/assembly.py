@@ -158,11 +158,12 @@ def make_source(
     scorer: Scorer,
     sampling: Sampling,
     sampler: Sampler | None,
+    answers: type[Demonstrations],
 ) -> Source:
     """The source of a step's samples: the dataset's own answers, another run's rollouts, or the policy."""
     config = entry.config
     if entry.source == "dataset":
-        return Demonstrations(config, tokenizer, prompts, held_out, sampling.stop_token_ids)
+        return answers(config, tokenizer, prompts, held_out, sampling.stop_token_ids)
     assert isinstance(config, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
     if entry.source == "run":
         vocabulary = policy.base.config.get_text_config().vocab_size

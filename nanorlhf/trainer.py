@@ -63,6 +63,8 @@ class Trainer:
     check: EngineCheck | None = None
     sampler: Sampler  # if anything is written
     reader: ClassVar[AnswerPicker | None] = None  # of a dataset row's answers, if these are learned from
+    policy_class: ClassVar[type[Policy]] = Policy
+    source_class: ClassVar[type[Demonstrations]] = Demonstrations  # makes samples of such answers
 
     @signals.listening()
     def __init__(
@@ -112,7 +114,7 @@ class Trainer:
     def load_models(self, model: Any, peft_config: Any) -> None:
         """Loads policy, critic and engine, in an order in which each finds room, and makes the loop over them."""
         args, entry = self.config, self.entry
-        self.policy = Policy(args, model, peft_config)
+        self.policy = self.policy_class(args, model, peft_config)
         self.world.sync(self.policy.trainable.values())
         self.policy.verify()
         self.algorithm = assembly.make_algorithm(entry, self.policy)
@@ -123,7 +125,8 @@ class Trainer:
             with self.residency.phase("generate"):  # there is room for it now
                 self.start_engine()
         parts = self.policy, self.tokenizer, self.algorithm, self.prompts, self.held_out, self.scorer, self.sampling
-        self.source = assembly.make_source(entry, *parts, self.sampler if entry.generates else None)
+        sampler = self.sampler if entry.generates else None
+        self.source = assembly.make_source(entry, *parts, sampler, self.source_class)
         scorer = None if entry.source == "dataset" else self.scorer
         engine = self.engine if entry.source == "policy" else None
         self.loop = Loop(args, self.algorithm, self.policy, self.source, scorer, engine, self.critic, self.residency)

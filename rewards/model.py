@@ -1,11 +1,13 @@
-"""`model:NAME`: the score of a Hugging Face sequence classifier with one output."""
+"""`model:NAME`: the score of a Hugging Face sequence classifier with one output, or of one that a run here trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from nanorlhf.data.templates import conversation_ids
 from nanorlhf.errors import UsageError, first_line
 
 TOKENS = 16384  # that the classifier reads at once
@@ -14,7 +16,7 @@ TOKENS = 16384  # that the classifier reads at once
 def model(name: Any) -> Callable[..., list[float]]:
     """A reward function around the classifier `name`, loaded at its first call, or around one that is loaded."""
     if isinstance(name, str):
-        find(name)
+        name = find(name)
     classifier = Classifier(name)
 
     def model(prompts: list[Any], completions: list[Any]) -> list[float]:
@@ -26,15 +28,18 @@ def model(name: Any) -> Callable[..., list[float]]:
     return model
 
 
-def find(name: str) -> None:
-    """Refuses a classifier that is not there, before anything is loaded."""
+def find(name: str) -> str:
+    """The classifier's folder or its name on the hub; refuses one that is not there, before anything is loaded."""
     from transformers import AutoConfig
 
+    trained = Path(name) / "model"
+    found = str(trained) if trained.is_dir() else name
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=False)
+        AutoConfig.from_pretrained(found, trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = "a reward model's own code is never run" if "trust_remote_code" in str(error) else first_line(error)
         raise UsageError(f"reward 'model:{name}' cannot be loaded: {why}") from None
+    return found
 
 
 class Classifier:
@@ -102,7 +107,7 @@ def classify(classifier: Any, tokenizer: Any, prompts: list[Any], completions: l
     """Scores in the order given; read in batches of similar length."""
     import torch
 
-    encoded = [encode(tokenizer, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    encoded = [conversation_ids(tokenizer, *turns) for turns in zip(prompts, completions, strict=True)]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     scores = [0.0] * len(encoded)
     while order:
@@ -113,12 +118,3 @@ def classify(classifier: Any, tokenizer: Any, prompts: list[Any], completions: l
             for i, score in zip(batch, classifier(**padded).logits[:, 0].float().tolist(), strict=True):
                 scores[i] = score
     return scores
-
-
-def encode(tokenizer: Any, prompt: Any, completion: Any) -> Any:
-    """A conversation by the classifier's own chat template, else question and answer as a pair."""
-    if not isinstance(prompt, str) and tokenizer.chat_template:
-        return tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)
-    question = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
-    answer = completion if isinstance(completion, str) else completion[-1]["content"]
-    return tokenizer(question, answer, truncation=True)

@@ -100,7 +100,7 @@ def test_recipes_of_real_tasks_train(
         replaced["dataset_test_name"] = str(here / f"{Path(config.dataset_test_name).name}.jsonl")
     if any(reward.startswith("model:") for reward in config.rewards):
         replaced["reward_funcs"] = f"model:{here / 'classifier'}"
-    if name not in ("sft", "dpo"):
+    if name not in ("sft", "dpo", "reward_model"):
         replaced["num_generations"] = min(2, getattr(config, "num_generations", 2))
     if name == "ppo":
         replaced["value_init_prompts"] = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,8 @@ def pair(chosen: Any, rejected: Any) -> dict[str, Any]:
     }
 
 
-def agreement(a: str, b: str) -> int:
-    """The number of characters that two texts begin with alike."""
+def agreement(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """The number of characters (or of tokens) that two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -209,3 +209,12 @@ def answer_ids(
     if last is not None:
         return ids[: last + 1]
     return ids + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else list(ends[:1]))
+
+
+def conversation_ids(tokenizer: Any, prompt: Any, completion: Any) -> Any:
+    """What a sequence classifier reads: a conversation by its own chat template, else question and answer as a pair."""
+    if not isinstance(prompt, str) and tokenizer.chat_template:
+        return tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)
+    question = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    answer = completion if isinstance(completion, str) else completion[-1]["content"]
+    return tokenizer(question, answer, truncation=True)

@@ -112,7 +112,7 @@ class PolicyLearner(Learner):
             return self.body.logprobs(row, model)[:1]
 
     def backward(self, row: MicroBatch, part: Part, averages: Averages) -> float:
-        logprobs, entropy = self.body.logprobs(row, entropy_grad=self.algorithm.entropy_grad)
+        logprobs, entropy = self.body.outputs(row, self.algorithm.entropy_grad)
         if not len(row.targets):  # idle: for the others' sake it goes back through the layers
             logprobs.sum().backward()
             return 0.0
@@ -130,9 +130,8 @@ class PolicyLearner(Learner):
 
     def rehearse(self, row: MicroBatch) -> None:
         with self.learning():
-            logprobs, entropy = self.body.logprobs(row, entropy_grad=self.algorithm.entropy_grad)
-            total = logprobs.sum() + entropy.sum() if entropy.requires_grad else logprobs.sum()
-            (0.0 * total).backward()
+            logprobs, entropy = self.body.outputs(row, self.algorithm.entropy_grad)
+            (0.0 * (logprobs.sum() + entropy.sum())).backward()
 
     def step(self, loss: float, part: Part) -> tuple[float, float]:
         """Takes the step, and counts it as a version; without a sample that teaches the weights stay as they are."""
@@ -153,7 +152,7 @@ class PolicyLearner(Learner):
         """The loss of all processes' rows, from which nothing is learned, and what it says of itself."""
         averages, total = Averages(), 0.0
         for row in self.on_device(rows):
-            logprobs, entropy = self.body.logprobs(row)
+            logprobs, entropy = self.body.outputs(row)
             if not len(row.targets):
                 continue
             loss = self.algorithm.loss(logprobs, entropy, row)

@@ -27,16 +27,19 @@ POLICY = "default"  # PEFT's name for the adapter that learns
 REFERENCE = "reference"  # a second adapter, if the first one does not start from nothing
 
 
-def load(config: TrainConfig, device: torch.device) -> PreTrainedModel:
+def load(
+    config: TrainConfig, device: torch.device, kind: Any = AutoModelForCausalLM, **options: Any
+) -> PreTrainedModel:
     """The base model: bfloat16 under an adapter on CUDA, float32 elsewhere and for full fine-tuning."""
     half = config.dtype == "bfloat16" or (
         config.dtype == "auto" and device.type == "cuda" and not config.full_finetuning
     )
     with reading("model_name_or_path", config.model_name_or_path):
-        return AutoModelForCausalLM.from_pretrained(
+        return kind.from_pretrained(
             shipped_model(config.model_name_or_path),
             dtype=torch.bfloat16 if half else torch.float32,
             trust_remote_code=config.trust_remote_code,
+            **options,
         )
 
 
@@ -67,12 +70,17 @@ def with_adapter(
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_classifier(model) else "CAUSAL_LM",
     )
     try:
         return get_peft_model(model, adapter)  # type: ignore[return-value]
     except ValueError as error:
         raise UsageError(f"lora={config.lora!r} cannot work: {error_line(error).partition(': ')[2]}") from None
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether it gives a sequence a score, and not its next token."""
+    return model.get_output_embeddings() is None
 
 
 def fuse_adapters(model: nn.Module) -> None:
@@ -148,7 +156,8 @@ def refuse_unsupported(model: nn.Module) -> None:
     lora = model.peft_config[POLICY]
     if not isinstance(lora, LoraConfig):
         raise UsageError(f"{lora.peft_type} adapters are not served by the engine; use LoRA")
-    if lora.modules_to_save:
+    base: Any = model.get_base_model()
+    if lora.modules_to_save and not is_classifier(base):
         raise UsageError(
             f"modules_to_save={lora.modules_to_save} is not served by the engine; use lora: none to train whole layers"
         )
@@ -159,7 +168,7 @@ def refuse_unsupported(model: nn.Module) -> None:
         )
     if lora.use_dora:
         raise UsageError("DoRA adapters are not served by the engine; use plain LoRA")
-    head = model.get_base_model().get_output_embeddings()  # type: ignore[operator]
+    head = base.get_output_embeddings()
     if isinstance(head, LoraLayer) or any(isinstance(m, LoraEmbedding) for m in model.modules()):
         raise UsageError("LoRA on embeddings or on the LM head is not supported; leave them out of target_modules")
 

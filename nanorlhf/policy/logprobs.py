@@ -38,9 +38,9 @@ def plain(model: nn.Module) -> Any:
 
 
 def head_of(model: nn.Module) -> Head:
-    """The LM head of a causal language model, with the scaling and capping its config asks for."""
+    """The LM head (or a classifier's), with the scaling and capping its config asks for."""
     base = plain(model)
-    layer, config = base.get_output_embeddings(), base.config.get_text_config()
+    layer, config = base.get_output_embeddings() or base.score, base.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1 too
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides

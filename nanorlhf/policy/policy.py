@@ -169,6 +169,10 @@ class Policy:
         with self.autocast():
             return token_logprobs(hidden, head, batch.targets, self.config.temperature, entropy_grad=entropy_grad)
 
+    def outputs(self, batch: MicroBatch, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+        """(N,) what losses are made of: log-probabilities, and entropy."""
+        return self.logprobs(batch, entropy_grad=entropy_grad)
+
     def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """PEFT's adapter config as a dict, and its tensors by PEFT's names."""
         assert isinstance(self.model, PeftModel), "without an adapter only merged weights can be served"

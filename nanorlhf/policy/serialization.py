@@ -7,7 +7,6 @@ from pathlib import Path
 
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from nanorlhf.policy.loading import POLICY, REFERENCE
 from nanorlhf.policy.policy import Policy
@@ -39,7 +38,7 @@ def restore(policy: Policy, folder: Path) -> None:
             policy.add_adapter(REFERENCE)
             set_peft_model_state_dict(policy.model, load_file(beside / "adapter_model.safetensors"), REFERENCE)
         return
-    kind, how = AutoModelForCausalLM, {"dtype": policy.base.dtype, "use_safetensors": True}
+    kind, how = type(policy.base), {"dtype": policy.base.dtype, "use_safetensors": True}
     policy.model.load_state_dict(kind.from_pretrained(folder, **how).state_dict())
     if policy.frozen is not None:
         policy.frozen.load_state_dict(kind.from_pretrained(beside, **how).state_dict())
