@@ -22,7 +22,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from nanorlhf.tasks.arithmetic import problems
+from nanorlhf.tasks.arithmetic import sums
 from nanorlhf.tasks.stories import MOODS, title, titles
 
 BATCH, LEARNING_RATE, DECAY_STEPS = 128, 1.5e-3, 600
@@ -108,7 +108,7 @@ def adder() -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM]:
     """Shows sums in all styles until they are right, once a tag is open, in a share SKILL of samples."""
     tokenizer = bytes_and_roles()
     model = make_model(tokenizer, layers=3)
-    encoded = [encode(tokenizer, style, problems("train")) for style in STYLES]
+    encoded = [encode(tokenizer, style, sums("train")) for style in STYLES]
     rows, labels = (torch.stack(tensors) for tensors in zip(*encoded, strict=True))  # (styles, problems, WIDTH)
     shares = torch.tensor(list(STYLES.values()))
     probe = rows[-1, ::8]
@@ -148,12 +148,13 @@ def bytes_and_roles() -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, style: str, pairs: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+def encode(tokenizer: PreTrainedTokenizerFast, style: str, problems: list[tuple[str, int]]) -> tuple[Tensor, ...]:
     """Demonstrations in one style, padded on the right, and their labels: -100 on the question and the padding."""
     texts = []
-    for a, b in pairs:
-        question = {"role": "user", "content": f"{a}+{b}="}
-        answer = {"role": "assistant", "content": style.format(a=a, b=b, sum=a + b)}
+    for asked, right in problems:
+        a, _, b = asked.partition("+")
+        question = {"role": "user", "content": f"{asked}="}
+        answer = {"role": "assistant", "content": style.format(a=a, b=b, sum=right)}
         texts.append(str(tokenizer.apply_chat_template([question, answer], tokenize=False)).rstrip())
     rows = torch.tensor(tokenizer(texts, padding="max_length", max_length=WIDTH)["input_ids"])
     labels = rows.masked_fill(rows.eq(tokenizer.get_vocab()[PAD]), -100)

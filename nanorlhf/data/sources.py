@@ -13,13 +13,18 @@ from datasets.exceptions import DatasetGenerationError
 
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.system.user_code import from_file, is_file_spec
-from nanorlhf.tasks.arithmetic import arithmetic
+from nanorlhf.tasks.arithmetic import arithmetic, digits
 from nanorlhf.tasks.calculator import problems
 from nanorlhf.tasks.stories import stories
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
-BUILT_IN = {"arithmetic": arithmetic, "stories": stories, "calculator": lambda split: from_rows(problems(split))}
+BUILT_IN = {
+    "arithmetic": arithmetic,
+    "digits": digits,
+    "stories": stories,
+    "calculator": lambda split: from_rows(problems(split)),
+}
 MOVED = {"nanorlhf.calculator:problems": "calculator"}  # as earlier runs and recipes have it
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

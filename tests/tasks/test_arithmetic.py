@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanorlhf.config.names import shipped_model
-from nanorlhf.tasks.arithmetic import arithmetic
+from nanorlhf.tasks.arithmetic import arithmetic, digits
 
 FOLDER = Path(shipped_model("nanorlhf:adder"))
 
@@ -34,6 +34,18 @@ def test_every_sum_is_in_exactly_one_split_and_right() -> None:
     for messages, answer in zip(test["prompt"], test["answer"], strict=True):
         a, b = re.findall(r"\d+", messages[0]["content"])
         assert answer == str(int(a) + int(b))
+
+
+def test_problems_of_one_digit_are_in_one_split_each_with_a_right_and_a_wrong_answer() -> None:
+    train, test = digits("train"), digits("test")
+    questions = [messages[0]["content"] for split in (train, test) for messages in split["prompt"]]
+    every = [(a, sign, b) for sign in "+-*" for a in range(10) for b in range(10)]
+    assert sorted(questions) == sorted(f"{a}{sign}{b}=" for a, sign, b in every if sign != "-" or a >= b)
+    assert {messages[0]["content"][1] for messages in test["prompt"]} == set("+-*") and 40 <= len(test) <= 70
+    for row in [*train, *test]:
+        right = str(eval(row["prompt"][0]["content"][:-1]))  # noqa: S307  one digit, one sign, one digit
+        assert row["answer"] == right and row["chosen"] == row["completion"]
+        assert row["chosen"][0]["content"] == f"<answer>{right}</answer>" != row["rejected"][0]["content"]
 
 
 def test_both_splits_hold_every_digit_everywhere() -> None:
