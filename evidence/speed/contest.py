@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from evidence.results import ROOT
 from evidence.speed import ours, time_to_reward, trl_engines, workloads
 from evidence.speed import trl_updates as rivals
-from evidence.speed.time_to_reward import Goal
+from evidence.speed.time_to_reward import STARTED, Goal
 from evidence.speed.workloads import LORA_R, Run, Setting, Workload, aligned, memory
 
 MEASURE = "import sys; from evidence.speed.contest import measure; measure(*sys.argv[1:])"
@@ -76,7 +77,7 @@ def worked(folder: Path, kind: str, work: Any, setting: Setting) -> Run:
 def spawn(folder: Path, code: str, *arguments: str, threads: int) -> str | None:
     """Runs `code` in a process of its own; what it said if it ran out of memory, and the end if it failed otherwise."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
-    env["PYTHONPATH"] = str(ROOT)
+    env |= {"PYTHONPATH": str(ROOT), STARTED: str(time.time())}
     command = [sys.executable, "-c", code, str(folder), *arguments, str(threads)]
     ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if not ended.returncode:
@@ -114,7 +115,7 @@ def held(contest: Contest, repeats: int, threads: int, alone: bool) -> Iterator[
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if isinstance(contest.work, Goal):
-            time_to_reward.prepare(folder)
+            time_to_reward.prepare(folder, contest.work)
         else:
             workloads.prepare(folder, contest.work)
 

@@ -6,6 +6,7 @@ Transformers' continuous batching is left out: on a CPU it took thirty times as 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def reach(folder: Path, work: Goal, setting: Setting) -> Run:
 
     meter = Meter()
     meter.start()
+    start = time.perf_counter()
     judge, course = time_to_reward.Judge(folder, work, setting.seed), time_to_reward.Course(work, meter)
+    course.apart = time.perf_counter() - start
     recipe = judge.trainer.config
 
     def end(control: Any) -> None:

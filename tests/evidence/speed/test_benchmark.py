@@ -246,8 +246,8 @@ def test_whole_steps_of_both_sides(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_both_sides_learn_the_shipped_task_from_the_same_prompts(tmp_path: Path) -> None:
-    work = benchmark.GOALS["tiny"]
-    time_to_reward.prepare(tmp_path)
+    work = benchmark.GOALS["goal"]["tiny"]
+    time_to_reward.prepare(tmp_path, work)
     seen = [run(tmp_path, work, Setting(side, 16, engine=engine)) for run, side, engine in (
         (ours.reach, "ours", "hf"), (trl_engines.reach, "trl", "generate"))]  # fmt: skip
     for run in seen:
@@ -271,7 +271,10 @@ def test_the_race_counts_training_alone(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(4):
         now[0] += 3
         ends.append(course.step(judge))
+    monkeypatch.setenv(time_to_reward.STARTED, "1000")
+    monkeypatch.setattr("evidence.speed.time_to_reward.time.time", lambda: 1000 + now[0])
     assert ends == [False, False, False, True] and course.run()["seconds"] == 12
+    assert course.run()["from_start_seconds"] == 12, "the judge's seconds count for nobody"
     assert course.run()["held_out"] == [(2, 0.5), (4, 0.95)]
 
 
