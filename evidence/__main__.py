@@ -10,7 +10,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from evidence.results import RESULTS, ROOT
 from evidence.speed.scaling import draw_sharing
@@ -50,9 +53,15 @@ RIVALRY = {  # what each benchmark against TRL is about
     "smol_long": "the same, prompts of 400, answers of 40",
     "smol_step": "SmolLM2-135M, whole steps of GRPO",
     "goal": "the shipped task, until .90",
+    "smol_goal": "SmolLM2-135M, one-digit arithmetic, until .80",
     "refresh": "new weights for vLLM",
 }
+TRACKS = {  # of the board of records, by the benchmark that is a run of it
+    "goal": ("tiny", "the shipped adder, held-out reward .90"),
+    "smol_goal": ("smol", "SmolLM2-135M, one-digit arithmetic in tags, .80"),
+}
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")
+PAGES = ("README.md", "docs/records.md")
 START, END = "<!-- {}: made by make evidence -->", "<!-- end -->"
 
 
@@ -66,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [] if args.tables else args.only or [*CLAIMS, *SCRIPTS]
     RESULTS.mkdir(exist_ok=True)
     failed = [claim for claim in chosen if not made(claim, args.seeds)]
-    write_tables(ROOT / "README.md")
+    for page in PAGES:
+        write_tables(ROOT / page, tables_of(page))
     if (sharing := RESULTS / "benchmark_sharing.json").exists():
         draw_sharing(json.loads(sharing.read_text()), ROOT / "docs" / "shared_prompts.png")
     return bool(failed)
@@ -96,16 +106,27 @@ def keep(claim: str, folder: Path) -> None:
             shutil.copy(folder / "runs" / f"{name}-seed0" / "learning_curve.png", ROOT / name)
 
 
-def write_tables(readme: Path) -> None:
-    """Puts the tables of every comparison that there is between its marks in the README."""
-    text = readme.read_text()
-    for claim in CLAIMS:
-        before, mark, rest = text.partition(START.format(claim))
-        path = RESULTS / f"{claim}.json"
-        if mark and path.exists():
-            text = f"{before}{mark}\n{comparison_text(path)}\n{END}{rest.partition(END)[2]}"
-    before, mark, rest = text.partition(START.format("rivalry"))
-    readme.write_text(f"{before}{mark}\n{rivalry()}\n{END}{rest.partition(END)[2]}" if mark else text)
+def there(names: Iterable[str], prefix: str = "") -> list[tuple[str, Path]]:
+    """Those of which there are results."""
+    paths = [(name, RESULTS / f"{prefix}{name}.json") for name in names]
+    return [(name, path) for name, path in paths if path.exists()]
+
+
+def tables_of(page: str) -> dict[str, str]:
+    """A page's tables by name, from what results there are."""
+    if page == "docs/records.md":
+        return {"records": records()}
+    return {claim: comparison_text(path) for claim, path in there(CLAIMS)} | {"rivalry": rivalry()}
+
+
+def write_tables(page: Path, tables: dict[str, str]) -> None:
+    """Puts each table between its marks in a page, if it has them."""
+    text = page.read_text()
+    for name, table in tables.items():
+        before, mark, rest = text.partition(START.format(name))
+        if mark:
+            text = f"{before}{mark}\n{table}\n{END}{rest.partition(END)[2]}"
+    page.write_text(text)
 
 
 def comparison_text(path: Path) -> str:
@@ -121,18 +142,56 @@ def rivalry() -> str:
     """Every benchmark against TRL that there is in one table: medians, and TRL's best in time and in memory."""
     heads = ["", "ours s", "MiB", "TRL's best s", "MiB", "time, ours 1", "memory, ours 1", "disagree by"]
     rows: list[list[str]] = []
-    for name, words in RIVALRY.items():
-        path = RESULTS / f"benchmark_{name}.json"
-        if not path.exists():
-            continue
+    for name, path in there(RIVALRY, "benchmark_"):
         found = json.loads(path.read_text())
         medians, best, agreed = found["medians"], found["trl_best"], found["agreement"].values()
         sides = [medians["ours"]["seconds"], medians["ours"]["above_start_mib"]]
         sides += [medians[best[figure]][figure] for figure in ("seconds", "above_start_mib")]
         cells = [f"{side:,.0f}" if side >= 100 else f"{side:.2g}" for side in sides]
         ratios = [f"{found['trl_over_ours'][figure]:.1f}" for figure in ("seconds", "above_start_mib")]
-        rows.append([words, *cells, *ratios, f"{max(agreed):.0e}" if agreed else "-"])
+        rows.append([RIVALRY[name], *cells, *ratios, f"{max(agreed):.0e}" if agreed else "-"])
     return table_text(Table("", heads, rows))
+
+
+def records() -> str:
+    """Every track's latest record: medians over its seeds, TRL's in the same run beside them."""
+    heads = [
+        "track",
+        "goal",
+        "seconds from start",
+        "of steps",
+        "steps",
+        "TRL: of steps",
+        "steps",
+        "date",
+        "commit",
+        "machine",
+    ]
+    rows: list[list[str]] = []
+    for name, path in there(TRACKS, "benchmark_"):
+        found = json.loads(path.read_text())
+        sides = {mine: [r for r in found["runs"] if r["setting"].startswith("ours") == mine] for mine in (True, False)}
+        fastest = {mine: fastest_of(runs) for mine, runs in sides.items() if runs}
+        cells = [word for mine in fastest for word in race(fastest[mine])]
+        started = [run["from_start_seconds"] for run in fastest[True] if "from_start_seconds" in run]
+        start = f"{median(started):.0f}" if started else "-"
+        machine = f"{found['machine']['cores']} cores, {found['machine']['cpu']}"
+        rows.append([*TRACKS[name], start, *cells, found["date"][:10], found["commit"][:7], machine])
+    return table_text(Table("", heads, rows))
+
+
+def fastest_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of the setting whose median is smallest."""
+    settings = {run["setting"]: [r for r in runs if r["setting"] == run["setting"]] for run in runs}
+    return min(settings.values(), key=lambda some: median(run["seconds"] for run in some))
+
+
+def race(runs: list[dict[str, Any]]) -> list[str]:
+    """Seconds of steps and steps, or how many never got there."""
+    never = sum(not run["reached"] for run in runs)
+    words = f" ({never} of {len(runs)} never)" if never else ""
+    seconds, steps = (median(run[name] for run in runs) for name in ("seconds", "steps"))
+    return [f"{seconds:.1f}{words}", f"{steps:g}"]
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
         f"{__main__.START.format(claim)}\nold\n{__main__.END}\nkept {claim}\n" for claim in ("engines", "rivalry")
     )
     readme.write_text(f"before\n{marks}after\n")
-    __main__.write_tables(readme)
+    __main__.write_tables(readme, __main__.tables_of("README.md"))
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("kept rivalry\nafter\n")
@@ -45,7 +45,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
     assert "| a | 0.900 ± 0.090 | 0.900 ± 0.090 | 0.900 ± 0.090 | 10 ± 0 |" in text
     assert "- No difference exceeds the noise at equal time, nor at equal samples, nor over the last fifth." in text
     assert "| RLOO's update | 2 | 100 | 240 | 1,500 | 120.0 | 15.0 | 2e-06 |" in text
-    __main__.write_tables(readme)
+    __main__.write_tables(readme, __main__.tables_of("README.md"))
     assert readme.read_text() == text
 
 
@@ -57,8 +57,23 @@ def test_what_is_there_is_not_measured_again(results: Path, monkeypatch: pytest.
     assert __main__.made("benchmark_update", 3)
 
 
-def test_the_readme_is_up_to_date(tmp_path: Path) -> None:
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
-    __main__.write_tables(copy)
-    assert copy.read_text() == (ROOT / "README.md").read_text(), "make evidence ARGS=--tables writes it"
+def test_records_are_medians_of_the_fastest_setting(results: Path) -> None:
+    times = {"ours": (9.0, 5.0, 7.0), "ours, hf": (11.0, 12.0, 13.0), "trl, 8": (20.0, 40.0, 30.0)}
+    runs = [
+        {"setting": name, "seconds": s, "steps": 6, "reached": s < 40, "from_start_seconds": s + 20}
+        for name, some in times.items()
+        for s in some
+    ]
+    about = {"date": "2026-11-29T10:00:00+00:00", "commit": "0123456789", "machine": {"cores": 2, "cpu": "fast"}}
+    (results / "benchmark_smol_goal.json").write_text(json.dumps(about | {"runs": runs}))
+    *_, row = __main__.records().splitlines()
+    goal = "smol | SmolLM2-135M, one-digit arithmetic in tags, .80"
+    assert row == f"| {goal} | 27 | 7.0 | 6 | 30.0 (1 of 3 never) | 6 | 2026-11-29 | 0123456 | 2 cores, fast |"
+
+
+@pytest.mark.parametrize("page", __main__.PAGES)
+def test_the_pages_are_up_to_date(page: str, tmp_path: Path) -> None:
+    copy = tmp_path / "page.md"
+    copy.write_text((ROOT / page).read_text())
+    __main__.write_tables(copy, __main__.tables_of(page))
+    assert copy.read_text() == (ROOT / page).read_text(), "make evidence ARGS=--tables writes it"
