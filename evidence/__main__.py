@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from evidence.learning import real_model, rlhf
 from evidence.results import RESULTS, ROOT
 from evidence.speed.scaling import draw_sharing
 from nanorlhf.scripts import compare
@@ -61,7 +62,7 @@ TRACKS = {  # of the board of records, by the benchmark that is a run of it
     "smol_goal": ("smol", "SmolLM2-135M, one-digit arithmetic in tags, .80"),
 }
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")
-PAGES = ("README.md", "docs/records.md")
+PAGES = ("README.md", "docs/records.md", "docs/real_model.md")
 START, END = "<!-- {}: made by make evidence -->", "<!-- end -->"
 
 
@@ -77,9 +78,20 @@ def main(argv: list[str] | None = None) -> int:
     failed = [claim for claim in chosen if not made(claim, args.seeds)]
     for page in PAGES:
         write_tables(ROOT / page, tables_of(page))
-    if (sharing := RESULTS / "benchmark_sharing.json").exists():
-        draw_sharing(json.loads(sharing.read_text()), ROOT / "docs" / "shared_prompts.png")
+    draw_pictures(ROOT / "docs")
     return bool(failed)
+
+
+def draw_pictures(docs: Path) -> None:
+    """The pictures of single measurements."""
+    drawn = {
+        "benchmark_sharing": (draw_sharing, "shared_prompts"),
+        "smollm2_digits": (real_model.draw, "digits"),
+        "smollm2_rlhf": (rlhf.draw, "rlhf"),
+    }
+    for name, path in there(drawn):
+        draw, picture = drawn[name]
+        draw(json.loads(path.read_text()), docs / f"{picture}.png")
 
 
 def made(claim: str, seeds: int) -> bool:
@@ -116,6 +128,10 @@ def tables_of(page: str) -> dict[str, str]:
     """A page's tables by name, from what results there are."""
     if page == "docs/records.md":
         return {"records": records()}
+    if page == "docs/real_model.md":
+        learned = {task: json.loads(path.read_text()) for task, path in there(real_model.TASKS, "smollm2_")}
+        pipelines = {name: rlhf.table(json.loads(path.read_text())) for name, path in there(["rlhf"], "smollm2_")}
+        return {task: real_model.table(runs) for task, runs in learned.items()} | pipelines
     return {claim: comparison_text(path) for claim, path in there(CLAIMS)} | {"rivalry": rivalry()}
 
 

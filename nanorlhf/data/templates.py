@@ -212,7 +212,7 @@ def answer_ids(
 
 
 def conversation_ids(tokenizer: Any, prompt: Any, completion: Any) -> Any:
-    """What a sequence classifier reads: a conversation by its own chat template, else question and answer as a pair."""
+    """The input of a sequence classifier: a conversation by its own template, else question and answer as a pair."""
     if not isinstance(prompt, str) and tokenizer.chat_template:
         return tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)
     question = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

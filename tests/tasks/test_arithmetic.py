@@ -42,6 +42,7 @@ def test_problems_of_one_digit_are_in_one_split_each_with_a_right_and_a_wrong_an
     every = [(a, sign, b) for sign in "+-*" for a in range(10) for b in range(10)]
     assert sorted(questions) == sorted(f"{a}{sign}{b}=" for a, sign, b in every if sign != "-" or a >= b)
     assert {messages[0]["content"][1] for messages in test["prompt"]} == set("+-*") and 40 <= len(test) <= 70
+    row: Any
     for row in [*train, *test]:
         right = str(eval(row["prompt"][0]["content"][:-1]))  # noqa: S307  one digit, one sign, one digit
         assert row["answer"] == right and row["chosen"] == row["completion"]

@@ -1,0 +1,168 @@
+"""Measures what SmolLM2-135M learns on two CPU cores: `python -m evidence.learning.real_model TASK`.
+
+digits: one-digit arithmetic in tags, by GRPO alone, by SFT and then GRPO, by DPO, by PPO. richness: more varied words,
+by REINFORCE with each of its baselines and by RLOO, and what the brevity penalty prevents. Every stage is the recipe of
+that name, on the command line `nanorlhf ALGORITHM --recipe TASK`. Goes on where it was stopped: a run that stands in
+the file is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence.learning.richness import write
+from evidence.results import RESULTS, ROOT, spread, where
+from nanorlhf.cli import parse
+
+SHOWN = 3  # samples that are kept of the first step and of the last
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: an algorithm, and options over its recipe."""
+
+    algorithm: str
+    options: tuple[str, ...] = ()
+
+
+NO_PENALTY = ("--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}")
+TASKS: dict[str, dict[str, list[Command]]] = {
+    "digits": {
+        "grpo": [Command("grpo")],
+        "sft, grpo": [Command("sft"), Command("grpo")],
+        "dpo": [Command("dpo")],
+        "ppo": [Command("ppo")],
+    },
+    "richness": {
+        **{
+            f"reinforce, {name}": [Command("reinforce", ("--baseline", name))]
+            for name in ("none", "mean", "ema", "greedy")
+        },
+        "rloo": [Command("rloo")],
+        "rloo, no penalty": [Command("rloo", NO_PENALTY)],
+    },
+}
+TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--max_steps", "2", "--eval_prompts", "4")
+RECIPES = {"digits": "digits", "richness": "smollm2_richness"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs what is missing, writes each run as it ends, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="some of its runs, by name (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="(default: results/smollm2_TASK.json)")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
+    args = parser.parse_args(argv)
+    path: Path = args.output or RESULTS / f"smollm2_{args.task}.json"
+    if unknown := set(args.only or []) - TASKS[args.task].keys():
+        parser.error(f"{args.task} has no run {', '.join(sorted(unknown))}: choose from {'; '.join(TASKS[args.task])}")
+    runs: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for seed in range(args.seeds):
+        for name in args.only or TASKS[args.task]:
+            if (name, seed) not in [(run["variant"], run["seed"]) for run in runs]:
+                options = [*TINY] if args.size == "tiny" else []
+                stages = measure(TASKS[args.task][name], RECIPES[args.task], seed, options)
+                runs.append({"variant": name, "seed": seed, "stages": stages} | where())
+                write(path, runs)
+    print(table(runs))
+    return 0
+
+
+def measure(stages: list[Command], recipe: str, seed: int, options: list[str]) -> list[dict[str, Any]]:
+    """The stages, each from where the one before left the model."""
+    done, before = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, stage in enumerate(stages):
+            run = Path(folder) / str(number)
+            more = [*stage.options, "--seed", str(seed), "--save_steps", "0", *options, *before]
+            done.append(train(stage.algorithm, recipe, run, more))
+            before = ["--adapter_name_or_path", str(run)]
+    return done
+
+
+def train(algorithm: str, recipe: str, run: Path, options: list[str]) -> dict[str, Any]:
+    """One stage: figures of held-out prompts on the way, its time, and samples of its first and last step."""
+    package, start = importlib.import_module(f"nanorlhf.{algorithm}"), time.perf_counter()
+    kind = next(name for name in package.__all__ if name.endswith("Config"))
+    argv = ["--recipe", recipe, "--output_dir", str(run), *options]
+    config = parse(getattr(package, kind), algorithm, ROOT / algorithm / "recipes", argv)[1]
+    history = getattr(package, kind.replace("Config", "Trainer"))(args=config).train()
+    kept = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    last = kept[-1]["step"] if kept else 0
+    return {
+        "algorithm": algorithm,
+        "curve": [held_out(row) for row in history if any(name.startswith("eval/") for name in row)],
+        "steps": history[-1]["step"],
+        "training_seconds": sum(row["time/step"] for row in history[1:]),
+        "seconds": time.perf_counter() - start,
+        "samples": {
+            name: [{"prompt": s["prompt"], "completion": s["completion"], "reward": s["reward"]} for s in some[:SHOWN]]
+            for name, some in (
+                ("first", [s for s in kept if s["step"] == 1]),
+                ("last", [s for s in kept if s["step"] == last]),
+            )
+        },
+    }
+
+
+def held_out(row: dict[str, Any]) -> dict[str, Any]:
+    """A step's figures of held-out prompts."""
+    names = [name for name in row if name.startswith("eval/")]
+    return {"step": row["step"]} | {name.removeprefix("eval/"): row[name] for name in names}
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Median and range over the seeds, a row for each stage of each kind of run."""
+    figures = [
+        "reward",
+        *sorted({n for r in runs for s in r["stages"] for n in s["curve"][-1]} & {"numeric", "length_mean"}),
+    ]
+    lines = [f"| | seeds | steps | {' | '.join(f'held-out {name}' for name in figures)} | seconds of steps |"]
+    lines.append("|" + "---|" * (4 + len(figures)))
+    for name in dict.fromkeys(run["variant"] for run in runs):
+        some = [run["stages"] for run in runs if run["variant"] == name]
+        for number, stage in enumerate(some[0]):
+            ends = [stages[number]["curve"] for stages in some]
+            cells = [
+                f"{spread([e[0] for e in ends], figure, '.2f')} -> {spread([e[-1] for e in ends], figure, '.2f')}"
+                for figure in figures
+            ]
+            seconds = spread([stages[number] for stages in some], "training_seconds", ".0f")
+            words = name if len(some[0]) == 1 else f"{name}: {stage['algorithm']}"
+            lines.append(f"| {words} | {len(some)} | {stage['steps']} | {' | '.join(cells)} | {seconds} |")
+    return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Held-out reward by steps: a colour for each kind of run with one stage, a line for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    kinds = [name for name in dict.fromkeys(run["variant"] for run in runs) if "," not in name]
+    for number, name in enumerate(kinds):
+        for seed, run in enumerate(run for run in runs if run["variant"] == name):
+            points = run["stages"][0]["curve"]
+            label = f"{name.upper()}, {run['stages'][0]['training_seconds'] / 60:.0f} min" if not seed else None
+            axes.plot(
+                [p["step"] for p in points], [p["reward"] for p in points], color=f"C{number}", marker=".", label=label
+            )
+    axes.set(xlabel="steps", ylabel="held-out reward", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Measurements of a real model, on the small one: every stage runs, goes on from the one before, and is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evidence.learning import real_model, rlhf
+
+
+@pytest.mark.slow
+def test_stages_follow_each_other_and_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["digits", "--only", "sft, grpo", "--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "runs.json")]
+    assert real_model.main(argv) == 0
+    (run,) = json.loads((tmp_path / "runs.json").read_text())
+    assert [stage["algorithm"] for stage in run["stages"]] == ["sft", "grpo"]
+    first, second = (stage["curve"] for stage in run["stages"])
+    assert [point["step"] for point in first] == [0, 2] and {"reward", "numeric", "loss"} <= first[0].keys()
+    assert second[0]["reward"] == first[-1]["reward"], "GRPO did not go on from what SFT left"
+    assert run["stages"][1]["samples"]["last"][0]["completion"]
+    before = capsys.readouterr().out
+    assert "| sft, grpo: grpo | 1 | 2 |" in before
+    assert real_model.main(argv) == 0, "a run that is there is not run again"
+    assert "step 1/2" not in capsys.readouterr().out
+
+
+def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        real_model.main(["digits", "--only", "grpo, sft", "--output", str(tmp_path / "runs.json")])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_pipeline_goes_from_pairs_to_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "rlhf.json"), "--runs", str(tmp_path / "runs")]
+    argv += ["--picture", str(tmp_path / "rlhf.png")]
+    assert rlhf.main(argv) == 0
+    (run,) = json.loads((tmp_path / "rlhf.json").read_text())
+    assert list(run["stages"]) == ["sft", "reward_model", "ppo", "online_dpo"]
+    for name in ("ppo", "online_dpo"):
+        ends = run["stages"][name]["curve"][0], run["stages"][name]["curve"][-1]
+        assert all({"model", "lexical_richness"} <= end.keys() for end in ends)
+        assert ends[0]["reward"] == pytest.approx(ends[0]["model"]), "the true score is only looked at"
+    assert run["stages"]["ppo"]["curve"][0] == run["stages"]["online_dpo"]["curve"][0] | {
+        "step": 0, "length_mean": run["stages"]["ppo"]["curve"][0]["length_mean"]
+    }  # fmt: skip
+    assert "accuracy" in run["stages"]["reward_model"]["curve"][-1]
+    assert (tmp_path / "rlhf.png").stat().st_size > 1000
+    capsys.readouterr()
+    assert rlhf.main(argv) == 0
+    assert "step 1/2" not in capsys.readouterr().out
+
+
+def test_pairs_and_demonstrations_come_from_the_same_answers() -> None:
+    samples = [
+        {"index": index, "prompt": f"p{index}", "completion": f"c{score}", "reward": score}
+        for index, score in ((0, 0.2), (0, 0.9), (1, 0.5), (1, 0.1))
+    ]
+    assert list(rlhf.best(samples)) == [
+        {"prompt": "p0", "completion": "c0.9"},
+        {"prompt": "p1", "completion": "c0.5"},
+    ]
+    assert next(rlhf.grades(samples)) == {"prompt": "p0", "completions": ["c0.2", "c0.9"], "scores": [0.2, 0.9]}
