@@ -36,8 +36,9 @@ class TaskConfig:
     # data
     dataset_name: str = option(
         "",
-        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic, digits, stories or calculator (all "
-        "built in), reasoning_gym:TASK, or mine.py:function or package.module:function, which is given the split.",
+        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic, digits, stories, calculator or "
+        "gsm_symbolic (built in), reasoning_gym:TASK, or mine.py:function or package.module:function, which is given "
+        "the split.",
         "data",
     )
     dataset_config: str | None = option(None, "The dataset's configuration on the hub.", "data")
