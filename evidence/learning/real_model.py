@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from evidence.learning.richness import write
@@ -123,10 +124,8 @@ def held_out(row: dict[str, Any]) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Median and range over the seeds, a row for each stage of each kind of run."""
-    figures = [
-        "reward",
-        *sorted({n for r in runs for s in r["stages"] for n in s["curve"][-1]} & {"numeric", "length_mean"}),
-    ]
+    measured = {name for run in runs for name in run["stages"][-1]["curve"][-1]}
+    figures = ["reward", "numeric" if "numeric" in measured else "length_mean"]
     lines = [f"| | seeds | steps | {' | '.join(f'held-out {name}' for name in figures)} | seconds of steps |"]
     lines.append("|" + "---|" * (4 + len(figures)))
     for name in dict.fromkeys(run["variant"] for run in runs):
@@ -151,12 +150,12 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     kinds = [name for name in dict.fromkeys(run["variant"] for run in runs) if "," not in name]
     for number, name in enumerate(kinds):
-        for seed, run in enumerate(run for run in runs if run["variant"] == name):
-            points = run["stages"][0]["curve"]
-            label = f"{name.upper()}, {run['stages'][0]['training_seconds'] / 60:.0f} min" if not seed else None
-            axes.plot(
-                [p["step"] for p in points], [p["reward"] for p in points], color=f"C{number}", marker=".", label=label
-            )
+        some = [run["stages"][0] for run in runs if run["variant"] == name]
+        minutes = median(stage["training_seconds"] for stage in some) / 60
+        for seed, stage in enumerate(some):
+            steps, rewards = ([point[figure] for point in stage["curve"]] for figure in ("step", "reward"))
+            label = f"{name.upper()}, {minutes:.0f} min" if not seed else None
+            axes.plot(steps, rewards, color=f"C{number}", marker=".", label=label)
     axes.set(xlabel="steps", ylabel="held-out reward", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
