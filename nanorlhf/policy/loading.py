@@ -133,9 +133,11 @@ def find_adapter(name: str) -> str:
     """The adapter's folder or name on the hub; a run's directory means its newest checkpoint."""
     found = str(names.latest(Path(name)) or name)
     try:
-        PeftConfig.from_pretrained(found)
+        kind = PeftConfig.from_pretrained(found).task_type
     except (OSError, ValueError) as error:
         raise UsageError(f"adapter_name_or_path={name!r} holds no adapter: {first_line(error)}") from None
+    if kind == "SEQ_CLS":
+        raise UsageError(f"{name!r} is a reward model, which writes nothing; judge by it: reward_funcs model:{name}")
     return found
 
 

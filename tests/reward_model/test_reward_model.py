@@ -14,6 +14,7 @@ from nanorlhf.config.names import shipped_model
 from nanorlhf.data.row_schemas import UnfitError
 from nanorlhf.data.row_to_prompt import ReadRow
 from nanorlhf.data.templates import conversation_ids
+from nanorlhf.dpo import DPOConfig, DPOTrainer
 from nanorlhf.errors import UsageError
 from nanorlhf.learning.packing import pack
 from nanorlhf.records.metrics import Averages, Clock
@@ -22,6 +23,7 @@ from nanorlhf.reward_model.__main__ import main
 from nanorlhf.reward_model.algorithm import by_length
 from nanorlhf.reward_model.answers import better_and_worse
 from nanorlhf.scoring.reward import find_rewards
+from nanorlhf.scripts import merge
 from tests.dpo.test_dpo import sigmoid
 from tests.samples import batches, rollout, said, sample, whole
 from tests.sft.test_sft import small, take
@@ -131,6 +133,16 @@ def test_stop_and_resume_equals_never_stopping(tmp_path: Path) -> None:
     take(RewardModelTrainer(args=config(tmp_path / "parts", **options)), 2)
     take(RewardModelTrainer(args=config(tmp_path / "parts", **options, resume=str(tmp_path / "parts"))), 2)
     assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_reward_model_is_no_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    RewardModelTrainer(args=config(tmp_path / "run", max_steps=1)).train()
+    with pytest.raises(UsageError, match=f"judge by it: reward_funcs model:{run}"):
+        DPOTrainer(args=DPOConfig(model_name_or_path="nanorlhf:adder", adapter_name_or_path=run, dataset_name="digits"))
+    capsys.readouterr()
+    assert merge.main([run, str(tmp_path / "merged")]) == 2
+    assert "is a reward model" in capsys.readouterr().err
 
 
 def test_what_it_saved_can_be_trained_on(tmp_path: Path) -> None:
