@@ -13,6 +13,7 @@ from nanorlhf.policy.classifier import Classifier
 from nanorlhf.reward_model.answers import ScoredAnswers, better_and_worse
 from nanorlhf.reward_model.config import RewardModelConfig
 from nanorlhf.system.files import whole_folder
+from nanorlhf.system.terminal import log
 from nanorlhf.trainer import Trainer
 from nanorlhf.types import Credit, MicroBatch, Rollout
 
@@ -83,4 +84,5 @@ class RewardModelTrainer(Trainer):
             with whole_folder(self.run / "model") as draft:
                 self.policy.save_whole(draft)
                 self.tokenizer.save_pretrained(draft)
+            log.info(f"the whole classifier is in {self.run / 'model'}; as a reward it is model:{self.run}")
         return history

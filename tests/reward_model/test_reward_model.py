@@ -123,7 +123,8 @@ def test_it_learns_to_tell_right_from_wrong(tmp_path: Path, capsys: pytest.Captu
     first, last = history[0], history[-1]
     assert first["eval/loss"] == pytest.approx(math.log(2)) and first["eval/accuracy"] == 0.5
     assert last["eval/accuracy"] > 0.7 and 0 <= last["eval/accuracy/of_longer"] <= 1
-    assert "held-out accuracy 0.5 ->" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "held-out accuracy 0.5 ->" in printed and f"as a reward it is model:{tmp_path}" in printed
     assert "entropy" not in {name for name, value in last.items() if value is not None}
 
 
