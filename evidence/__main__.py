@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence.learning import real_model, rlhf
+from evidence.learning import grade_school, real_model, rlhf
 from evidence.results import RESULTS, ROOT
 from evidence.speed.scaling import draw_sharing
 from nanorlhf.scripts import compare
@@ -33,6 +33,10 @@ SCRIPTS = {  # by the file that each leaves
     "value_init": "learning.value_init",
     "richness": "learning.richness",
     "gym": "learning.reasoning_gym",
+    "smollm2_digits": "learning.real_model digits",
+    "smollm2_richness": "learning.real_model richness",
+    "smollm2_gsm": "learning.grade_school",
+    "smollm2_rlhf": "learning.rlhf",
     "overlap": "speed.slow_rewards",
     "step_times": "speed.step_times",
     "planted": "learning.planted_differences",
@@ -99,7 +103,7 @@ def made(claim: str, seeds: int) -> bool:
     if (RESULTS / f"{claim}.json").exists():
         return True
     if claim in SCRIPTS:
-        words = [sys.executable, "-m", f"evidence.{SCRIPTS[claim]}"]
+        words = [sys.executable, "-m", *f"evidence.{SCRIPTS[claim]}".split()]
         return subprocess.run(words, cwd=ROOT, check=False).returncode == 0
     folder = ROOT / "runs" / "evidence" / claim
     if compare.main([*CLAIMS[claim], "--seeds", str(seeds), "--output", str(folder)]):
@@ -130,7 +134,8 @@ def tables_of(page: str) -> dict[str, str]:
         return {"records": records()}
     if page == "docs/real_model.md":
         learned = {task: json.loads(path.read_text()) for task, path in there(real_model.TASKS, "smollm2_")}
-        pipelines = {name: rlhf.table(json.loads(path.read_text())) for name, path in there(["rlhf"], "smollm2_")}
+        longer = {"rlhf": rlhf.table, "gsm": grade_school.table}
+        pipelines = {name: longer[name](json.loads(path.read_text())) for name, path in there(longer, "smollm2_")}
         return {task: real_model.table(runs) for task, runs in learned.items()} | pipelines
     return {claim: comparison_text(path) for claim, path in there(CLAIMS)} | {"rivalry": rivalry()}
 

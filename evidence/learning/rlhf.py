@@ -10,7 +10,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections import defaultdict
@@ -19,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.learning.real_model import held_out
+from evidence.learning.commands import curve, evaluate, train
 from evidence.learning.richness import write
 from evidence.results import RESULTS, ROOT, where
-from nanorlhf.scripts import evaluate
 
 ANSWERS = 4  # of each prompt, to choose from and to compare
 AGAINST = ("ppo", "online_dpo")
@@ -78,45 +76,27 @@ def pipeline(folder: Path, seed: int, size: Size) -> dict[str, Any]:
     """The stages, each from what the one before left in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     written = ["--seed", str(seed), *size.common]
-    common = [*written, "--save_steps", "0", *size.training]
+    common = [*written, *size.training]
     first, rest = f"train[:{size.demonstrations}]", f"train[{size.demonstrations}:]"
-    base = answers(folder / "base.json", MODEL, first, size.demonstrations, written)
+
+    def answers(name: str, model: str, split: str, prompts: int) -> list[dict[str, Any]]:
+        options = [*written, "--dataset_test_split", split, "--eval_prompts", str(prompts)]
+        return evaluate(folder / f"{name}.json", model, f"rloo/recipes/{RECIPE}", ANSWERS, options)
+
+    base = answers("base", MODEL, first, size.demonstrations)
     rows(folder / "demonstrations.jsonl", best(base))
-    run("sft", folder, ["--dataset_name", str(folder / "demonstrations.jsonl"), *common])
-    graded = list(grades(answers(folder / "sft.json", str(folder / "sft"), rest, size.pairs + size.unseen, written)))
+    train("sft", RECIPE, folder / "sft", ["--dataset_name", str(folder / "demonstrations.jsonl"), *common])
+    graded = list(grades(answers("sft", str(folder / "sft"), rest, size.pairs + size.unseen)))
     rows(folder / "pairs.jsonl", graded[: size.pairs])
     rows(folder / "unseen.jsonl", graded[size.pairs :])
     data = ["--dataset_name", str(folder / "pairs.jsonl"), "--dataset_test_name", str(folder / "unseen.jsonl")]
-    run("reward_model", folder, [*data, *common])
+    train("reward_model", RECIPE, folder / "reward_model", [*data, *common])
     judges = ["--reward_funcs", JUDGES.format(folder / "reward_model"), "--reward_weights", "1,0"]
     start = ["--adapter_name_or_path", str(folder / "sft")]
     for algorithm in AGAINST:
-        run(algorithm, folder, [*start, *judges, *common])
+        train(algorithm, RECIPE, folder / algorithm, [*start, *judges, *common])
     names = ("sft", "reward_model", *AGAINST)
     return {"stages": {name: curve(folder / name) for name in names}}
-
-
-def run(algorithm: str, folder: Path, options: list[str]) -> None:
-    """A command, unless its run has ended before."""
-    where_to = folder / algorithm
-    if (where_to / "ended").exists():
-        return
-    argv = ["--recipe", RECIPE, "--output_dir", str(where_to), "--overwrite_output_dir", *options]
-    if importlib.import_module(f"nanorlhf.{algorithm}.__main__").main(argv):
-        raise SystemExit(f"{algorithm} {' '.join(argv)} ended with an error")
-    (where_to / "ended").touch()
-
-
-def answers(path: Path, model: str, split: str, prompts: int, options: list[str]) -> list[dict[str, Any]]:
-    """A model's answers to these prompts, with their true score, as `nanorlhf evaluate` writes them."""
-    lines = path.with_suffix(".samples.jsonl")
-    if not lines.exists():
-        recipe = ROOT / "rloo" / "recipes" / f"{RECIPE}.yaml"
-        argv = [model, "--recipe", str(recipe), "--samples", str(ANSWERS), "--greedy", "false", *options]
-        argv += ["--dataset_test_split", split, "--eval_prompts", str(prompts), "--output", str(path)]
-        if evaluate.main(argv):
-            raise SystemExit(f"evaluate {' '.join(argv)} ended with an error")
-    return [json.loads(line) for line in lines.read_text().splitlines()]
 
 
 def by_prompt(samples: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -144,14 +124,6 @@ def grades(samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def rows(path: Path, content: Any) -> None:
     """A dataset in a file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
-
-
-def curve(run: Path) -> dict[str, Any]:
-    """Figures of held-out prompts on the way, and the seconds of all steps."""
-    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = sum(row.get("time/step", 0.0) for row in history)
-    measured = [held_out(row) for row in history if any(name.startswith("eval/") for name in row)]
-    return {"curve": measured, "training_seconds": seconds, "steps": history[-1]["step"]}
 
 
 def draw(done: list[dict[str, Any]], path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.learning import real_model, rlhf
+from evidence.learning import grade_school, real_model, rlhf
 
 
 @pytest.mark.slow
@@ -63,3 +63,28 @@ def test_pairs_and_demonstrations_come_from_the_same_answers() -> None:
         {"prompt": "p1", "completion": "c0.5"},
     ]
     assert next(rlhf.grades(samples)) == {"prompt": "p0", "completions": ["c0.2", "c0.9"], "scores": [0.2, 0.9]}
+
+
+def test_a_gain_is_paired_by_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two templates one goes from half to all right, the other, with two problems, from a quarter to nothing."""
+    monkeypatch.setattr(grade_school, "gsm_symbolic", lambda _: {"template": [5, 9, 9]})
+    right = {
+        "sft": {"0": [True, False], "1": [False, False], "2": [True, False]},
+        "grpo": {"0": [True, True], "1": [False, False], "2": [False, False]},
+    }
+    assert grade_school.by_template(right["sft"], 1) == {5: 0.5, 9: 0.25}
+    assert grade_school.by_template(right["sft"], 2) == {5: 1.0, 9: 0.5}
+    mean, low, high = grade_school.gain([{"right": right}] * 3, 1)
+    assert (mean, low, high) == pytest.approx((0.125, -0.25, 0.5))
+
+
+@pytest.mark.slow
+def test_grade_school_stages_are_judged_by_held_out_templates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "gsm.json"), "--runs", str(tmp_path / "runs")]
+    assert grade_school.main(argv) == 0
+    (run,) = json.loads((tmp_path / "gsm.json").read_text())
+    assert list(run["right"]) == ["base", "sft", "grpo"] and len(run["right"]["grpo"]) == 16
+    assert all(len(answers) == 8 for answers in run["right"]["base"].values())
+    assert "pass@8: GRPO after SFT, less SFT alone" in capsys.readouterr().out

@@ -1,0 +1,41 @@
+"""Commands of longer measurements, each made once: what one has left in its folder is not made again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from evidence.learning.real_model import held_out
+from evidence.results import ROOT
+from nanorlhf.scripts import evaluate as script
+
+
+def train(algorithm: str, recipe: str, run: Path, options: list[str]) -> None:
+    """Trains by a recipe, unless that has come to its end before."""
+    if (run / "ended").exists():
+        return
+    argv = ["--recipe", recipe, "--output_dir", str(run), "--overwrite_output_dir", "--save_steps", "0", *options]
+    if importlib.import_module(f"nanorlhf.{algorithm}.__main__").main(argv):
+        raise SystemExit(f"{algorithm} {' '.join(argv)} ended with an error")
+    (run / "ended").touch()
+
+
+def evaluate(path: Path, model: str, recipe: str, samples: int, options: list[str]) -> list[dict[str, Any]]:
+    """Samples of a model by the task of a recipe, with their rewards, as `nanorlhf evaluate` writes them."""
+    lines = path.with_suffix(".samples.jsonl")
+    if not lines.exists():
+        argv = [model, "--recipe", str(ROOT / f"{recipe}.yaml"), "--samples", str(samples), "--greedy", "false"]
+        argv += ["--output", str(path), *options]
+        if script.main(argv):
+            raise SystemExit(f"evaluate {' '.join(argv)} ended with an error")
+    return [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+def curve(run: Path) -> dict[str, Any]:
+    """Figures of held-out prompts on the way, and the seconds of all steps."""
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = sum(row.get("time/step", 0.0) for row in history)
+    measured = [held_out(row) for row in history if any(name.startswith("eval/") for name in row)]
+    return {"curve": measured, "training_seconds": seconds, "steps": history[-1]["step"]}
