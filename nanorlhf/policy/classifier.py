@@ -39,7 +39,6 @@ class Classifier(Policy):
     def outputs(self, batch: MicroBatch, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
         """(N,) a sample's score at its last token, 0 before it; there is no entropy."""
         last = batch.sample.diff(append=batch.sample.new_tensor([-1])) != 0
-        last = last[: len(batch.sample)]
         tokens = torch.zeros(len(last), device=last.device)
         scores = self.scores(self.hidden(batch)[batch.predict_at[last]])
         return tokens.masked_scatter(last, scores), tokens[:0]
@@ -85,6 +84,7 @@ def load_classifier(config: TrainConfig) -> PreTrainedModel:
     check_head(model)
     if not any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
         nn.init.zeros_(model.score.weight)
+    model.score.float()  # it learns, as adapters do
     return model
 
 
