@@ -7,19 +7,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from evidence.learning.real_model import held_out
 from evidence.results import ROOT
 from nanorlhf.scripts import evaluate as script
 
 
 def train(algorithm: str, recipe: str, run: Path, options: list[str]) -> None:
-    """Trains by a recipe, unless that has come to its end before."""
-    if (run / "ended").exists():
+    """Trains by a recipe, unless that has come to its end before; ends if it is stopped on the way."""
+    if ended(run):
         return
     argv = ["--recipe", recipe, "--output_dir", str(run), "--overwrite_output_dir", "--save_steps", "0", *options]
     if importlib.import_module(f"nanorlhf.{algorithm}.__main__").main(argv):
         raise SystemExit(f"{algorithm} {' '.join(argv)} ended with an error")
-    (run / "ended").touch()
+    if not ended(run):
+        raise SystemExit(f"{algorithm} was stopped; the same command begins it again")
+
+
+def ended(run: Path) -> bool:
+    """Whether a run made its last step."""
+    if not (run / "metrics.jsonl").exists():
+        return False
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return last["step"] == yaml.safe_load((run / "config.yaml").read_text())["max_steps"]
 
 
 def evaluate(path: Path, model: str, recipe: str, samples: int, options: list[str]) -> list[dict[str, Any]]:

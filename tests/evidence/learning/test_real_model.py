@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.learning import grade_school, real_model, rlhf
+from evidence.learning import commands, grade_school, real_model, rlhf
 
 
 @pytest.mark.slow
@@ -90,3 +90,11 @@ def test_grade_school_stages_are_judged_by_held_out_templates(
     assert list(run["right"]) == ["base", "sft", "grpo"] and len(run["right"]["grpo"]) == 16
     assert all(len(answers) == 8 for answers in run["right"]["base"].values())
     assert "pass@8: GRPO after SFT, less SFT alone" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_has_not_ended(tmp_path: Path) -> None:
+    assert not commands.ended(tmp_path)
+    (tmp_path / "config.yaml").write_text("max_steps: 3\n")
+    for step, ended in ((2, False), (3, True)):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0}}\n{{"step": {step}}}\n')
+        assert commands.ended(tmp_path) == ended
