@@ -159,7 +159,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="steps", ylabel="held-out reward", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    if kinds:
+        axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
 
 
