@@ -103,9 +103,10 @@ def test_scores_and_gradients_are_those_of_transformers(lora: str, text: bool, t
 
 @pytest.mark.parametrize("lora", ["all-linear", "none"])
 def test_what_it_saves_scores_as_it_did(lora: str, tmp_path: Path) -> None:
-    """By `model:RUN`, and by transformers."""
-    trainer = RewardModelTrainer(args=config(tmp_path / "run", lora=lora, max_steps=3))
-    trainer.train()
+    """By `model:RUN`, and by transformers, against what its checkpoint gives."""
+    RewardModelTrainer(args=config(tmp_path / "run", lora=lora, max_steps=3)).train()
+    resumed = config(tmp_path / "run", lora=lora, max_steps=3, resume=str(tmp_path / "run"))
+    trainer = RewardModelTrainer(args=resumed)
     step = trainer.loop.source.rollout(1, Clock(), lambda tokens: None)
     (batch,) = pack(step, torch.ones(32, dtype=torch.bool), torch.zeros(int(step.lengths.sum())), 10_000)
     scores, _ = trainer.policy.outputs(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ def test_templates_are_in_one_split_and_problems_differ() -> None:
 
 
 def test_every_answer_ends_in_a_number() -> None:
-    for split in ("train", "test"):
-        for row in gsm_symbolic(split):
-            Fraction(after("####", row["answer"]) or "")  # type: ignore[call-overload,index]
+    rows: Any = [*gsm_symbolic("train"), *gsm_symbolic("test")]
+    numbers = [Fraction(after("####", row["answer"]) or "") for row in rows]
+    assert len(numbers) == 70 * 30 + 15 * 8
 
 
 def test_an_unknown_split_is_refused() -> None:
