@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from evidence.learning.real_model import held_out
-from evidence.results import ROOT
+from evidence.learning.richness import write
+from evidence.results import ROOT, where
 from nanorlhf.scripts import evaluate as script
+
+
+def each_seed(path: Path, count: int, measure: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of so many seeds: measures those that the file lacks, and keeps each as it ends."""
+    done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for seed in range(count):
+        if seed not in [run["seed"] for run in done]:
+            done.append({"seed": seed} | measure(seed) | where())
+            write(path, done)
+    return done
 
 
 def train(algorithm: str, recipe: str, run: Path, options: list[str]) -> None:
@@ -50,3 +61,9 @@ def curve(run: Path) -> dict[str, Any]:
     seconds = sum(row.get("time/step", 0.0) for row in history)
     measured = [held_out(row) for row in history if any(name.startswith("eval/") for name in row)]
     return {"curve": measured, "training_seconds": seconds, "steps": history[-1]["step"]}
+
+
+def held_out(row: dict[str, Any]) -> dict[str, Any]:
+    """A step's figures of held-out prompts."""
+    names = [name for name in row if name.startswith("eval/")]
+    return {"step": row["step"]} | {name.removeprefix("eval/"): row[name] for name in names}

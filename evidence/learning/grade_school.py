@@ -10,7 +10,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,9 +20,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from evidence.learning.commands import curve, evaluate, train
-from evidence.learning.richness import write
-from evidence.results import RESULTS, ROOT, where
+from evidence.learning.commands import curve, each_seed, evaluate, train
+from evidence.results import RESULTS, ROOT
 from nanorlhf.scripts.statistics import pass_at
 from nanorlhf.tasks.grade_school import gsm_symbolic
 
@@ -41,12 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
     args = parser.parse_args(argv)
-    done: list[dict[str, Any]] = json.loads(args.output.read_text()) if args.output.exists() else []
-    for seed in range(args.seeds):
-        if seed not in [run["seed"] for run in done]:
-            done.append({"seed": seed} | measure(args.runs / f"seed{seed}", seed, args.size == "tiny") | where())
-            write(args.output, done)
-    print(table(done))
+    tiny = args.size == "tiny"
+    print(table(each_seed(args.output, args.seeds, lambda seed: measure(args.runs / f"seed{seed}", seed, tiny))))
     return 0
 
 

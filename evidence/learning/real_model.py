@@ -9,7 +9,6 @@ the file is not run again.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
@@ -19,9 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from evidence.learning import commands
 from evidence.learning.richness import write
-from evidence.results import RESULTS, ROOT, spread, where
-from nanorlhf.cli import parse
+from evidence.results import RESULTS, spread, where
+from nanorlhf.records.plots import canvas
 
 SHOWN = 3  # samples that are kept of the first step and of the last
 
@@ -85,7 +85,7 @@ def measure(stages: list[Command], recipe: str, seed: int, options: list[str]) -
     with tempfile.TemporaryDirectory() as folder:
         for number, stage in enumerate(stages):
             run = Path(folder) / str(number)
-            more = [*stage.options, "--seed", str(seed), "--save_steps", "0", *options, *before]
+            more = [*stage.options, "--seed", str(seed), *options, *before]
             done.append(train(stage.algorithm, recipe, run, more))
             before = ["--adapter_name_or_path", str(run)]
     return done
@@ -93,18 +93,13 @@ def measure(stages: list[Command], recipe: str, seed: int, options: list[str]) -
 
 def train(algorithm: str, recipe: str, run: Path, options: list[str]) -> dict[str, Any]:
     """One stage: figures of held-out prompts on the way, its time, and samples of its first and last step."""
-    package, start = importlib.import_module(f"nanorlhf.{algorithm}"), time.perf_counter()
-    kind = next(name for name in package.__all__ if name.endswith("Config"))
-    argv = ["--recipe", recipe, "--output_dir", str(run), *options]
-    config = parse(getattr(package, kind), algorithm, ROOT / algorithm / "recipes", argv)[1]
-    history = getattr(package, kind.replace("Config", "Trainer"))(args=config).train()
+    start = time.perf_counter()
+    commands.train(algorithm, recipe, run, options)
     kept = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     last = kept[-1]["step"] if kept else 0
     return {
         "algorithm": algorithm,
-        "curve": [held_out(row) for row in history if any(name.startswith("eval/") for name in row)],
-        "steps": history[-1]["step"],
-        "training_seconds": sum(row["time/step"] for row in history[1:]),
+        **commands.curve(run),
         "seconds": time.perf_counter() - start,
         "samples": {
             name: [{"prompt": s["prompt"], "completion": s["completion"], "reward": s["reward"]} for s in some[:SHOWN]]
@@ -114,12 +109,6 @@ def train(algorithm: str, recipe: str, run: Path, options: list[str]) -> dict[st
             )
         },
     }
-
-
-def held_out(row: dict[str, Any]) -> dict[str, Any]:
-    """A step's figures of held-out prompts."""
-    names = [name for name in row if name.startswith("eval/")]
-    return {"step": row["step"]} | {name.removeprefix("eval/"): row[name] for name in names}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -144,10 +133,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Held-out reward by steps: a colour for each kind of run with one stage, a line for each seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = canvas(7, 3.8)
     kinds = [name for name in dict.fromkeys(run["variant"] for run in runs) if "," not in name]
     for number, name in enumerate(kinds):
         some = [run["stages"][0] for run in runs if run["variant"] == name]
@@ -157,11 +143,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             label = f"{name.upper()}, {minutes:.0f} min" if not seed else None
             axes.plot(steps, rewards, color=f"C{number}", marker=".", label=label)
     axes.set(xlabel="steps", ylabel="held-out reward", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     if kinds:
         axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.learning.commands import curve, evaluate, train
-from evidence.learning.richness import write
-from evidence.results import RESULTS, ROOT, where
+from evidence.learning.commands import curve, each_seed, evaluate, train
+from evidence.results import RESULTS, ROOT
 
 ANSWERS = 4  # of each prompt, to choose from and to compare
 AGAINST = ("ppo", "online_dpo")
@@ -62,11 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "rlhf.png", help="(default: %(default)s)")
     parser.add_argument("--size", choices=SIZES, default="full", help="tiny only shows that it works")
     args = parser.parse_args(argv)
-    done: list[dict[str, Any]] = json.loads(args.output.read_text()) if args.output.exists() else []
-    for seed in range(args.seeds):
-        if seed not in [run["seed"] for run in done]:
-            done.append({"seed": seed} | pipeline(args.runs / f"seed{seed}", seed, SIZES[args.size]) | where())
-            write(args.output, done)
+    size = SIZES[args.size]
+    done = each_seed(args.output, args.seeds, lambda seed: pipeline(args.runs / f"seed{seed}", seed, size))
     draw(done, args.picture)
     print(table(done))
     return 0
