@@ -179,6 +179,7 @@ def test_trackers_have_the_same_importer() -> None:
             for name in ALGORITHMS + SCRIPTS
         ),
         "from nanorlhf.__main__ import main; assert main(['--help']) == 0",
+        "from nanorlhf.__main__ import main; assert main(['--version']) == 0",
     ],
 )
 def test_nothing_heavy_before_it_is_needed(code: str) -> None:
