@@ -20,7 +20,16 @@ ALGORITHMS = (
     "online_dpo",
     "reward_model",
 )  # nanorlhf.<name>.__main__
-SCRIPTS = ("benchmark", "compare", "evaluate", "install", "make_models", "merge", "report")  # nanorlhf.scripts.<name>
+SCRIPTS = (
+    "benchmark",
+    "compare",
+    "evaluate",
+    "install",
+    "make_models",
+    "merge",
+    "push",
+    "report",
+)  # nanorlhf.scripts.<name>
 USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]
 
 algorithms: {" ".join(ALGORITHMS)}
