@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nanorlhf.__main__ import ALGORITHMS, SCRIPTS, main
 from nanorlhf.scripts import install
@@ -230,3 +231,18 @@ def test_failure_goes_on_and_a_killed_one_starts_afresh(
     (tmp_path / ".venv/unfinished").touch()
     assert install.main([]) == 0
     assert not (tmp_path / ".venv/kept").exists() and not (tmp_path / ".venv/unfinished").exists()
+
+
+def test_files_beside_the_code_speak_of_this_version_and_of_these_checks() -> None:
+    version = PROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (version, PROJECT["project"]["license"])
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = (ROOT / "Makefile").read_text().split("\nlint:\n")[1].split("\n\n")[0]
+    assert [f"\t{hook['entry']}" for hook in hooks] == lint.splitlines()[1:]
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    for form in ("bug", "question"):
+        fields = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{form}.yml").read_text())["body"]
+        assert all(field["attributes"]["label"] for field in fields)
