@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 
 OPTIONAL: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+
+SMALL = ["--engine", "hf", "--max_steps", "1", "--prompts_per_step", "2", "--eval_prompts", "2", "--output_dir", "run"]
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -61,6 +65,46 @@ def test_dependencies_are_what_is_imported() -> None:
     used = {distribution.get(m, [m])[0].lower().replace("_", "-") for m in modules}
     optional = ("gpu", "wandb", "bench", "kernels", "reasoning")
     assert used - names([r for extra in optional for r in OPTIONAL[extra]]) == core
+
+
+def locked(kind: str) -> dict[str, str]:
+    """The version of each package in a lock, for this Python on Linux."""
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (install.LOCKS / f"{kind}.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [Requirement(line) for line in lines]
+    here = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+    chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(here)]
+    assert len(chosen) == len({canonical(pin.name) for pin in chosen}), "one version of each"
+    return {canonical(pin.name): str(pin.specifier).removeprefix("==") for pin in chosen}
+
+
+def canonical(name: str) -> str:
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(name)
+
+
+@pytest.mark.parametrize(("kind", "extras"), [("cpu", ["cpu"]), ("gpu", ["gpu", "kernels"])])
+def test_locks_hold_what_the_project_asks_for(kind: str, extras: list[str]) -> None:
+    from packaging.requirements import Requirement
+
+    pins = locked(kind)
+    extras = [*extras, "dev", "bench", "smollm2", "wandb", "reasoning", "tensorboard", "trackio"]
+    wanted = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in OPTIONAL[extra])]
+    asked = [Requirement(line) for line in wanted if not line.startswith(install.DISTRIBUTION)]
+    assert [str(r) for r in asked if not r.specifier.contains(pins[canonical(r.name)])] == []
+
+
+def test_what_is_installed_is_what_is_locked() -> None:
+    """So that a test passes everywhere with what it passed with here, unless the newest versions are being tried."""
+    stamp = json.loads(install.STAMP.read_text()) if install.STAMP.exists() else {"newest": True}
+    if stamp["newest"]:
+        pytest.skip("this environment was not set up by the locks")
+    pins = locked("gpu" if install.has_gpu() else "cpu")
+    there = {canonical(d.name): d.version.partition("+")[0] for d in distributions()}
+    assert {name: (there[name], pin) for name, pin in pins.items() if there.get(name, pin) != pin} == {}
+    assert len(pins.keys() & there.keys()) > 150
 
 
 def test_vllm_range_is_the_one_in_code() -> None:
@@ -118,13 +162,17 @@ def test_wheel_holds_the_checkout_and_runs(wheel: Path, tmp_path: Path) -> None:
         "import nanorlhf.grpo, nanorlhf.rewards, pathlib\n"
         f"assert nanorlhf.grpo.__file__.startswith({str(site)!r}), nanorlhf.grpo.__file__\n"
         "assert (pathlib.Path(nanorlhf.grpo.__file__).parent / 'recipes' / 'tiny.yaml').is_file()\n"
-        "from nanorlhf.__main__ import main; raise SystemExit(main(['grpo', '--recipe', 'tiny', '--print_config']))"
+        "from nanorlhf.scripts import install\n"
+        "assert not install.CHECKOUT and (install.LOCKS / 'cpu.txt').is_file()\n"
+        f"assert install.extras_of()['cpu'] and install.extras_of().keys() == {set(OPTIONAL)}\n"
+        "from nanorlhf.__main__ import main\n"
+        f"raise SystemExit(main({['grpo', '--recipe', 'tiny', *SMALL]}))"
     )
     run = [sys.executable, "-c", code]
     ended = subprocess.run(
         run, cwd=tmp_path, env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0 and "model_name_or_path" in ended.stdout, ended.stderr
+    assert ended.returncode == 0 and "everything is in run " in ended.stdout, ended.stderr
 
 
 class Machine:

@@ -23,5 +23,6 @@ def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
 def installed() -> str:
     """The version of nanorlhf, and those of the libraries that matter to it."""
     found = versions()
-    others = [f"{name} {number}" for name, number in found.items() if name != OWN]
-    return f"{found.get(OWN, 'not installed')} ({', '.join(others)})"
+    own = found.pop(OWN, "not installed")
+    others = ", ".join(f"{name} {number}" for name, number in found.items())
+    return f"{own} ({others or 'and nothing that it needs'})"
