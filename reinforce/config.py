@@ -12,12 +12,13 @@ from nanorlhf.config.training import PolicyGradientConfig
 class REINFORCEConfig(PolicyGradientConfig):
     """REINFORCE: every token is weighed by the reward still to come, less a baseline."""
 
-    num_generations: int = option(1, "Completions for each prompt.", "rollout")
-    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training")
+    num_generations: int = option(1, "Completions for each prompt.", "rollout", first=True)
+    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training", first=True)
     baseline: Literal["none", "mean", "ema", "greedy", "group"] = option(
         "none",
         "none (advantages are whitened), mean of the batch, ema of those means, greedy answer (scst), or group mean.",
         "training",
+        first=True,
     )
     ema_beta: float = option(0.9, "How much of the moving average stays at each step.", "training", least=0, below=1)
 

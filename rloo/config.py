@@ -12,12 +12,15 @@ from nanorlhf.config.training import Norm, PolicyGradientConfig
 class RLOOConfig(PolicyGradientConfig):
     """REINFORCE leave-one-out: many answers to each prompt, each judged against the mean of the others."""
 
-    kl_coef: float = option(0.05, "Weight of the KL divergence from the starting policy.", "training")
+    kl_coef: float = option(0.05, "Weight of the KL divergence from the starting policy.", "training", first=True)
     norm: Norm = option(
         "sequence", "What a token weighs: token 1/N, sequence 1/(S len), constant 1/(S limit).", "training"
     )
     policy_loss: Literal["clipped", "sequence", "gspo", "cispo", "sapo"] = option(
-        "sequence", "One ratio for a sequence, the product of its tokens'; the others as in GRPO.", "training"
+        "sequence",
+        "One ratio for a sequence, the product of its tokens'; the others as in GRPO.",
+        "training",
+        first=True,
     )
 
     def validate(self) -> None:

@@ -47,11 +47,14 @@ CHUNK = 1024  # completions that are kept together once they are scored
 class EvaluateConfig(TaskConfig):
     """Evaluates a model on held-out prompts: give it a run, a checkpoint or a model first."""
 
-    samples: int = option(1, "Sampled completions for each prompt.", "evaluation", least=0)
-    greedy: bool = option(True, "A greedy completion for each prompt too.", "evaluation")
-    pass_at: float = option(1.0, "The reward from which on a completion passes.", "evaluation")
+    samples: int = option(1, "Sampled completions for each prompt.", "evaluation", first=True, least=0)
+    greedy: bool = option(True, "A greedy completion for each prompt too.", "evaluation", first=True)
+    pass_at: float = option(1.0, "The reward from which on a completion passes.", "evaluation", first=True)
     output: str | None = option(
-        None, "Where results go (JSON; completions beside it as JSON lines); none: only to the screen.", "evaluation"
+        None,
+        "Where results go (JSON; completions beside it as JSON lines); none: only to the screen.",
+        "evaluation",
+        first=True,
     )
 
     def validate(self) -> None:

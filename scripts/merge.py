@@ -10,25 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.names import run_of, shipped_model
-from nanorlhf.config.option import defaults
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
-from nanorlhf.records.directory import RunRecord, read_run
+from nanorlhf.records.directory import read_run
+from nanorlhf.scripts import model_card
 from nanorlhf.scripts.evaluate import about
 
 DTYPES = ("float32", "bfloat16", "float16")
-# Options that a card has whether they are the usual ones or not.
-USED = ("model_name_or_path", "dataset_name", "reward_funcs", "prompts_per_step", "num_generations", "max_steps")
-USED += ("learning_rate", "kl_coef", "temperature", "max_completion_length", "lora", "lora_r", "lora_alpha", "seed")
-SHOWN = ("eval/reward", "eval/accuracy", "eval/loss", "reward/mean", "kl", "entropy", "completion/length_mean")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def merge(run: str, output: Path, dtype: str | None = None) -> Path:
-    """The folder, written."""
+def merge(run: str, output: Path, dtype: str | None = None, where: str = "", base: str | None = None) -> Path:
+    """Writes the folder; its card says to load it by `where` (or the folder's name), and that `base` was its base."""
     import torch  # here, and what imports it, so that --help is quick
     import transformers
 
@@ -80,8 +72,9 @@ def merge(run: str, output: Path, dtype: str | None = None) -> Path:
     with whole_folder(output) as draft:
         merged.to(kind).save_pretrained(str(draft))
         load_tokenizer(config, None).save_pretrained(str(draft))
-        text = card(read_run(run_of(str(folder))), checkpoint.step_of(folder))
-        (draft / "README.md").write_text(text, encoding="utf-8")
+        record, step = read_run(run_of(str(folder))), checkpoint.step_of(folder)
+        base = base or model_card.hub_name(record.options["model_name_or_path"])
+        model_card.write(model_card.Saved(record, step, adapter=False, where=where or str(output), base=base), draft)
     return output
 
 
@@ -94,41 +87,6 @@ def check_output(output: Path) -> None:
         tempfile.TemporaryDirectory(dir=output.parent).cleanup()
     except OSError as error:
         raise UsageError(f"{str(output)!r} cannot be written: {error.strerror}") from None
-
-
-def standard_of(record: RunRecord) -> dict[str, Any]:
-    """The options of a run's algorithm if nothing is said; of a user's own, those of the one that it is like."""
-    for name in [record.algorithm, *ALGORITHMS]:
-        if name in ALGORITHMS:
-            package = import_module(f"nanorlhf.{name}")
-            options = defaults(getattr(package, next(found for found in package.__all__ if found.endswith("Config"))))
-            if record.options.keys() <= options.keys():
-                return options
-    return {}
-
-
-def card(record: RunRecord, step: int) -> str:
-    """A model card: the recipe, and the first figures and those after this step."""
-    standard, left_out = standard_of(record), ("output_dir", "resume", "overwrite_output_dir", "run_name")
-    unlike = {k: v for k, v in record.options.items() if k not in standard or v != standard[k]}
-    said = {k: v for k, v in record.options.items() if (k in unlike or k in USED) and k not in left_out}
-    rows = [row for row in record.rows if row["step"] <= step]
-    lines = []
-    for name in SHOWN:
-        found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        if found:
-            (first, before), (last, after) = found[0], found[-1]
-            lines.append(f"| {name} | {before:.4g} (step {first}) | {after:.4g} (step {last}) |")
-    base = record.options["model_name_or_path"]
-    head = {"library_name": "transformers", "tags": ["nanorlhf", record.algorithm]}
-    head |= {} if base.startswith("nanorlhf:") or Path(base).exists() else {"base_model": base}
-    table = "\n".join(["| | first | last |", "|---|---|---|", *lines])
-    return (
-        f"---\n{yaml.safe_dump(head)}---\n# {record.name}\n\n"
-        f"{base}, trained by `python -m {record.algorithm}` of nanorlhf for {step} steps; "
-        "what it learned is merged into the weights.\n\n"
-        f"## Results\n\n{table}\n\n## Recipe\n\n```yaml\n{yaml.safe_dump(said, sort_keys=False)}```\n"
-    )
 
 
 if __name__ == "__main__":

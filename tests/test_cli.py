@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from nanorlhf.__main__ import ALGORITHMS
+from nanorlhf.__main__ import main as nanorlhf
 from nanorlhf.cli import parse
 from nanorlhf.config.aliases import ALIASES, Became
 from nanorlhf.config.option import split_names
@@ -16,6 +21,7 @@ from nanorlhf.config.training import CriticConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
+from tests.test_wrong_input import config_class
 
 RECIPES = Path(__file__).parents[1] / "grpo" / "recipes"
 
@@ -127,13 +133,84 @@ def test_every_alias_leads_to_an_option() -> None:
     assert not set(ALIASES) & set(names)
 
 
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert not [name for name in GRPOConfig().to_dict() if f"--{name}" not in text]
-    assert "--beta" not in text
+def printed(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
+    """The text that a command prints before it stops."""
+    try:
+        code = nanorlhf(command)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert not code
+    return capsys.readouterr().out
+
+
+def listed(text: str) -> set[str]:
+    """The options that a help text explains."""
+    return set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+
+
+STOPS = {"recipe", "print_config", "plan", "version", "help"}
+KEYS = {"grpo": {"advantage", "scale_rewards"}, "ppo": {"critic_learning_rate", "lam"}, "rloo": {"policy_loss"}}
+KEYS |= {"reinforce": {"baseline"}, "dpo": {"beta"}, "online_dpo": {"beta"}}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_help_lists_what_is_set_first_and_all_of_it_if_asked(
+    algorithm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, full = (printed(capsys, [algorithm, "--help", *more]) for more in ([], ["all"]))
+    every = config_class(algorithm)().to_dict().keys()
+    assert listed(full) == every | STOPS
+    short = listed(text) - STOPS
+    assert short <= every and 15 <= len(short) <= 25 and KEYS.get(algorithm, set()) <= short
+    assert {"model_name_or_path", "dataset_name", "learning_rate", "max_steps", "output_dir", "seed"} <= short
+    assert f"`nanorlhf {algorithm} --help all` lists all {len(every)} options." in " ".join(text.split())
+    headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert headings == ["start", "model", "data", "rollout", "reward", "training", "run"]
+
+
+def test_help_says_what_an_option_takes_and_what_it_is_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, ["grpo", "-h", "all"])
+    lines = " ".join(text.split())
+    for line in (
+        "--recipe NAME Options from a recipe: calculator, ",
+        "--learning_rate FLOAT Peak learning rate. (default: 1e-05)",
+        "--engine auto|vllm|hf Who writes completions;",
+        "--reward_weights FLOAT,... A weight for each reward",
+        "--gpu_memory_gib FLOAT|auto Memory of the GPU",
+        "--streaming [true|false] Read rows",
+        "--columns {NAME: VALUE} More names",
+        "'train[:500]' is a part of it. (default: train)",
+    ):
+        assert line in lines, line
+    assert "SUPPRESS" not in text and max(map(len, text.splitlines())) <= 110
+
+
+def test_an_option_that_is_set_first_stays_one_in_every_algorithm() -> None:
+    """A class that defines an option anew, for another default, marks it again."""
+    lost = []
+    for algorithm in ALGORITHMS:
+        own = config_class(algorithm)
+        for base in own.__mro__[1:-1]:
+            first = {f.name for f in dataclasses.fields(base) if f.metadata["first"]}
+            lost += [
+                f"{algorithm} {f.name}" for f in dataclasses.fields(own) if f.name in first and not f.metadata["first"]
+            ]
+    assert lost == []
+
+
+@pytest.mark.parametrize("command", [["--version"], ["grpo", "--version"], ["evaluate", "--version"]])
+def test_version(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(capsys, command)
+    assert re.match(r"nanorlhf \d+\.\d+\.\d+ \(", said) and said.count("\n") == 1
+    assert f"torch {version('torch')}, " in said and f"transformers {version('transformers')}" in said
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(capsys, ["--help"])
+    assert said == printed(capsys, []) and "--help all" in said and "--version" in said
+    model = printed(capsys, ["evaluate", "--help"])
+    assert model.startswith("usage: nanorlhf evaluate MODEL [--recipe NAME]")
+    assert {"samples", "greedy", "output"} <= listed(model) and "reward_workers" not in listed(model)
 
 
 def test_missing_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

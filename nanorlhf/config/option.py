@@ -45,9 +45,12 @@ class Bounds:
         return " and ".join(low + high)
 
 
-def option(default: Any, about: str, group: str, **bounds: float) -> Any:
-    """A dataclass field with its line of help, and the bounds of its number: above, least, below, most."""
-    metadata = {"help": about, "group": group, "bounds": Bounds(**bounds)}
+def option(default: Any, about: str, group: str, *, first: bool = False, **bounds: float) -> Any:
+    """A dataclass field with its line of help, and the bounds of its number: above, least, below, most.
+
+    `first` marks one of those that people set before all others: the short `--help` lists these alone.
+    """
+    metadata = {"help": about, "group": group, "first": first, "bounds": Bounds(**bounds)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -101,6 +104,22 @@ def kinds_of(hint: Any) -> str:
     if get_origin(hint) is dict:
         return "names with values, such as '{a: 1}'"
     return KINDS.get(hint, str(hint).replace("typing.", ""))
+
+
+PLACEHOLDERS = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT"}
+
+
+def placeholder(hint: Any) -> str:
+    """The values that a type hint stands for as `--help` shows them after the option's name."""
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        listed = next((kind for kind in kinds if get_origin(kind) is list), None)
+        return placeholder(listed) if listed else "|".join(map(placeholder, kinds))
+    if get_origin(hint) is list:
+        return f"{placeholder(get_args(hint)[0])},..."
+    return "{NAME: VALUE}" if get_origin(hint) is dict else PLACEHOLDERS[hint]
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ class TaskConfig:
         "Model: a Hugging Face name, a folder, nanorlhf:adder or nanorlhf:storyteller (shipped), or nanorlhf:smollm2 "
         "(SmolLM2-135M-Instruct, with the extra smollm2).",
         "model",
+        first=True,
     )
     adapter_name_or_path: str | None = option(
-        None, "An adapter to go on from, such as an earlier stage's checkpoint.", "model"
+        None, "An adapter to go on from, such as an earlier stage's checkpoint.", "model", first=True
     )
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "Of the base weights: auto is bfloat16 on CUDA, else float32.", "model"
@@ -40,13 +41,17 @@ class TaskConfig:
         "gsm_symbolic (built in), reasoning_gym:TASK, or mine.py:function or package.module:function, which is given "
         "the split.",
         "data",
+        first=True,
     )
     dataset_config: str | None = option(None, "The dataset's configuration on the hub.", "data")
     dataset_train_split: str = option("train", "Split to train on; 'train[:500]' is a part of it.", "data")
     dataset_test_name: str | None = option(None, "Dataset to evaluate on, where it is another one.", "data")
     dataset_test_config: str | None = option(None, "Its configuration on the hub.", "data")
     dataset_test_split: str | None = option(
-        None, "Split to evaluate on; none: no evaluation, or 'test' where dataset_test_name is given.", "data"
+        None,
+        "Split to evaluate on; none: no evaluation, or 'test' where dataset_test_name is given.",
+        "data",
+        first=True,
     )
     streaming: bool = option(
         False, "Read rows as they are needed, for what is too big for the disk; shuffled within 10,000 rows.", "data"
@@ -68,6 +73,7 @@ class TaskConfig:
         "Makes prompts of columns: 'Question: {question}'; {prompt} is the prompt as it was. "
         "Braces around anything but a name stand for themselves, as {{ and }} do.",
         "data",
+        first=True,
     )
     prompt_format: Literal["auto", "chat", "text"] = option(
         "auto",
@@ -90,13 +96,13 @@ class TaskConfig:
 
     # rollout
     engine: Literal["auto", "vllm", "hf"] = option(
-        "auto", "Who writes completions; auto: vLLM where it is installed.", "rollout"
+        "auto", "Who writes completions; auto: vLLM where it is installed.", "rollout", first=True
     )
     stop: str | list[str] = option([], "Strings that end a completion, beside the model's end tokens.", "rollout")
     engine_logs: bool = option(False, "Show the engine's own log.", "rollout")
-    max_completion_length: int = option(512, "Tokens a completion may have.", "rollout", above=0)
+    max_completion_length: int = option(512, "Tokens a completion may have.", "rollout", first=True, above=0)
     temperature: float = option(
-        1.0, "Sampling temperature; log-probabilities are those of this distribution.", "rollout", above=0
+        1.0, "Sampling temperature; log-probabilities are those of this distribution.", "rollout", first=True, above=0
     )
     environment: str | None = option(
         None, "Episodes of many turns: calculator, guessing, or path/to/file.py:Class.", "rollout"
@@ -112,10 +118,10 @@ class TaskConfig:
 
     # reward
     reward_funcs: str | list[str] = option(
-        [], "Rewards: names, or path/to/file.py:function; several with commas.", "reward"
+        [], "Rewards: names, or path/to/file.py:function; several with commas.", "reward", first=True
     )
     reward_weights: list[float] | None = option(
-        None, "A weight for each reward, with commas; 1 each where not given.", "reward"
+        None, "A weight for each reward, with commas; 1 each where not given.", "reward", first=True
     )
     reward_options: dict[str, dict[str, Any]] = option(
         {}, "Options of rewards, by name: '{lexical_richness: {brevity_penalty_scale: 0.5}}'.", "reward"
@@ -151,7 +157,7 @@ class TaskConfig:
     )
 
     # run
-    seed: int = option(0, "Of data order, adapter and sampling.", "run", least=0, below=2**32)
+    seed: int = option(0, "Of data order, adapter and sampling.", "run", first=True, least=0, below=2**32)
     eval_prompts: int = option(256, "Held-out prompts to evaluate on.", "run", above=0)
 
     def validate(self) -> None:

@@ -26,7 +26,7 @@ class TrainConfig(TaskConfig):
         "What LoRA adapts: all-linear (without experts), module names with commas, or none (train all weights).",
         "model",
     )
-    lora_r: int = option(32, "Rank of the adapter.", "model", above=0)
+    lora_r: int = option(32, "Rank of the adapter.", "model", first=True, above=0)
     lora_alpha: int = option(32, "Its scale: alpha / r (alpha / sqrt(r) with use_rslora).", "model", above=0)
     lora_dropout: float = option(0.0, "Dropout before the adapter, in updates only.", "model", least=0, below=1)
     use_rslora: bool = option(False, "Rank-stabilised scaling of the adapter.", "model")
@@ -69,10 +69,10 @@ class TrainConfig(TaskConfig):
         "compared with the trainer's; where they differ the run ends.",
         "rollout",
     )
-    prompts_per_step: int = option(64, "Prompts in a step.", "rollout", above=0)
+    prompts_per_step: int = option(64, "Prompts in a step.", "rollout", first=True, above=0)
 
     # training
-    max_steps: int = option(100, "Steps to train.", "training", above=0)
+    max_steps: int = option(100, "Steps to train.", "training", first=True, above=0)
     num_train_epochs: float | None = option(
         None,
         "Passes over the rows to train, in place of max_steps, which follows from their number.",
@@ -85,7 +85,7 @@ class TrainConfig(TaskConfig):
         "training",
         above=0,
     )
-    learning_rate: float = option(1e-5, "Peak learning rate.", "training", above=0)
+    learning_rate: float = option(1e-5, "Peak learning rate.", "training", first=True, above=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option(
         "cosine", "Course of the learning rate.", "training"
     )
@@ -103,15 +103,21 @@ class TrainConfig(TaskConfig):
     )
 
     # run
-    output_dir: str | None = option(None, "Run directory; none: runs/<algorithm>-<time>.", "run")
+    output_dir: str | None = option(None, "Run directory; none: runs/<algorithm>-<time>.", "run", first=True)
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.", "run")
-    resume: str | None = option(None, "A run directory to continue; its own config.yaml is the base.", "run")
+    resume: str | None = option(
+        None, "A run directory to continue; its own config.yaml is the base.", "run", first=True
+    )
     save_steps: int = option(
         50, "A checkpoint every so many steps, and at the end; 0: only at the end.", "run", least=0
     )
     save_total_limit: int = option(2, "Checkpoints to keep.", "run", above=0)
     eval_steps: int = option(
-        10, "Evaluate every so many steps, at the start and at the end; 0: start and end only.", "run", least=0
+        10,
+        "Evaluate every so many steps, at the start and at the end; 0: start and end only.",
+        "run",
+        first=True,
+        least=0,
     )
     stop_on: list[str] = option(
         [],
@@ -119,7 +125,7 @@ class TrainConfig(TaskConfig):
         f"without rewards only {' and '.join(WITHOUT_REWARDS)} are looked for.",
         "run",
     )
-    report_to: str | list[str] = option([], "Trackers: wandb, tensorboard, trackio.", "run")
+    report_to: str | list[str] = option([], "Trackers: wandb, tensorboard, trackio.", "run", first=True)
     project: str = option("nanorlhf", "Project name for trackers.", "run")
     run_name: str | None = option(None, "Run name for trackers; none: the run directory's.", "run")
     tags: list[str] = option([], "Tags for trackers.", "run")
@@ -169,7 +175,7 @@ class OnPolicyConfig(TrainConfig):
     """Options of trainers that learn from their own samples."""
 
     algorithm: str | None = option(None, "Your own algorithm instead: path/to/file.py:Class.", "run")
-    num_generations: int = option(8, "Completions for each prompt.", "rollout", above=0)
+    num_generations: int = option(8, "Completions for each prompt.", "rollout", first=True, above=0)
     keep_rollouts: bool = option(
         True, "Keep every rollout, tokens and log-probabilities too, in rollouts/step_*.parquet.", "run"
     )
@@ -201,7 +207,9 @@ class OnPolicyConfig(TrainConfig):
     norm: Norm = option(
         "token", "What a token weighs: token 1/N, sequence 1/(S len), constant 1/(S max_completion_length).", "training"
     )
-    kl_coef: float = option(0.0, "Weight of the KL divergence from the starting policy.", "training", least=0)
+    kl_coef: float = option(
+        0.0, "Weight of the KL divergence from the starting policy.", "training", first=True, least=0
+    )
     kl_in: Literal["reward", "loss"] = option("reward", "Where the KL enters.", "training")
     kl_estimator: Literal["k1", "k2", "k3"] = option("k1", "How it is estimated from each token.", "training")
     kl_target: float | None = option(
@@ -292,8 +300,10 @@ class CriticConfig(PolicyGradientConfig):
     """Options of algorithms with a critic."""
 
     gamma: float = option(1.0, "Discount of rewards to come.", "training", least=0, most=1)
-    lam: float = option(0.95, "GAE's lambda: 1 trusts the returns, 0 the critic.", "training", least=0, most=1)
-    critic_learning_rate: float = option(1e-5, "Peak learning rate of the critic.", "training", above=0)
+    lam: float = option(
+        0.95, "GAE's lambda: 1 trusts the returns, 0 the critic.", "training", first=True, least=0, most=1
+    )
+    critic_learning_rate: float = option(1e-5, "Peak learning rate of the critic.", "training", first=True, above=0)
     critic_model_name_or_path: str | None = option(
         None, "A model of its own for the critic; none: a second adapter.", "training"
     )

