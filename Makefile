@@ -9,7 +9,7 @@ BY_FILE = --dist loadfile --no-loadscope-reorder
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint evidence clean
+.PHONY: help train test check lint evidence docs clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -36,5 +36,11 @@ evidence: ## measure what the README claims; goes on where it was stopped
 	.venv/bin/python -m evidence $(ARGS)
 	$(PYTEST) -n 2 $(BY_FILE) -m evidence
 
-clean: ## forget the environment and all caches; runs and results stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+docs: ## the documentation as a site with a search, in site/
+	@$(SETUP) docs
+	.venv/bin/python -m docs.making.options
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+clean: ## forget the environment, the site and all caches; runs and results stay
+	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
