@@ -10,8 +10,8 @@ from nanorlhf.config.training import PolicyGradientConfig
 class ReMaxConfig(PolicyGradientConfig):
     """ReMax: one sampled answer to each prompt, judged against the greedy one."""
 
-    num_generations: int = option(1, "Completions for each prompt, beside the greedy one.", "rollout")
-    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training")
+    num_generations: int = option(1, "Completions for each prompt, beside the greedy one.", "rollout", above=0)
+    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training", least=0)
 
     def validate(self) -> None:
         super().validate()
