@@ -40,7 +40,7 @@ docs: ## the documentation as a site with a search, in site/
 	@$(SETUP) docs
 	.venv/bin/python -m docs.making.options
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "site/index.html is its first page; the search wants a server: python3 -m http.server -d site"
 
 clean: ## forget the environment, the site and all caches; runs and results stay
 	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
