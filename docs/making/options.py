@@ -83,7 +83,8 @@ def page() -> str:
     for group in dict.fromkeys(next(iter(named[name].values())).group for name in sections[ALGORITHMS]):
         own = [named[name] for name in sections[ALGORITHMS] if next(iter(named[name].values())).group == group]
         parts += [f"### {group.capitalize()}\n", table(own)]
-    for commands in sorted(sections.keys() - {ALGORITHMS}, key=lambda some: (-len(some), ALGORITHMS.index(some[0]))):
+    some = [commands for commands in sections if commands != ALGORITHMS]
+    for commands in sorted(some, key=lambda commands: (-len(commands), [*map(ALGORITHMS.index, commands)])):
         parts += [f"## Of {listed(commands)}\n", table([named[name] for name in sections[commands]])]
     own = [{"evaluate": one} for one in options_of(EvaluateConfig) if one.name not in named]
     text = "`nanorlhf evaluate` takes those options above that say what the task is, and these:\n"
@@ -92,7 +93,8 @@ def page() -> str:
 
 def listed(commands: tuple[str, ...]) -> str:
     """Commands in a heading."""
-    return f"{', '.join(commands[:-1])} and {commands[-1]}" if len(commands) > 1 else commands[0]
+    *most, last = commands
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def table(options: list[dict[str, Option]]) -> str:

@@ -150,7 +150,7 @@ def test_a_wrong_option_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "python -m evidence.speed.benchmark --olny x",
     ):
         with pytest.raises((ValueError, AssertionError, SystemExit)):
-            tried(line.split(), monkeypatch)
+            tried(shlex.split(line), monkeypatch)
 
 
 @pytest.mark.parametrize("page", DOCS[1:], ids=lambda page: page.stem)

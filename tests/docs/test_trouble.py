@@ -22,7 +22,7 @@ def said(node: ast.AST) -> list[str]:
         case ast.Constant(value=str() as text):
             return [text]
         case ast.JoinedStr(values=values):
-            return ["".join(v.value if isinstance(v, ast.Constant) else "…" for v in values)]
+            return ["".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in values)]
         case ast.BinOp(left=left, right=right):
             return [a + b for a in said(left) for b in said(right)] or ["…"]
         case ast.IfExp(body=body, orelse=orelse):
@@ -31,13 +31,13 @@ def said(node: ast.AST) -> list[str]:
 
 
 def messages(path: Path) -> list[str]:
-    """What the warnings and errors of a file say."""
+    """The texts of a file's warnings and errors."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
     return [text for call in calls if ast.unparse(call.func) in ERRORS for text in said(call.args[0])]
 
 
 def returned(path: Path, functions: set[str]) -> list[str]:
-    """What these functions of a file return."""
+    """The texts that these functions of a file return."""
     defined = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
     returns = [n for f in defined if f.name in functions for n in ast.walk(f) if isinstance(n, ast.Return) and n.value]
     return [text for n in returns if n.value for text in said(n.value) if text.strip("…")]
