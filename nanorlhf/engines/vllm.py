@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +14,12 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from nanorlhf.engines.base import Completion, Request, Sampling, Weights
+from nanorlhf.engines.base import Completion, Enough, Request, Sampling, Weights, never
 from nanorlhf.engines.kv_cache import sequence_bytes
-from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, undisturbed
+from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, nameless_file, undisturbed
+from nanorlhf.engines.vllm_outputs import completion, cut_off
 from nanorlhf.errors import UsageError
+from nanorlhf.records.pace import Pace
 from nanorlhf.system.distributed import world
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import WeightSync
@@ -69,7 +70,7 @@ class VLLMEngine:
         cuda = torch.cuda.is_available()
         if not cuda and not kv_cache_bytes:
             kv_cache_bytes = int(cpu_cache_bytes(model_name_or_path, max_model_len, dtype, trust_remote_code) * part)
-        self.sampling, self.version = sampling, -1
+        self.sampling, self.version, self.pace = sampling, -1, Pace()
         self.sync: WeightSync = sync
         self.devices = [torch.cuda.current_device()] if cuda else []
         self.sleeps, self.ready, self.complete = cuda and sleep, True, False
@@ -91,9 +92,9 @@ class VLLMEngine:
             )
 
     def generate(
-        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
     ) -> Iterator[Completion]:
-        """Completions as they finish; the rest is aborted when the caller stops listening.
+        """Completions as they finish; the rest is aborted when there is enough, or the caller stops listening.
 
         A greedy request's log-probabilities are at temperature 1, whatever the temperature of the others.
         """
@@ -106,19 +107,30 @@ class VLLMEngine:
         assert not self.engine.has_unfinished_requests(), "the last generate is still going on"
         waiting = {str(request.id) for request in requests}
         assert len(waiting) == len(requests), "two requests with one id"
+        self.pace.begin()
         try:
             with kept_random_state(self.devices):
                 for request in requests:
                     self.add(request, seed, sampling)
-            while self.engine.has_unfinished_requests():
-                with kept_random_state(self.devices):
-                    outputs = self.engine.step()
+            while self.engine.has_unfinished_requests() and not enough():
+                with kept_random_state(self.devices):  # once for many steps: between them nothing of ours draws
+                    outputs = self.decode()
                 for output in outputs:
                     waiting.discard(output.request_id)
                     yield completion(output)
+            yield from [cut_off(state) for state in self.engine.output_processor.request_states.values()]
         finally:
             if waiting and self.engine is not None:
                 self.engine.abort_request(list(waiting))
+
+    def decode(self) -> list[Any]:
+        """Steps until some requests have ended; their outputs."""
+        outputs: list[Any] = []
+        while not outputs and self.engine.has_unfinished_requests():
+            outputs = self.engine.step()
+            running = self.engine.engine_core.engine_core.scheduler.running
+            self.pace.note(len(running) + len(outputs))
+        return outputs
 
     def add(self, request: Request, seed: int, sampling: Sampling) -> None:
         """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
@@ -139,6 +151,9 @@ class VLLMEngine:
         )
         prompt = {"prompt_token_ids": request.prompt_ids}
         self.engine.add_request(str(request.id), prompt, params, lora_request=self.lora_request)
+        if request.begun and sampling.stop:
+            state = next(reversed(self.engine.output_processor.request_states.values()))
+            state.detokenizer.output_text = self.engine.get_tokenizer().decode(list(request.begun))
 
     def forget(self) -> None:
         """Empties the prefix cache: what is read from it differs in the last bits from what is computed."""
@@ -270,20 +285,6 @@ def end_groups() -> None:
 
     destroy_model_parallel()
     destroy_distributed_environment()
-
-
-def nameless_file() -> str:
-    """The address where the process meets itself: a file of vLLM's own choice would stay after a kill."""
-    return f"file:///proc/self/fd/{os.memfd_create('vllm')}"
-
-
-def completion(output: Any) -> Completion:
-    """The output of a finished request, as a Completion."""
-    written = output.outputs[0]
-    assert written.finish_reason in {"stop", "length"}, f"request {output.request_id} ended by {written.finish_reason}"
-    ids, logprobs = list(written.token_ids), list(written.logprobs.logprobs)
-    assert len(ids) == len(logprobs), "a log-probability for every token"
-    return Completion(int(output.request_id), ids, logprobs, stopped=written.finish_reason == "stop")
 
 
 def lora_request() -> Any:

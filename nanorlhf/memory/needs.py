@@ -223,7 +223,7 @@ def requests(config: TrainConfig, algorithm: Algorithm) -> int:
     if not isinstance(algorithm, OnPolicy):
         return min(SEQUENCES, max(1, evaluated))
     wanted = algorithm.samples()
-    return min(SEQUENCES, max(config.prompts_per_step * (wanted.each + wanted.greedy), evaluated))
+    return min(SEQUENCES, max(algorithm.config.prompts_in_flight * (wanted.each + wanted.greedy), evaluated))
 
 
 def advice(config: TrainConfig) -> tuple[str, ...]:
