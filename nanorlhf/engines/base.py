@@ -65,6 +65,7 @@ class CacheBudget:
     bytes: int
     sequence: int  # bytes of one completion of full length
     sleeps: bool
+    requests: int  # completions that may decode at once, some of them shorter
 
     @property
     def sequences(self) -> int:

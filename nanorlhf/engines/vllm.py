@@ -28,7 +28,8 @@ OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; thes
 SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
-CPU_CACHE, CPU_BLOCK = 2**30, 32  # bytes at most, tokens in a block: what a group's prompts share is whole blocks
+CPU_SEQUENCES, CPU_CACHE = 256, 2**30  # that the cache is for, and bytes at most
+CPU_BLOCK = 32  # tokens: what a group's prompts share is whole blocks
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
 ALWAYS = {
@@ -36,7 +37,7 @@ ALWAYS = {
     "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled, after the temperature
     "disable_log_stats": True,
 }
-SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at once, tokens in a block of a GPU's cache
+SEQUENCES, PREFILL, BLOCK = 512, 8192, 16  # sequences and prompt tokens at most, tokens in a block of a GPU's cache
 
 
 class VLLMEngine:
@@ -245,7 +246,7 @@ def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_cod
     """Key-value cache for 256 sequences of full length, at most 1 GiB, but always enough for two."""
     about = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     sequence = sequence_bytes(about, getattr(torch, dtype), max_model_len, CPU_BLOCK)
-    return max(min(SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
+    return max(min(CPU_SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
 
 
 def start(cpu: bool, **engine_args: Any) -> Any:

@@ -41,9 +41,9 @@ class Pace:
             return {}
         tail = seconds[sequences < FEW * sequences.max()].sum()
         return {
-            "rollout/tail_fraction": float(tail / whole),
-            "rollout/sequences_mean": float(seconds @ sequences / whole),
-            "rollout/pace": self.curve(),
+            "throughput/tail_fraction": float(tail / whole),
+            "throughput/sequences_mean": float(seconds @ sequences / whole),
+            "throughput/pace": self.curve(),
         }
 
     def curve(self) -> list[float]:

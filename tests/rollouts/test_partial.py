@@ -298,7 +298,7 @@ def test_the_first_update_has_ratios_of_exactly_1_for_fresh_and_old_tokens(
     assert all(row["mismatch/mean_abs"] is None or row["mismatch/mean_abs"] < 1e-4 for row in rows)
     old = [row for row in rows if row["age/old_fraction"]]
     assert old and any(row.get("importance/old_weight_mean", 1) != 1 for row in old)
-    assert all(row["partial/carried"] > 0 and row["rollout/tail_fraction"] >= 0 for row in rows)
+    assert all(row["partial/carried"] > 0 and row["throughput/tail_fraction"] >= 0 for row in rows)
 
 
 CASES: dict[str, tuple[type[Trainer], Any, dict[str, Any]]] = {
