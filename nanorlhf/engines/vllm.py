@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib.metadata
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,9 @@ import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from nanorlhf.engines.base import Completion, Enough, Request, Sampling, Weights, never
-from nanorlhf.engines.kv_cache import sequence_bytes
+from nanorlhf.engines.kv_cache import CPU_BLOCK, cpu_cache_bytes
 from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, nameless_file, undisturbed
 from nanorlhf.engines.vllm_outputs import completion, cut_off
 from nanorlhf.errors import UsageError
@@ -28,8 +28,6 @@ OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; thes
 SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
-CPU_SEQUENCES, CPU_CACHE = 256, 2**30  # that the cache is for, and bytes at most
-CPU_BLOCK = 32  # tokens: what a group's prompts share is whole blocks
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
 ALWAYS = {
@@ -111,8 +109,9 @@ class VLLMEngine:
         self.pace.begin()
         try:
             with kept_random_state(self.devices):
+                settings = {greedy: self.settings(sampling, greedy) for greedy in {r.greedy for r in requests}}
                 for request in requests:
-                    self.add(request, seed, sampling)
+                    self.add(request, seed, sampling, settings[request.greedy])
             while self.engine.has_unfinished_requests() and not enough():
                 with kept_random_state(self.devices):  # once for many steps: between them nothing of ours draws
                     outputs = self.decode()
@@ -133,14 +132,13 @@ class VLLMEngine:
             self.pace.note(len(running) + len(outputs))
         return outputs
 
-    def add(self, request: Request, seed: int, sampling: Sampling) -> None:
-        """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
+    def settings(self, sampling: Sampling, greedy: bool) -> Any:
+        """The settings that requests of one kind share."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        params = SamplingParams(
-            temperature=0.0 if request.greedy else sampling.temperature,
-            max_tokens=sampling.limit(request),
-            seed=derive(seed, request.id),
+        return SamplingParams(
+            temperature=0.0 if greedy else sampling.temperature,
+            seed=0,
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # only what `sampling` names ends a completion
@@ -149,11 +147,18 @@ class VLLMEngine:
             detokenize=bool(sampling.stop),
             skip_special_tokens=False,  # a stop string may be one
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # or vLLM copies every part of it for every request
         )
+
+    def add(self, request: Request, seed: int, sampling: Sampling, settings: Any) -> None:
+        """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
+        params = copy.copy(settings)
+        params.seed, params.max_tokens = derive(seed, request.id), sampling.limit(request)
         prompt = {"prompt_token_ids": request.prompt_ids}
         self.engine.add_request(str(request.id), prompt, params, lora_request=self.lora_request)
-        if request.begun and sampling.stop:
+        if sampling.stop:
             state = next(reversed(self.engine.output_processor.request_states.values()))
+            state.logprobs_processor.tokenizer = None  # nobody reads a token's text beside its log-probability
             state.detokenizer.output_text = self.engine.get_tokenizer().decode(list(request.begun))
 
     def forget(self) -> None:
@@ -240,13 +245,6 @@ def room_for(rank: int) -> int:
     if not 0 < rank <= RANKS[-1]:
         raise UsageError(f"lora_rank={rank}: weight_sync='lora' needs a rank from 1 to {RANKS[-1]}; use 'merged'")
     return next(size for size in RANKS if size >= rank)
-
-
-def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
-    """Key-value cache for 256 sequences of full length, at most 1 GiB, but always enough for two."""
-    about = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    sequence = sequence_bytes(about, getattr(torch, dtype), max_model_len, CPU_BLOCK)
-    return max(min(CPU_SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
 
 
 def start(cpu: bool, **engine_args: Any) -> Any:

@@ -22,8 +22,9 @@ from nanorlhf import engines
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines import vllm
 from nanorlhf.engines.base import Completion, Request, Sampling
+from nanorlhf.engines.kv_cache import cpu_cache_bytes
 from nanorlhf.engines.launch import check_engine
-from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, renames, room_for
+from nanorlhf.engines.vllm import VLLMEngine, check_version, renames, room_for
 from nanorlhf.errors import UsageError
 from nanorlhf.policy.merging import block
 from nanorlhf.types import WeightSync
