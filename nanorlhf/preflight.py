@@ -75,9 +75,9 @@ def check(
         stays = Path(config.output_dir).resolve() == run_of(config.resume).resolve()
         new = f"a new run goes on from its weights with adapter_name_or_path={config.resume!r}"
         config.require(stays, "output_dir", f"what is resumed goes on where it is, in {run_of(config.resume)}; {new}")
-    others = isinstance(config, PolicyGradientConfig) and bool(config.rollouts_from or config.partial_rollouts)
-    if others and config.importance_correction == "none":
-        config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them, or a part
+    if isinstance(config, PolicyGradientConfig) and (config.rollouts_from or config.partial_rollouts):
+        given = config.importance_correction  # another policy wrote the samples, or a part of them
+        config = dataclasses.replace(config, importance_correction="token" if given == "none" else given)
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     config, environment_class = environment_of(config, tools)
     rewards = rewards_of(config, reward_funcs, environment_class)

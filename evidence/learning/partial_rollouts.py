@@ -58,7 +58,7 @@ def with_a_tail(sampler: Sampler, longest: int) -> None:
     sampler.request = request  # type: ignore[method-assign]
 
 
-def trained(folder: Path, side: str, seed: int, engine: str, size: dict[str, int]) -> RunRecord:
+def trained(folder: Path, side: str, seed: int, engine: Any, size: dict[str, int]) -> RunRecord:
     """A run of one side, in a folder of its own."""
     run = folder / f"{side}-{seed}"
     prompts = [" ".join(f"w{random.Random(f'{i}/{k}').randrange(2, WORDS)}" for k in range(4)) for i in range(512)]

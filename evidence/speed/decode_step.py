@@ -43,8 +43,7 @@ class Inside:
     """Seconds that this thread computes within vLLM's own calls, a name each."""
 
     def __init__(self, engine: Any) -> None:
-        self.seconds = dict.fromkeys(INSIDE, 0.0)
-        self.calls = dict.fromkeys(INSIDE, 0)
+        self.clear()
         for name in INSIDE:
             setattr(engine, name, self.timed(name, getattr(engine, name)))
 
@@ -60,21 +59,17 @@ class Inside:
         return measured
 
     def clear(self) -> None:
-        self.seconds, self.calls = dict.fromkeys(INSIDE, 0.0), dict.fromkeys(INSIDE, 0)
+        self.seconds: dict[str, float] = dict.fromkeys(INSIDE, 0.0)
+        self.calls: dict[str, int] = dict.fromkeys(INSIDE, 0)
 
 
 def as_it_was(engine: VLLMEngine, requests: Sequence[Request], seed: int, sampling: Sampling) -> Iterator[Completion]:
     """The loop before it was made shorter."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
     with kept_random_state(engine.devices):
         for request in requests:
-            settings = SamplingParams(
-                temperature=sampling.temperature, max_tokens=sampling.limit(request), seed=derive(seed, request.id),
-                stop=list(sampling.stop), stop_token_ids=list(sampling.stop_token_ids), ignore_eos=True, logprobs=0,
-                flat_logprobs=True, detokenize=bool(sampling.stop), skip_special_tokens=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )  # fmt: skip
+            settings = engine.settings(sampling, request.greedy)
+            settings.seed, settings.max_tokens = derive(seed, request.id), sampling.limit(request)
+            settings.skip_clone = False
             prompt = {"prompt_token_ids": request.prompt_ids}
             engine.engine.add_request(str(request.id), prompt, settings, lora_request=engine.lora_request)
     while engine.engine.has_unfinished_requests():

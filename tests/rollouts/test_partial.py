@@ -252,11 +252,8 @@ def test_old_tokens_weigh_what_the_trainer_gives_them_over_what_was_said_and_do_
     loop, _ = made_up(importance_correction="token", importance_cap=2.0)
     step = made_of([sample(4, 3, seed=i) for i in range(4)], group_size=4)
     everything = torch.ones(4, dtype=torch.bool)
-    with torch.no_grad():
-        loop.measure(step, everything)
-        for attempt in loop.passes.attempts("measure", step, everything):
-            with attempt as rows:
-                own = loop.learner.measure("logprobs", rows, 12)["logprobs"]
+    (attempt,) = loop.passes.attempts("measure", step, everything)
+    own = loop.learner.measure("logprobs", attempt.rows(), 12)["logprobs"]
     gaps = torch.zeros(12)
     gaps[:3] = torch.tensor([0.5, 2.0, -1.0])  # trainer less engine: of the first three tokens, which are old
     gaps[5] = 1e-4
