@@ -130,7 +130,7 @@ class Plan:
     @property
     def engine_cache(self) -> CacheBudget:
         """The part of it that the engine is told."""
-        return CacheBudget(self.cache, self.needs.sequence, "engine" in self.moved)
+        return CacheBudget(self.cache, self.needs.sequence, "engine" in self.moved, self.needs.requests)
 
     @property
     def sequences(self) -> int:
