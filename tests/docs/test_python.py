@@ -45,7 +45,7 @@ def python_blocks(page: Path) -> list[str]:
 def test_blocks_run(page: Path, small: list[Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, as somebody would paste them, with a `model` and a `dataset` at hand."""
     monkeypatch.setitem(sys.modules, "trl", stand_in_for_trl())
-    names: dict[str, Any] = {"model": "nanorlhf:adder", "dataset": ROWS, "__name__": page.stem}
+    names: dict[str, Any] = {"model": "nanorlhf:adder", "dataset": ROWS, "__name__": "__main__"}
     text = "\n".join(python_blocks(page))
     for block in python_blocks(page):
         exec(compile(block, page.name, "exec", dont_inherit=True), names)  # noqa: S102  that is the point
