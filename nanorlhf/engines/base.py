@@ -14,6 +14,7 @@ from nanorlhf.types import WeightSync
 
 MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
 
+SHORTER = 4  # completions that are expected where one of full length has room
 Enough = Callable[[], bool]
 
 
@@ -65,12 +66,17 @@ class CacheBudget:
     bytes: int
     sequence: int  # bytes of one completion of full length
     sleeps: bool
-    requests: int  # completions that may decode at once, some of them shorter
+    requests: int  # completions that are asked for at once, as far as the engine takes them
 
     @property
     def sequences(self) -> int:
         """Completions of full length that it holds."""
         return self.bytes // self.sequence if self.sequence else 0
+
+    @property
+    def at_once(self) -> int:
+        """Completions that may decode at once: most are shorter, and one that has no room left begins again."""
+        return min(self.requests, SHORTER * self.sequences)
 
     def part(self, share: float) -> CacheBudget:
         """Less of it, but enough for one completion."""

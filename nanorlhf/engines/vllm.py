@@ -35,7 +35,7 @@ ALWAYS = {
     "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled, after the temperature
     "disable_log_stats": True,
 }
-SEQUENCES, PREFILL, BLOCK = 512, 8192, 16  # sequences and prompt tokens at most, tokens in a block of a GPU's cache
+SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at most, tokens in a block of a GPU's cache
 
 
 class VLLMEngine:
