@@ -12,9 +12,11 @@ import pytest
 
 from nanorlhf.config.aliases import ALIASES, Gone
 from nanorlhf.config.option import defaults
+from nanorlhf.environments.tools import tool_environment
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.trainer import Trainer
 from tests.docs.pages import DOCS, ROOT, blocks
+from tests.samples import snippet
 
 SMALL = {"engine": "hf", "device": "cpu", "max_steps": 1, "prompts_per_step": 2, "num_generations": 2}
 SMALL |= {"max_prompt_length": 200, "max_completion_length": 8, "eval_prompts": 2, "reward_workers": 0}
@@ -51,6 +53,20 @@ def test_blocks_run(page: Path, small: list[Trainer], monkeypatch: pytest.Monkey
         exec(compile(block, page.name, "exec", dont_inherit=True), names)  # noqa: S102  that is the point
     assert len(small) == text.count("Trainer(\n") + text.count("Trainer(model"), "every trainer there is was made"
     assert all(trainer.done == 1 for trainer in small)
+
+
+def test_a_tool_as_it_is_shown_can_be_described_and_called() -> None:
+    names: dict[str, Any] = {}
+    exec(snippet("tools.py"), names)  # noqa: S102
+    environment, (schema,) = tool_environment([names["add"]])
+    call = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
+    assert schema["function"]["name"] == "add" and environment().step(call) == ("5", 0.0, False)
+
+
+def test_a_reward_of_verls_form_as_it_is_shown_scores() -> None:
+    names: dict[str, Any] = {}
+    exec(snippet("from_verl.py"), names)  # noqa: S102
+    assert names["reward"](["it is 4", "5"], ground_truth=["4", "4"], data_source=["x", "x"]) == [1.0, 0.0]
 
 
 def stand_in_for_trl() -> ModuleType:
