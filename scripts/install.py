@@ -138,7 +138,7 @@ def install(extras: set[str], newest: bool) -> None:
         say("NVIDIA GPU found: vLLM and torch for CUDA (several GB, about ten minutes)")
         extras = extras | {"gpu"}
     elif platform.system() == "Linux":
-        needs = vllm_for_cpu(*optional["cpu"], held)
+        needs = vllm_for_cpu(optional["cpu"][0], held)
     else:
         say("vLLM runs on Linux: completions will be generated with Hugging Face here")
     if extras & {"dev", "bench", "smollm2"}:
