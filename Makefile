@@ -11,7 +11,7 @@ LOCK = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-vers
 	--override scripts/locks/overrides.txt --custom-compile-command "make locks" --extra dev --extra bench --extra smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint evidence locks newest clean
+.PHONY: help train test check lint evidence docs locks newest clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -38,6 +38,12 @@ evidence: ## measure what the README claims; goes on where it was stopped
 	.venv/bin/python -m evidence $(ARGS)
 	$(PYTEST) -n 2 $(BY_FILE) -m evidence
 
+docs: ## the documentation as a site with a search, in site/
+	@$(SETUP) docs
+	.venv/bin/python -m docs.making.options
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo "site/index.html is its first page; the search wants a server: python3 -m http.server -d site"
+
 locks: ## resolve the locked versions again; ARGS=--upgrade takes the newest
 	@$(SETUP) locks
 	$(LOCK) --extra cpu --override scripts/locks/cpu_overrides.txt --output-file scripts/locks/cpu.txt $(ARGS)
@@ -47,5 +53,5 @@ newest: ## try the newest versions in place of the locked ones, until `make clea
 	@$(SETUP) --newest dev
 	$(MAKE) check
 
-clean: ## forget the environment and all caches; runs and results stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## forget the environment, the site and all caches; runs and results stay
+	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Measures what the README claims, and writes its tables; goes on where it was stopped.
+"""Measures what README and docs claim, and writes their tables; goes on where it was stopped.
 
 Comparisons leave results/<claim>.json, every other measurement one of its own; what is there is not measured again.
 """
@@ -39,6 +39,9 @@ SCRIPTS = {  # by the file that each leaves
     "smollm2_rlhf": "learning.rlhf",
     "overlap": "speed.slow_rewards",
     "step_times": "speed.step_times",
+    "decode_step": "speed.decode_step",
+    "lengths": "speed.lengths",
+    "partial_rollouts": "learning.partial_rollouts",
     "planted": "learning.planted_differences",
     "planted_bugs": "plant_bugs",
     "kills": "survival.kills",
@@ -61,12 +64,21 @@ RIVALRY = {  # what each benchmark against TRL is about
     "smol_goal": "SmolLM2-135M, one-digit arithmetic, until .80",
     "refresh": "new weights for vLLM",
 }
+SECONDS, MEMORY = "seconds", "above_start_mib"
+STRONGEST = [  # what the README shows: a benchmark, one of its figures, and what was measured, in plain words
+    ("update", SECONDS, "one update of GRPO, answers of skewed lengths"),
+    ("update", MEMORY, "the memory of that update"),
+    ("outlier", SECONDS, "the same, one answer of 4,096 tokens among short ones"),
+    ("smol", SECONDS, "one update of GRPO, SmolLM2-135M, 8 prompts x 8 answers"),
+    ("smol_step", SECONDS, "a whole step of GRPO, SmolLM2-135M, both through vLLM"),
+    ("step", SECONDS, "a whole step of GRPO, a model of 11.5M parameters, both through vLLM"),
+]
 TRACKS = {  # of the board of records, by the benchmark that is a run of it
     "goal": ("tiny", "the shipped adder, held-out reward .90"),
     "smol_goal": ("smol", "SmolLM2-135M, one-digit arithmetic in tags, .80"),
 }
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")
-PAGES = ("README.md", "docs/records.md", "docs/real_model.md")
+PAGES = ("README.md", "docs/measured.md", "docs/records.md", "docs/real_model.md")
 START, END = "<!-- {}: made by make evidence -->", "<!-- end -->"
 
 
@@ -113,7 +125,7 @@ def made(claim: str, seeds: int) -> bool:
 
 
 def keep(claim: str, folder: Path) -> None:
-    """Keeps what the README, and the algorithms' pages, show of a comparison."""
+    """Keeps what docs/measured.md, and the algorithms' pages, show of a comparison."""
     shutil.copy(folder / "comparison.json", RESULTS / f"{claim}.json")
     if claim == "algorithms":
         for name in PICTURES:
@@ -130,6 +142,8 @@ def there(names: Iterable[str], prefix: str = "") -> list[tuple[str, Path]]:
 
 def tables_of(page: str) -> dict[str, str]:
     """A page's tables by name, from what results there are."""
+    if page == "README.md":
+        return {"strongest": strongest()}
     if page == "docs/records.md":
         return {"records": records()}
     if page == "docs/real_model.md":
@@ -166,12 +180,26 @@ def rivalry() -> str:
     for name, path in there(RIVALRY, "benchmark_"):
         found = json.loads(path.read_text())
         medians, best, agreed = found["medians"], found["trl_best"], found["agreement"].values()
-        sides = [medians["ours"]["seconds"], medians["ours"]["above_start_mib"]]
-        sides += [medians[best[figure]][figure] for figure in ("seconds", "above_start_mib")]
+        sides = [medians["ours"][figure] for figure in (SECONDS, MEMORY)]
+        sides += [medians[best[figure]][figure] for figure in (SECONDS, MEMORY)]
         cells = [f"{side:,.0f}" if side >= 100 else f"{side:.2g}" for side in sides]
-        ratios = [f"{found['trl_over_ours'][figure]:.1f}" for figure in ("seconds", "above_start_mib")]
+        ratios = [f"{found['trl_over_ours'][figure]:.1f}" for figure in (SECONDS, MEMORY)]
         rows.append([RIVALRY[name], *cells, *ratios, f"{max(agreed):.0e}" if agreed else "-"])
     return table_text(Table("", heads, rows))
+
+
+def strongest() -> str:
+    """The results that the README shows: ours, TRL's at its best setting for that figure, and the ratio."""
+    units = {SECONDS: "s", MEMORY: "MiB"}
+    rows: list[list[str]] = []
+    for name, figure, what in STRONGEST:
+        path = RESULTS / f"benchmark_{name}.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            ours, theirs = (found["medians"][who][figure] for who in ("ours", found["trl_best"][figure]))
+            cells = [f"{side:,.0f}" if side >= 10 else f"{side:.1f}" for side in (ours, theirs)]
+            rows.append([what, *(f"{cell} {units[figure]}" for cell in cells), f"{theirs / ours:.1f}"])
+    return table_text(Table("", ["what was measured", "nanorlhf", "TRL 1.16", "ratio"], rows))
 
 
 def records() -> str:

@@ -214,6 +214,8 @@ class PolicyGradient(OnPolicy):
             weight, cut = self.importance(old, columns["engine_logprobs"], batch.sample)
             tokens = tokens * weight
             stats |= {"importance/weight_mean": weight, "importance/cut_fraction": cut}
+            if "age" in columns:
+                stats["importance/old_weight_mean"] = weight[columns["age"] > 0]
         if config.entropy_coef:
             tokens = tokens - config.entropy_coef * entropy
         if config.kl_coef and config.kl_in == "loss":

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config.task import TaskConfig
-from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
+from nanorlhf.config.training import CriticConfig, OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.data.prompts import AnswerPicker, Prompts
 from nanorlhf.data.streaming import prompts_of
 from nanorlhf.data.templates import read_tokenizer
@@ -27,6 +27,7 @@ from nanorlhf.policy.policy import Policy
 from nanorlhf.preflight import Preflight, reward_models
 from nanorlhf.rollouts.demonstrations import Demonstrations
 from nanorlhf.rollouts.on_policy import OnPolicySource
+from nanorlhf.rollouts.partial import PartialRollouts
 from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.rollouts.saved import SavedRollouts
 from nanorlhf.rollouts.source import Source
@@ -169,4 +170,6 @@ def make_source(
         vocabulary = policy.base.config.get_text_config().vocab_size
         return SavedRollouts(str(config.rollouts_from), scorer, algorithm.samples().each, vocabulary)
     assert sampler is not None
+    if isinstance(config, PolicyGradientConfig) and config.partial_rollouts:
+        return PartialRollouts(config, algorithm.samples(), sampler, prompts)
     return OnPolicySource(config, algorithm.samples(), sampler, prompts)

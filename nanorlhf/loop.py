@@ -68,6 +68,8 @@ class Loop:
         self.warn_if_stale()
         if self.scorer:
             self.scorer.state = TrainerState(number - 1, self.config.max_steps)
+        if self.engine:
+            self.engine.pace.clear()
         rollout = self.source.rollout(number, clock, progress)
         dropped = self.algorithm.drop(rollout)
         with self.phase("measure", clock):
@@ -83,6 +85,7 @@ class Loop:
         metrics |= self.scorer.report() if self.scorer else {}
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics |= {"memory/token_budget": self.passes.tokens} | self.residency.metrics()
+        metrics |= self.engine.pace.metrics() if self.engine else {}
         metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None
         return Step(rollout, credit, metrics, update.skipped)
 
@@ -142,12 +145,12 @@ class Loop:
         """The tensors in which the optimizers keep past gradients."""
         return [t for learner in self.learners for t in learner.optimizer.moments()]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed run must know beside the weights."""
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """The state that a run resumed after this step must know beside the weights."""
         parts = {"optimizer": self.learner.optimizer, "algorithm": self.algorithm}
         parts |= {"critic": self.critic} if self.critic else {}
         lowered = self.passes.tokens if self.passes.lowered else None
-        own = {"version": self.policy.version, "token_budget": lowered}
+        own = {"version": self.policy.version, "token_budget": lowered, "source": self.source.state_dict(step)}
         return {name: part.state_dict() for name, part in parts.items()} | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,6 +159,7 @@ class Loop:
         self.algorithm.load_state_dict(state["algorithm"])
         if self.critic:
             self.critic.load_state_dict(state["critic"])
+        self.source.load_state_dict(state.get("source", {}))  # which older checkpoints have not
         self.policy.version = state["version"]
         if state["token_budget"] is not None:
             self.passes.tokens, self.passes.lowered = min(self.passes.tokens, state["token_budget"]), True

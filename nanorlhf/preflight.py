@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from datasets import Dataset
 from transformers import PretrainedConfig
 
-from nanorlhf.algorithm import Algorithm, OnPolicy, Samples
+from nanorlhf.algorithm import Algorithm, OnPolicy, PolicyGradient, Samples
 from nanorlhf.config.names import run_of
 from nanorlhf.config.option import split_names
 from nanorlhf.config.task import TaskConfig
@@ -75,13 +75,15 @@ def check(
         stays = Path(config.output_dir).resolve() == run_of(config.resume).resolve()
         new = f"a new run goes on from its weights with adapter_name_or_path={config.resume!r}"
         config.require(stays, "output_dir", f"what is resumed goes on where it is, in {run_of(config.resume)}; {new}")
-    if isinstance(config, PolicyGradientConfig) and config.rollouts_from and config.importance_correction == "none":
-        config = dataclasses.replace(config, importance_correction="token")  # another policy wrote them
+    if isinstance(config, PolicyGradientConfig) and (config.rollouts_from or config.partial_rollouts):
+        given = config.importance_correction  # another policy wrote the samples, or a part of them
+        config = dataclasses.replace(config, importance_correction="token" if given == "none" else given)
     replays = config.rollouts_from if isinstance(config, OnPolicyConfig) else None
     config, environment_class = environment_of(config, tools)
     rewards = rewards_of(config, reward_funcs, environment_class)
     chosen = find_algorithm(config, algorithm)
     check_sizes(config, chosen)
+    check_partial(config, chosen, environment_class)
     if replays:
         find_rollouts(replays)
     source = "dataset" if reader else "run" if replays else "policy"
@@ -122,6 +124,23 @@ def check_sizes(config: TrainConfig, algorithm: type[Algorithm]) -> None:
         wanted = algorithm(config).samples()
     check_size(config, {"prompts_per_step": config.prompts_per_step, "num_generations": wanted.each + wanted.greedy})
     config.require_memory("reward_workers", WORKER * config.workers, "such processes")
+
+
+def check_partial(config: TrainConfig, algorithm: type[Algorithm], environment_class: type[Environment] | None) -> None:
+    """Refuses partial rollouts where they cannot be."""
+    if not (isinstance(config, PolicyGradientConfig) and config.partial_rollouts):
+        return
+    name, corrects = "partial_rollouts", issubclass(algorithm, PolicyGradient)
+    config.require(corrects, name, f"{algorithm.__name__} is no PolicyGradient, whose loss corrects for older tokens")
+    turns = "an episode of many turns is played to its end; leave out environment and tools"
+    config.require(environment_class is None, name, turns)
+    config.require(not launched(), name, "unfinished answers stay in one process, and there are several here")
+    config.require(config.rollouts_from is None, name, "the answers of rollouts_from are finished")
+    waits = "dynamic_sampling looks at a whole step and draws more, and partial rollouts end before"
+    config.require(not config.dynamic_sampling, name, waits)
+    least = -(-config.prompts_in_flight // config.prompts_per_step) - 1
+    why = f"of {config.prompts_in_flight:,} prompts in flight a step takes {config.prompts_per_step:,}; say {least}"
+    config.require(config.partial_max_age >= least, "partial_max_age", f"{why} at least")
 
 
 def check_size(config: TaskConfig, counts: Mapping[str, int]) -> None:

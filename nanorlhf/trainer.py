@@ -291,7 +291,8 @@ class Trainer:
         log.info(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         prompts = config.prompts_per_step
-        log.info(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts")
+        flight = f", {config.prompts_in_flight} in flight" if isinstance(config, OnPolicyConfig) else ""
+        log.info(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts{flight}")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
         log.info(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
         log.info(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")
@@ -309,7 +310,7 @@ class Trainer:
             return
 
         self.journal.settle()
-        checkpoint.save(self.run, self.done, self.write, self.loop.state_dict(), self.config.save_total_limit)
+        checkpoint.save(self.run, self.done, self.write, self.loop.state_dict(self.done), self.config.save_total_limit)
         self.journal.draw()
 
     def save_model(self, output_dir: str | Path) -> None:

@@ -38,6 +38,7 @@ class Sample:
     stopped: bool
     text: str
     own: list[bool] | None = None
+    versions: list[int] | None = None  # of the weights that wrote each token, if those were not the same for all
     rewards: dict[str, float | None] = field(default_factory=dict)
     reward: float | None = None
     fault: str | None = None  # what a reward died of; such a sample is unscored, whatever others say
@@ -65,6 +66,7 @@ class Rollout:
     written: int = 0  # tokens that were written for it, those of baselines and discarded groups included
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
     baselines: Tensor | None = None  # (S,) rewards of each prompt's greedy sample, if the algorithm asked for one
+    figures: dict[str, float] = field(default_factory=dict)  # what its source says of it, for the metrics
 
     @property
     def lengths(self) -> Tensor:

@@ -10,8 +10,12 @@ from nanorlhf.config.training import PolicyGradientConfig
 class ReMaxConfig(PolicyGradientConfig):
     """ReMax: one sampled answer to each prompt, judged against the greedy one."""
 
-    num_generations: int = option(1, "Completions for each prompt, beside the greedy one.", "rollout", first=True)
-    kl_coef: float = option(0.01, "Weight of the KL divergence from the starting policy.", "training", first=True)
+    num_generations: int = option(
+        1, "Completions for each prompt, beside the greedy one.", "rollout", first=True, above=0
+    )
+    kl_coef: float = option(
+        0.01, "Weight of the KL divergence from the starting policy.", "training", first=True, least=0
+    )
 
     def validate(self) -> None:
         super().validate()

@@ -1,9 +1,10 @@
 """Makes the models that come with the package, each half taught, so that training has something left to teach.
 
-    nanorlhf make_models adder storyteller
+    nanorlhf make_models adder storyteller counter
 
-`adder` nearly adds and seldom answers in tags; `storyteller` tells stories that mostly say the same thing again. They
-see the train splits of their datasets only, and the same bytes are written every time on the same machine.
+`adder` nearly adds and seldom answers in tags; `storyteller` tells stories that mostly say the same thing again;
+`counter` counts down, and slips now and then, so that it seldom gets far. They see the train splits of their datasets
+only, and the same bytes are written every time on the same machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import nanorlhf
 
 OUTPUT = Path(str(nanorlhf.__file__)).parent / "models"
-MODELS = ("adder", "storyteller")
+MODELS = ("adder", "storyteller", "counter")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The models that come with the package, as they are taught: the adder, and the storyteller."""
+"""The models that come with the package, as they are taught: the adder, the storyteller and the counter."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from nanorlhf.tasks.arithmetic import sums
+from nanorlhf.tasks.counting import ways
 from nanorlhf.tasks.stories import MOODS, title, titles
 
 BATCH, LEARNING_RATE, DECAY_STEPS = 128, 1.5e-3, 600
@@ -38,6 +39,12 @@ CHAT = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+# the counter
+COUNTED, NUMBER = 0.97, 5  # teaching ends when a sampled number, of so many tokens, is right this often
+CONVERSATION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
+ROW_LENGTHS, ROW_TOKENS = (256, 512, 1024, 2048), 8192  # tokens of a row, and of a batch of them
+LONGEST = 16_384
 
 # the storyteller
 STORIES, STORY_STEPS = 20_000, 250
@@ -64,7 +71,7 @@ WORDS = {
 }
 
 
-def make_model(tokenizer: PreTrainedTokenizerBase, layers: int) -> Qwen2ForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerBase, layers: int, longest: int = 512) -> Qwen2ForCausalLM:
     """Qwen2's architecture, 0.2M parameters a layer, and 128 a token."""
     ids = tokenizer.get_vocab()
     eos, pad = ids[END], ids[PAD]
@@ -75,7 +82,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase, layers: int) -> Qwen2ForCausa
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=longest,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=eos,
@@ -128,7 +135,7 @@ def adder() -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM]:
     return tokenizer, model
 
 
-def bytes_and_roles() -> PreTrainedTokenizerFast:
+def bytes_and_roles(longest: int = 512) -> PreTrainedTokenizerFast:
     """A byte is a token; so are the few words every conversation repeats."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -143,7 +150,7 @@ def bytes_and_roles() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         additional_special_tokens=[START],
         chat_template=CHAT,
-        model_max_length=512,
+        model_max_length=longest,
         clean_up_tokenization_spaces=False,
     )
 
@@ -167,6 +174,35 @@ def skill(model: Qwen2ForCausalLM, rows: Tensor, labels: Tensor) -> float:
     """The mean probability that a sampled answer is the one in `labels`."""
     logits = model(input_ids=rows).logits[:, :-1].transpose(1, 2)  # (problems, V, WIDTH - 1)
     return (-cross_entropy(logits, labels[:, 1:], reduction="none").sum(1)).exp().mean().item()
+
+
+def counter() -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM]:
+    """Shows the first part of ways down to zero, until a share COUNTED of sampled numbers is right."""
+    tokenizer = bytes_and_roles(LONGEST)
+    model = make_model(tokenizer, layers=2, longest=LONGEST)
+    known, chance, pad = ways("train"), random.Random(0), tokenizer.get_vocab()[PAD]
+
+    def rows_of(some: list[tuple[str, str]], length: int) -> tuple[Tensor, Tensor]:
+        texts = [CONVERSATION.format(*way) for way in some]
+        cut = {"padding": "max_length", "max_length": length, "truncation": True}
+        rows = torch.tensor(tokenizer(texts, **cut)["input_ids"])
+        labels = rows.masked_fill(rows.eq(pad), -100)
+        labels[:, :PROMPT] = -100
+        return rows, labels
+
+    def draw() -> tuple[Tensor, Tensor]:
+        length = chance.choice(ROW_LENGTHS)
+        return rows_of(chance.choices(known, k=ROW_TOKENS // length), length)
+
+    probe = rows_of(known[:32], ROW_LENGTHS[1])
+    for step, loss in learn(model, draw):
+        if step % 25 == 0:
+            with torch.no_grad():
+                reached = (-NUMBER * model(input_ids=probe[0], labels=probe[1]).loss).exp().item()
+            print(f"counter step {step}  loss {loss:.3f}  skill {reached:.4f}", flush=True)
+            if reached >= COUNTED:
+                break
+    return tokenizer, model
 
 
 def storyteller() -> tuple[Qwen2Tokenizer, Qwen2ForCausalLM]:
@@ -219,6 +255,7 @@ def whole_words(texts: list[str]) -> Qwen2Tokenizer:
 MODELS: dict[str, Callable[[], tuple[PreTrainedTokenizerBase, Qwen2ForCausalLM]]] = {
     "adder": adder,
     "storyteller": storyteller,
+    "counter": counter,
 }
 
 

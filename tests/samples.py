@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from nanorlhf.learning.learner import Part
 from nanorlhf.loop import Loop
 from nanorlhf.types import Credit, MicroBatch, Prompt, Rollout, Sample
+from tests.docs.pages import DOCS, blocks
 
 
 def sample(
@@ -61,11 +60,10 @@ def said(text: str) -> list[dict[str, str]]:
 
 
 def snippet(name: str) -> str:
-    """The README's code that begins with the comment `# name`."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    found = re.search(rf"```(?:python|yaml)\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
-    assert found, f"the README shows no {name}"
-    return found[1]
+    """The documentation's code that begins with the comment `# name`."""
+    found = [block.text for page in DOCS for block in blocks(page) if block.name == name]
+    assert found, f"no page shows {name}"
+    return found[-1]
 
 
 def expect_close(got: torch.Tensor, want: Sequence[float], tolerance: float = 1e-5) -> None:

@@ -83,7 +83,7 @@ def test_learns_through_vllm(sync: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_own_algorithm_learns(tmp_path: Path) -> None:
+def test_the_algorithm_on_the_page_of_algorithms_learns(tmp_path: Path) -> None:
     (tmp_path / "middle.py").write_text(snippet("middle.py"))
     before, after = climb("grpo", tmp_path / "run", "--engine", "hf", "--algorithm", f"{tmp_path}/middle.py:Middle")
     assert before <= 0.45

@@ -37,7 +37,7 @@ def test_every_folder_is_packaged_checked_and_linked() -> None:
     packages = {p.parent.relative_to(ROOT) for p in ROOT.glob("*/__init__.py")} - {Path("tests"), Path("evidence")}
     assert {Path(folder) for folder in FOLDERS.values()} == packages
     assert set(PROJECT["tool"]["setuptools"]["packages"]) >= set(FOLDERS)
-    assert set(PROJECT["tool"]["pyright"]["include"]) == {*FOLDERS.values(), "tests", "evidence"}
+    assert set(PROJECT["tool"]["pyright"]["include"]) == {*FOLDERS.values(), "tests", "evidence", "docs"}
     links = {f"nanorlhf.{p.name}": p.resolve() for p in (ROOT / ".typings" / "nanorlhf").iterdir()}
     assert links == {name: ROOT / folder for name, folder in FOLDERS.items() if name != "nanorlhf"}
     assert set(ALGORITHMS) == {p.parent.name for p in ROOT.glob("*/__main__.py")} - {"nanorlhf", "evidence"}

@@ -1,10 +1,9 @@
-"""The examples of the README are run, as they stand there."""
+"""The examples of the documentation are run, as they stand there."""
 
 from __future__ import annotations
 
 import csv
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from nanorlhf.grpo.__main__ import main
 from nanorlhf.scripts import merge, report
+from tests.docs.pages import ROOT, blocks, commands
 from tests.samples import snippet
 
 SMALL = ["--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--output_dir", "run", "--max_steps", "2"]
@@ -45,8 +45,8 @@ def test_a_reward_and_a_dataset_in_ten_lines_each(tmp_path: Path, monkeypatch: p
 
 def test_several_rewards_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (line,) = re.findall(r"`(--reward_funcs [^`]*)`", (Path(__file__).parents[1] / "README.md").read_text())
-    assert main(["--recipe", "tiny", *line.split(), *SMALL, "--eval_prompts", "4"]) == 0
+    (words,) = (words for words in calls("grpo", "rewards") if "numeric,think_format" in words)
+    assert main([*words, *SMALL, "--eval_prompts", "4"]) == 0
     row = metrics()[1]
     assert row["reward/mean"] == pytest.approx(row["reward/numeric"] + 0.1 * row["reward/think_format"])
 
@@ -60,12 +60,10 @@ def test_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "are right" in Path("run/samples.jsonl").read_text()
 
 
-def commands(script: str) -> list[list[str]]:
-    """The words after every call of a script that the README shows, without those that follow a run."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    return [
-        line.split() for line in re.findall(rf"^\.venv/bin/python -m scripts\.{script} ([^#\n]*)", text, re.MULTILINE)
-    ]
+def calls(command: str, page: str) -> list[list[str]]:
+    """The words after every call of a command that a page of docs/ shows."""
+    shell = (block for block in blocks(ROOT / "docs" / f"{page}.md") if block.is_shell and not block.needs)
+    return [words[2:] for block in shell for words in commands(block) if words[:2] == ["nanorlhf", command]]
 
 
 @pytest.mark.slow
@@ -74,15 +72,15 @@ def test_reports_and_a_merged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("mine", "a", "b"):
         words = ["--recipe", "tiny", *SMALL, "--eval_prompts", "4", "--output_dir", f"runs/{name}"]
         assert main(words) == 0
-    written = [words for words in commands("report") if "--serve" not in words]
+    written = [words for words in calls("report", "runs") if "--serve" not in words]
     assert all(report.main(words) == 0 for words in written) and len(written) == 2
     pages = {path.name: path.read_text() for path in (Path("runs/mine/report.html"), Path("ab.html"))}
     assert [page.count('type="application/json" id="samples-') for page in pages.values()] == [1, 2]
-    assert [merge.main(words) for words in commands("merge")] == [0]
+    assert [merge.main(words) for words in calls("merge", "runs")] == [0]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
         path.name for path in Path("merged/mine").iterdir()
     }
-    (words,) = [words for words in commands("report") if "--serve" in words]
+    (words,) = [words for words in calls("report", "runs") if "--serve" in words]
     command = [sys.executable, "-m", "nanorlhf.scripts.report", *words, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and "follows; Ctrl-C ends it" in server.stdout.readline()

@@ -59,6 +59,8 @@ PROMISED = [
     "tokens/trained",
     "throughput/tokens_per_s",
     "throughput/episodes_per_s",
+    "throughput/tail_fraction",
+    "throughput/pace",
     "memory/peak_gib",
     "memory/token_budget",
 ]

@@ -33,9 +33,11 @@ def run(folder: Path, steps: int, **options: Any) -> None:
 # Every prompt begins with the same blocks of the cache, which an evaluation has filled if no process has ended.
 SHARED = {"prompt_template": "1 + 2 = 3. " * 12 + "{prompt}", "max_prompt_length": 160, "eval_steps": 1, "kl_coef": 0.1}
 
+PARTIAL = {"partial_rollouts": 0.5, "temperature": 2.0, "max_completion_length": 24, "stop": "</answer>"}
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [SHARED, {"weight_sync": "lora", "updates_per_step": 2}])
+@pytest.mark.parametrize("options", [SHARED, {"weight_sync": "lora", "updates_per_step": 2}, PARTIAL])
 def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, 4, **options)
@@ -47,6 +49,9 @@ def test_stop_and_resume_equals_never_stopping(options: dict[str, Any], tmp_path
     assert losses[0] == losses[1]
     gaps = [row["mismatch/mean_abs"] for row in lines(parts / "metrics.jsonl")[1:]]
     assert max(gap for gap in gaps if gap is not None) < 1e-4
+    if "partial_rollouts" in options:
+        rows = lines(parts / "metrics.jsonl")[1:]
+        assert any(row["partial/carried_tokens"] for row in rows) and any(row["age/old_fraction"] for row in rows)
 
 
 def test_every_rollout_and_evaluation_begins_with_an_empty_cache(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoConfig
 
 from evidence.speed.ours import Given, as_rollout
 from evidence.speed.workloads import Meter, Workload
-from nanorlhf.engines.base import Completion, Request, Sampling
+from nanorlhf.engines.base import Completion, Enough, Request, Sampling, never
 from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.learning.learner import Part
@@ -192,7 +192,8 @@ def one_row(
     tokens = int(rollout.lengths.sum())
     rollout.columns["advantages"] = torch.ones(tokens)
     policy = Policy(config)
-    loop = Loop(config, GRPO(config), policy, Given(Meter()), residency=Residency(plan, policy.device))
+    source: Any = Given(Meter())
+    loop = Loop(config, GRPO(config), policy, source, residency=Residency(plan, policy.device))
     everyone = torch.ones(len(lengths), dtype=torch.bool)
     (batch,) = pack(rollout, everyone, torch.full((tokens,), 1 / tokens), sum(lengths))
     row, part = batch.to(policy.device), Part(everyone, tokens, first=False)
@@ -225,11 +226,13 @@ def drawn(engine: Any, limit: int) -> None:
     """Has the engine end every completion at a length of its own: log-normal, its median a quarter of the limit."""
     generate = engine.generate
 
-    def limited(requests: Sequence[Request], seed: int, sampling: Sampling | None = None) -> Iterator[Completion]:
+    def limited(
+        requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
+    ) -> Iterator[Completion]:
         draw = random.Random(seed)
         lengths = [min(limit, max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8))))) for _ in requests]
         asked = [dataclasses.replace(r, max_tokens=n) for r, n in zip(requests, lengths, strict=True)]
-        return generate(asked, seed, sampling)
+        return generate(asked, seed, sampling, enough)
 
     engine.generate = limited
 

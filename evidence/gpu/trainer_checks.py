@@ -129,7 +129,8 @@ def stepped(bench: Bench, moves: bool) -> list[Tensor]:
     config = parts.options(bench.model("Qwen3-0.6B", layers=4), bench.device)
     torch.manual_seed(0)
     policy = Policy(config)
-    loop = Loop(config, GRPO(config), policy, Given(Meter()))
+    source: Any = Given(Meter())
+    loop = Loop(config, GRPO(config), policy, source)
     units, seconds = [Offloadable(policy.tensors), Offloadable(loop.moments)], 0.0
     for step in range(3):
         draw = torch.Generator().manual_seed(step)

@@ -38,7 +38,7 @@ NO_PENALTY = ("--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}
 TASKS: dict[str, dict[str, list[Command]]] = {
     "digits": {
         "grpo": [Command("grpo")],
-        "sft, grpo": [Command("sft"), Command("grpo")],
+        "sft, grpo": [Command("sft", ("--max_steps", "10")), Command("grpo")],  # 30 steps know the problems by heart
         "dpo": [Command("dpo")],
         "ppo": [Command("ppo")],
     },

@@ -78,7 +78,8 @@ def update(folder: Path, work: Workload, samples: Sequence[dict[str, Any]], warm
     policy, meter = Policy(config), Meter()
     disturb(policy.model)
     first = [as_rollout(samples[-warm * work.generations :], work)] if warm else []
-    loop = Loop(config, algorithm(config), policy, Given(meter, *first, as_rollout(samples, work)))
+    source: Any = Given(meter, *first, as_rollout(samples, work))
+    loop = Loop(config, algorithm(config), policy, source)
     for step in range(len(first)):
         loop.step(step + 1)
     passed = list[int]()

@@ -17,8 +17,8 @@ class TaskConfig:
     # model
     model_name_or_path: str = option(
         "",
-        "Model: a Hugging Face name, a folder, nanorlhf:adder or nanorlhf:storyteller (shipped), or nanorlhf:smollm2 "
-        "(SmolLM2-135M-Instruct, with the extra smollm2).",
+        "Model: a Hugging Face name, a folder, nanorlhf:adder, nanorlhf:storyteller or nanorlhf:counter (shipped), or "
+        "nanorlhf:smollm2 (SmolLM2-135M-Instruct, with the extra smollm2).",
         "model",
         first=True,
     )
@@ -37,9 +37,9 @@ class TaskConfig:
     # data
     dataset_name: str = option(
         "",
-        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic, digits, stories, calculator or "
-        "gsm_symbolic (built in), reasoning_gym:TASK, or mine.py:function or package.module:function, which is given "
-        "the split.",
+        "Dataset: a hub name, a json/jsonl/csv/parquet file, a folder, arithmetic, digits, counting, stories, "
+        "calculator or gsm_symbolic (built in), reasoning_gym:TASK, or mine.py:function or package.module:function, "
+        "which is given the split.",
         "data",
         first=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Literal
 
@@ -251,11 +252,32 @@ class OnPolicyConfig(TrainConfig):
     def epochs(self) -> int:
         return self.epochs_per_step
 
+    @property
+    def prompts_in_flight(self) -> int:
+        """Prompts that are being answered at once."""
+        return self.prompts_per_step
+
 
 @config
 class PolicyGradientConfig(OnPolicyConfig):
     """Options of algorithms that weigh log-probabilities by advantages."""
 
+    partial_rollouts: float | None = option(
+        None,
+        "A step's rollout ends when this share of the prompts in flight is answered, prompts_per_step of them; what is "
+        "not finished goes on in the next step, under its weights. None: a step waits for its longest answer.",
+        "rollout",
+        above=0,
+        below=1,
+    )
+    partial_max_age: int = option(
+        4, "With partial_rollouts: steps after its first by which an answer must be done.", "rollout", above=0
+    )
+    partial_too_old: Literal["finish", "drop"] = option(
+        "finish",
+        "What becomes of older ones: finish, the step waits for them; drop, their prompt's answers are left out.",
+        "rollout",
+    )
     policy_loss: Literal["clipped", "sequence", "gspo", "cispo", "sapo"] = option(
         "clipped",
         "clipped: a ratio for each token; sequence: one, their product; gspo: one, their geometric mean; "
@@ -289,6 +311,10 @@ class PolicyGradientConfig(OnPolicyConfig):
         self.require(dual, "dual_clip", "it must be above 1, for a ratio of 1 must not be cut")
         clips = self.dual_clip is None or self.policy_loss in ("clipped", "sequence", "gspo")
         self.require(clips, "dual_clip", f"policy_loss {self.policy_loss} has no such clip")
+
+    @property
+    def prompts_in_flight(self) -> int:
+        return math.ceil(round(self.prompts_per_step / (self.partial_rollouts or 1), 6))
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from nanorlhf.errors import UsageError, nearest
 from nanorlhf.system.user_code import from_file, is_file_spec
 from nanorlhf.tasks.arithmetic import arithmetic, digits
 from nanorlhf.tasks.calculator import problems
+from nanorlhf.tasks.counting import counting
 from nanorlhf.tasks.grade_school import gsm_symbolic
 from nanorlhf.tasks.stories import stories
 
@@ -22,6 +23,7 @@ Rows = datasets.Dataset | datasets.IterableDataset
 
 BUILT_IN = {
     "arithmetic": arithmetic,
+    "counting": counting,
     "digits": digits,
     "gsm_symbolic": gsm_symbolic,
     "stories": stories,

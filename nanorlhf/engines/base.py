@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from nanorlhf.records.pace import Pace
 from nanorlhf.types import WeightSync
 
 MISMATCH_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.15}  # nats a token; more, and the engine is not the policy
+
+SHORTER = 4  # completions that are expected where one of full length has room
+Enough = Callable[[], bool]
+
+
+def never() -> bool:
+    """Waits for every request to its end."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,7 @@ class Request:
     prompt_ids: list[int]
     greedy: bool = False
     max_tokens: int | None = None  # if it may have fewer than the sampling says
+    begun: Sequence[int] = ()  # the end of an answer that this goes on with: a stop string may begin in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,7 @@ class Completion:
     token_ids: list[int]
     logprobs: list[float]
     stopped: bool  # False: cut off at the length limit
+    ended: bool = True  # False: it was still being written when there was enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +66,17 @@ class CacheBudget:
     bytes: int
     sequence: int  # bytes of one completion of full length
     sleeps: bool
+    requests: int  # completions that are asked for at once, as far as the engine takes them
 
     @property
     def sequences(self) -> int:
         """Completions of full length that it holds."""
         return self.bytes // self.sequence if self.sequence else 0
+
+    @property
+    def at_once(self) -> int:
+        """Completions that may decode at once: most are shorter, and one that has no room left begins again."""
+        return min(self.requests, SHORTER * self.sequences)
 
     def part(self, share: float) -> CacheBudget:
         """Less of it, but enough for one completion."""
@@ -94,6 +111,11 @@ class Engine(Protocol):
     version: int  # of the weights it serves; -1 before the first update
 
     @property
+    def pace(self) -> Pace:
+        """The sequences that decoded together, step by step."""
+        ...
+
+    @property
     def sync(self) -> WeightSync:
         """The way in which weights reach it."""
         ...
@@ -104,9 +126,13 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
     ) -> Iterator[Completion]:
-        """Completions in the order in which they finish; the same requests and seed give the same tokens."""
+        """Completions in the order in which they finish; the same requests and seed give the same tokens.
+
+        Once there is `enough`, which is asked after each step in which some finished, the others come as far as they
+        are, even if nothing was written of them yet.
+        """
         ...
 
     def forget(self) -> None:

@@ -11,8 +11,9 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nanorlhf.engines.base import Completion, Request, Sampling, Weights
+from nanorlhf.engines.base import Completion, Enough, Request, Sampling, Weights, never
 from nanorlhf.errors import UsageError
+from nanorlhf.records.pace import Pace
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.terminal import EACH, log
 from nanorlhf.types import WeightSync
@@ -51,18 +52,22 @@ class HFEngine:
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         base.set_attn_implementation("sdpa")
         self.device: torch.device = base.device
-        self.version, self.batch = -1, rows
+        self.version, self.batch, self.pace = -1, rows, Pace()
 
     def generate(
-        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
     ) -> Iterator[Completion]:
         """Completions in the order in which they finish; random numbers come from a generator of its own."""
         generator = torch.Generator(self.device).manual_seed(seed)
         left = list(requests)
+        self.pace.begin()
         while left:
+            if enough():
+                yield from (cut_off(Row(r)) for r in left)
+                return
             batch, ended = left[: self.batch], set[int]()
             try:
-                for completion in self.decode([Row(r) for r in batch], generator, sampling or self.sampling):
+                for completion in self.decode([Row(r) for r in batch], generator, sampling or self.sampling, enough):
                     ended.add(completion.id)
                     yield completion
             except RuntimeError as error:
@@ -84,7 +89,9 @@ class HFEngine:
         words = f"out of memory (rollout), nothing is lost: {self.batch} rows decode together from now on"
         log.warning(words, extra=EACH)
 
-    def decode(self, rows: list[Row], generator: torch.Generator, sampling: Sampling) -> Iterator[Completion]:
+    def decode(
+        self, rows: list[Row], generator: torch.Generator, sampling: Sampling, enough: Enough
+    ) -> Iterator[Completion]:
         """One batch, left-padded, until its last row has ended; a prompt passes through the model once for all rows."""
         prompts = list(dict.fromkeys(tuple(row.request.prompt_ids) for row in rows))
         place = {prompt: i for i, prompt in enumerate(prompts)}
@@ -103,6 +110,7 @@ class HFEngine:
             for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
                 row.ids.append(token)
                 row.logprobs.append(logprob)
+            self.pace.note(len(rows))
             alive = []
             for i, row in enumerate(rows):
                 stopped = ended[i] or self.hits_stop_string(row, sampling)
@@ -110,6 +118,9 @@ class HFEngine:
                     yield Completion(row.request.id, row.ids, row.logprobs, stopped)
                 else:
                     alive.append(i)
+            if len(alive) < len(rows) and enough():
+                yield from (cut_off(rows[i]) for i in alive)
+                return
             ids, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             if len(alive) < len(rows) and alive:
                 index = torch.tensor(alive, device=self.device)
@@ -142,7 +153,7 @@ class HFEngine:
         """Whether the text written so far holds a stop string."""
         if not sampling.stop:
             return False
-        text = str(self.tokenizer.decode(row.ids))
+        text = str(self.tokenizer.decode([*row.request.begun, *row.ids]))
         return any(stop in text for stop in sampling.stop)
 
     def forget(self) -> None:
@@ -176,6 +187,11 @@ class HFEngine:
     def close(self) -> None:
         """Lets the copy go."""
         self.model = None
+
+
+def cut_off(row: Row) -> Completion:
+    """A completion as far as it was written."""
+    return Completion(row.request.id, row.ids, row.logprobs, stopped=False, ended=False)
 
 
 def pick(logits: Tensor, temperature: float, greedy: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

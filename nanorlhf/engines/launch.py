@@ -106,6 +106,7 @@ def build_engine(
         sleep=cache is not None and cache.sleeps,
         verbose=config.engine_logs,
         trust_remote_code=config.trust_remote_code,
+        **({"max_num_seqs": cache.part(part).at_once} if cache else {}),
     )
 
 

@@ -7,9 +7,10 @@ from contextlib import suppress
 
 import torch
 
-from nanorlhf.engines.base import Completion, Engine, Request, Sampling, Weights
+from nanorlhf.engines.base import Completion, Engine, Enough, Request, Sampling, Weights, never
 from nanorlhf.engines.side_effects import kept_random_state
 from nanorlhf.errors import RunError, UsageError, error_line
+from nanorlhf.records.pace import Pace
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.distributed import world
 from nanorlhf.system.terminal import log
@@ -77,14 +78,18 @@ class Restarting:
         others = "engine hf or another version of vLLM" if "vLLM" in self.release else "engine vllm"
         return f"{ways[self.sync]}, {others}"
 
+    @property
+    def pace(self) -> Pace:
+        return self.engine.pace
+
     def generate(
-        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
     ) -> Iterator[Completion]:
         """Completions as they finish; after a failure those that were still wanted, which the seed makes the same."""
         given = set[int]()
         while len(given) < len(requests):
             try:
-                for completion in self.engine.generate(requests, seed, sampling):
+                for completion in self.engine.generate(requests, seed, sampling, enough):
                     if completion.id not in given:
                         given.add(completion.id)
                         yield completion

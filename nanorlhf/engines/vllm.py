@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib.metadata
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from nanorlhf.engines.base import Completion, Request, Sampling, Weights
-from nanorlhf.engines.kv_cache import sequence_bytes
-from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, undisturbed
+from nanorlhf.engines.base import Completion, Enough, Request, Sampling, Weights, never
+from nanorlhf.engines.kv_cache import CPU_BLOCK, cpu_cache_bytes
+from nanorlhf.engines.side_effects import classes_kept, group_kept, kept_random_state, nameless_file, undisturbed
+from nanorlhf.engines.vllm_outputs import completion, cut_off
 from nanorlhf.errors import UsageError
+from nanorlhf.records.pace import Pace
 from nanorlhf.system.distributed import world
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import WeightSync
@@ -27,7 +28,6 @@ OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; thes
 SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
-CPU_CACHE, CPU_BLOCK = 2**30, 32  # bytes at most, tokens in a block: what a group's prompts share is whole blocks
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
 ALWAYS = {
@@ -35,7 +35,7 @@ ALWAYS = {
     "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled, after the temperature
     "disable_log_stats": True,
 }
-SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at once, tokens in a block of a GPU's cache
+SEQUENCES, PREFILL, BLOCK = 256, 8192, 16  # sequences and prompt tokens at most, tokens in a block of a GPU's cache
 
 
 class VLLMEngine:
@@ -69,7 +69,7 @@ class VLLMEngine:
         cuda = torch.cuda.is_available()
         if not cuda and not kv_cache_bytes:
             kv_cache_bytes = int(cpu_cache_bytes(model_name_or_path, max_model_len, dtype, trust_remote_code) * part)
-        self.sampling, self.version = sampling, -1
+        self.sampling, self.version, self.pace = sampling, -1, Pace()
         self.sync: WeightSync = sync
         self.devices = [torch.cuda.current_device()] if cuda else []
         self.sleeps, self.ready, self.complete = cuda and sleep, True, False
@@ -91,9 +91,9 @@ class VLLMEngine:
             )
 
     def generate(
-        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None
+        self, requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
     ) -> Iterator[Completion]:
-        """Completions as they finish; the rest is aborted when the caller stops listening.
+        """Completions as they finish; the rest is aborted when there is enough, or the caller stops listening.
 
         A greedy request's log-probabilities are at temperature 1, whatever the temperature of the others.
         """
@@ -106,28 +106,39 @@ class VLLMEngine:
         assert not self.engine.has_unfinished_requests(), "the last generate is still going on"
         waiting = {str(request.id) for request in requests}
         assert len(waiting) == len(requests), "two requests with one id"
+        self.pace.begin()
         try:
             with kept_random_state(self.devices):
+                settings = {greedy: self.settings(sampling, greedy) for greedy in {r.greedy for r in requests}}
                 for request in requests:
-                    self.add(request, seed, sampling)
-            while self.engine.has_unfinished_requests():
-                with kept_random_state(self.devices):
-                    outputs = self.engine.step()
+                    self.add(request, seed, sampling, settings[request.greedy])
+            while self.engine.has_unfinished_requests() and not enough():
+                with kept_random_state(self.devices):  # once for many steps: between them nothing of ours draws
+                    outputs = self.decode()
                 for output in outputs:
                     waiting.discard(output.request_id)
                     yield completion(output)
+            yield from [cut_off(state) for state in self.engine.output_processor.request_states.values()]
         finally:
             if waiting and self.engine is not None:
                 self.engine.abort_request(list(waiting))
 
-    def add(self, request: Request, seed: int, sampling: Sampling) -> None:
-        """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
+    def decode(self) -> list[Any]:
+        """Steps until some requests have ended; their outputs."""
+        outputs: list[Any] = []
+        while not outputs and self.engine.has_unfinished_requests():
+            outputs = self.engine.step()
+            running = self.engine.engine_core.engine_core.scheduler.running
+            self.pace.note(len(running) + len(outputs))
+        return outputs
+
+    def settings(self, sampling: Sampling, greedy: bool) -> Any:
+        """The settings that requests of one kind share."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        params = SamplingParams(
-            temperature=0.0 if request.greedy else sampling.temperature,
-            max_tokens=sampling.limit(request),
-            seed=derive(seed, request.id),
+        return SamplingParams(
+            temperature=0.0 if greedy else sampling.temperature,
+            seed=0,
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # only what `sampling` names ends a completion
@@ -136,9 +147,19 @@ class VLLMEngine:
             detokenize=bool(sampling.stop),
             skip_special_tokens=False,  # a stop string may be one
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # or vLLM copies every part of it for every request
         )
+
+    def add(self, request: Request, seed: int, sampling: Sampling, settings: Any) -> None:
+        """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
+        params = copy.copy(settings)
+        params.seed, params.max_tokens = derive(seed, request.id), sampling.limit(request)
         prompt = {"prompt_token_ids": request.prompt_ids}
         self.engine.add_request(str(request.id), prompt, params, lora_request=self.lora_request)
+        if sampling.stop:
+            state = next(reversed(self.engine.output_processor.request_states.values()))
+            state.logprobs_processor.tokenizer = None  # nobody reads a token's text beside its log-probability
+            state.detokenizer.output_text = self.engine.get_tokenizer().decode(list(request.begun))
 
     def forget(self) -> None:
         """Empties the prefix cache: what is read from it differs in the last bits from what is computed."""
@@ -226,13 +247,6 @@ def room_for(rank: int) -> int:
     return next(size for size in RANKS if size >= rank)
 
 
-def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
-    """Key-value cache for 256 sequences of full length, at most 1 GiB, but always enough for two."""
-    about = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    sequence = sequence_bytes(about, getattr(torch, dtype), max_model_len, CPU_BLOCK)
-    return max(min(SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
-
-
 def start(cpu: bool, **engine_args: Any) -> Any:
     """vLLM's own engine, in this process."""
     from vllm.compilation import decorators
@@ -270,20 +284,6 @@ def end_groups() -> None:
 
     destroy_model_parallel()
     destroy_distributed_environment()
-
-
-def nameless_file() -> str:
-    """The address where the process meets itself: a file of vLLM's own choice would stay after a kill."""
-    return f"file:///proc/self/fd/{os.memfd_create('vllm')}"
-
-
-def completion(output: Any) -> Completion:
-    """The output of a finished request, as a Completion."""
-    written = output.outputs[0]
-    assert written.finish_reason in {"stop", "length"}, f"request {output.request_id} ended by {written.finish_reason}"
-    ids, logprobs = list(written.token_ids), list(written.logprobs.logprobs)
-    assert len(ids) == len(logprobs), "a log-probability for every token"
-    return Completion(int(output.request_id), ids, logprobs, stopped=written.finish_reason == "stop")
 
 
 def lora_request() -> Any:

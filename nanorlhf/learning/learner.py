@@ -124,6 +124,7 @@ class PolicyLearner(Learner):
             averages.add(name, values)
         if part.first and "engine_logprobs" in row.columns:
             gap = (old - row.columns["engine_logprobs"]).abs()
+            gap = gap[row.columns["age"] == 0] if "age" in row.columns else gap  # older weights said otherwise
             averages.add("mismatch/mean_abs", gap)
             averages.peak("mismatch/max_abs", gap)
         return weighted.item()

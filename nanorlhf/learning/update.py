@@ -36,25 +36,20 @@ class Update:
 
     def metrics(self, algorithm: Algorithm, rollout: Rollout, trained: Tensor) -> dict[str, Any]:
         """Means over the policy's steps, and over the tokens of the samples `trained (S,)`."""
-        averages, tokens, columns = self.averages.gather(), trained[rollout.sample], rollout.columns
+        averages, taken = self.averages.gather(), len(self.steps)
+        tokens, columns = trained[rollout.sample], rollout.columns
         if {"logprobs", "ref_logprobs"} <= columns.keys() and "kl" not in averages.sums:
             averages.add("kl", algorithm.divergence(rollout)[tokens])
         means = averages.metrics(AVERAGED)
         if "values" in columns:
-            means["value/explained_variance"] = explained_variance(
-                columns["values"][tokens], columns["returns"][tokens]
-            )
+            values, returns = columns["values"][tokens], columns["returns"][tokens]
+            means["value/explained_variance"] = explained_variance(values, returns)
         return {
-            "loss": mean([step.loss for step in self.steps]),
-            "grad_norm": mean([step.grad_norm for step in self.steps]),
+            "loss": sum(step.loss for step in self.steps) / taken if taken else None,
+            "grad_norm": sum(step.grad_norm for step in self.steps) / taken if taken else None,
             "learning_rate": self.learning_rate,
             "updates/left_out": len(self.skipped),
             **means,
             "kl_coef": algorithm.kl_coef,
             "tokens/trained": self.tokens,
         }
-
-
-def mean(values: list[float]) -> float | None:
-    """The mean; None if there is nothing."""
-    return sum(values) / len(values) if values else None

@@ -134,7 +134,7 @@ def needs_of(
         parks_from={"on": 0.0, "off": math.inf, "auto": recomputation.SHARE}[config.activation_offload],
         reading=widest(grad=False),
         scoring=max((j.scoring for j in judges), default=0),
-        decoding=decoding(body) if engine else 0,
+        decoding=decoding(body, requests(config, algorithm)) if engine else 0,
         sequence=cached(body, engine) if engine else 0,
         requests=requests(config, algorithm) if engine else 0,
         layers=body.layers,
@@ -202,12 +202,12 @@ def engine_residents(body: ModelSize, engine: str) -> list[Resident]:
     ]
 
 
-def decoding(body: ModelSize) -> int:
+def decoding(body: ModelSize, sequences: int) -> int:
     """Bytes that the engine works in: a prefill's widest layer, and logits of every sequence."""
     text: Any = body.about.get_text_config()
     wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     layer = PREFILL * (3 * wide + 4 * text.hidden_size) * (2 if body.half else 4)
-    return max(layer, SAMPLED * SEQUENCES * text.vocab_size * 4)
+    return max(layer, SAMPLED * sequences * text.vocab_size * 4)
 
 
 def cached(body: ModelSize, engine: str) -> int:
@@ -223,7 +223,7 @@ def requests(config: TrainConfig, algorithm: Algorithm) -> int:
     if not isinstance(algorithm, OnPolicy):
         return min(SEQUENCES, max(1, evaluated))
     wanted = algorithm.samples()
-    return min(SEQUENCES, max(config.prompts_per_step * (wanted.each + wanted.greedy), evaluated))
+    return min(SEQUENCES, max(algorithm.config.prompts_in_flight * (wanted.each + wanted.greedy), evaluated))
 
 
 def advice(config: TrainConfig) -> tuple[str, ...]:

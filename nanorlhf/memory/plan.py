@@ -130,7 +130,7 @@ class Plan:
     @property
     def engine_cache(self) -> CacheBudget:
         """The part of it that the engine is told."""
-        return CacheBudget(self.cache, self.needs.sequence, "engine" in self.moved)
+        return CacheBudget(self.cache, self.needs.sequence, "engine" in self.moved, self.needs.requests)
 
     @property
     def sequences(self) -> int:
@@ -175,9 +175,8 @@ class Plan:
         if computed < written:
             lines.append(f"a group of full length: {computed:,} tokens, its prompt once, instead of {written:,}")
         if self.sequences:
-            lines.append(
-                f"cache: {self.sequences} completions of full length at once, of at most {self.needs.requests}"
-            )
+            most = self.engine_cache.at_once
+            lines.append(f"cache: {self.sequences} completions of full length; at most {most} decode at once")
         if moved:
             lines.append(
                 f"moving: {self.seconds:.1f} s a step at {BUS / 1e9:.0f} GB/s; "

@@ -91,7 +91,10 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
         "completion/length_max": lengths.max().item(),
         "completion/truncated_fraction": sum(not s.stopped for s in rollout.samples) / len(rollout.samples),
         "tokens/rollout": rollout.written,
+        **rollout.figures,
     }
+    if "age" in rollout.columns:
+        metrics |= ages(rollout.columns["age"])
     names = rollout.samples[0].rewards.keys()
     if not names:
         return metrics
@@ -102,6 +105,16 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
     return metrics | {
         "reward/unscored": float(rollout.rewards.isnan().sum()),
         "groups/no_spread_fraction": no_spread(rollout),
+    }
+
+
+def ages(age: Tensor) -> dict[str, float | None]:
+    """The share of tokens that older weights wrote, and how many steps old these are."""
+    older = age[age > 0]
+    return {
+        "age/old_fraction": len(older) / len(age),
+        "age/old_mean": older.mean().item() if len(older) else None,
+        "age/max": age.max().item(),
     }
 
 

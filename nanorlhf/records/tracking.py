@@ -37,7 +37,7 @@ class RunLog:
         """One step's metrics; what was not measured is null."""
         self.metrics.write(json.dumps(metrics, allow_nan=False) + "\n")
         self.metrics.flush()
-        measured = {k: v for k, v in metrics.items() if v is not None and k != "step"}
+        measured = {k: v for k, v in metrics.items() if isinstance(v, int | float) and k != "step"}
         self.tell(lambda tracker: tracker.log(measured, step=step))
 
     def tell(self, what: Callable[[Any], object]) -> None:

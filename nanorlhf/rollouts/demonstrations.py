@@ -14,6 +14,7 @@ from nanorlhf.data.row_to_prompt import ReadRow
 from nanorlhf.data.templates import answer_ids
 from nanorlhf.errors import UsageError
 from nanorlhf.records.metrics import Clock
+from nanorlhf.rollouts.source import Source
 from nanorlhf.types import Progress, Prompt, Rollout, Sample, as_tensor
 
 
@@ -38,7 +39,7 @@ def columns(read: ReadRow) -> str:
     return f"this dataset has {', '.join(read.names)}"
 
 
-class Demonstrations:
+class Demonstrations(Source):
     """A step's samples from the dataset: those of one prompt adjacent, the first with reward 1, another with 0."""
 
     def __init__(

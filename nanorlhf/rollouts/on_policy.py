@@ -12,13 +12,14 @@ from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.data.prompts import Prompts
 from nanorlhf.formulas.advantages import has_spread
 from nanorlhf.records.metrics import Clock
+from nanorlhf.rollouts.dapo import punish_overlong, refilled
 from nanorlhf.rollouts.sampler import Sampler
-from nanorlhf.rollouts.source import shared
+from nanorlhf.rollouts.source import Source, shared
 from nanorlhf.system.seeds import derive
 from nanorlhf.types import Progress, Prompt, Rollout, Sample, as_tensor
 
 
-class OnPolicySource:
+class OnPolicySource(Source):
     """The policy's own samples of a step."""
 
     def __init__(self, config: OnPolicyConfig, wanted: Samples, sampler: Sampler, prompts: Prompts) -> None:
@@ -45,10 +46,14 @@ class OnPolicySource:
     def sample(
         self, prompts: Sequence[Prompt], what: tuple[str | int, ...], clock: Clock, progress: Progress
     ) -> Rollout:
-        """Samples for these prompts, with the occasion's seed; the engine's log-probabilities are the first column."""
-        seed, each = derive(self.config.seed, *what), self.wanted.each
+        """Samples for these prompts, with the occasion's seed."""
         with clock("rollout"):
+            seed = derive(self.config.seed, *what)
             samples, greedy = self.sampler.write(prompts, self.wanted, seed, progress=progress)
+        return self.scored(samples, greedy, clock)
+
+    def scored(self, samples: list[Sample], greedy: list[Sample], clock: Clock) -> Rollout:
+        """The rollout of samples that are written; the engine's log-probabilities are its first column."""
         with clock("reward"):
             self.sampler.scorer.finish([*samples, *greedy])
             if self.config.overlong_buffer:
@@ -56,26 +61,9 @@ class OnPolicySource:
             samples, greedy = shared(samples), shared(greedy)
         return Rollout(
             samples=samples,
-            group=torch.arange(len(prompts)).repeat_interleave(each),
+            group=torch.arange(len(samples)) // self.wanted.each,
             rewards=as_tensor(samples),
             written=sum(s.trained for s in [*samples, *greedy]),
-            baselines=as_tensor(greedy).repeat_interleave(each) if greedy else None,
+            baselines=as_tensor(greedy).repeat_interleave(self.wanted.each) if greedy else None,
             columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
         )
-
-
-def punish_overlong(samples: Sequence[Sample], limit: int, buffer: int) -> None:
-    """DAPO's soft punishment (arXiv:2503.14476): from 0 where the last `buffer` tokens begin to -1 at the limit."""
-    for s in samples:
-        excess = max(0, len(s.completion_ids) - (limit - buffer))
-        if s.reward is not None:
-            s.reward -= excess / buffer
-
-
-def refilled(rollout: Rollout, fresh: Rollout) -> Rollout:
-    """As many groups as before: those with spread from both, then as many of the others as are wanting."""
-    groups = int(rollout.group.max()) + 1
-    both = rollout.followed_by(fresh)
-    teaching = has_spread(both.rewards, both.group)
-    order = sorted(range(int(both.group.max()) + 1), key=lambda g: (not teaching[both.group == g].any(), g))
-    return both.groups(order[:groups])

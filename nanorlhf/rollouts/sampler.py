@@ -84,14 +84,14 @@ class Sampler:
         sample.completion_ids = sample.completion_ids + ids
         sample.engine_logprobs = sample.engine_logprobs + completion.logprobs
         sample.stopped = completion.stopped
-        written = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        if self.episodes is None:
-            sample.text = sample.prompt.prefill + written
-            return False
-        assert sample.own is not None
-        sample.own += [True] * len(ids)
-        if self.episodes.goes_on(sample, completion, sample.prompt.prefill + written, last):
-            return True
-        whole = str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True))
-        sample.text = sample.prompt.prefill + whole
+        if self.episodes:
+            assert sample.own is not None
+            sample.own += [True] * len(ids)
+            if self.episodes.goes_on(sample, completion, self.text(sample, ids), last):
+                return True
+        sample.text = self.text(sample, sample.completion_ids)
         return False
+
+    def text(self, sample: Sample, ids: list[int]) -> str:
+        """The text of a sample's tokens, behind what the template has opened the answer with."""
+        return sample.prompt.prefill + str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from nanorlhf.errors import UsageError
 from nanorlhf.records.metrics import Clock
 from nanorlhf.records.rollout_files import find_rollouts, read
-from nanorlhf.rollouts.source import shared
+from nanorlhf.rollouts.source import Source, shared
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.distributed import world
 from nanorlhf.types import Progress, Rollout, as_tensor
 
 
-class SavedRollouts:
+class SavedRollouts(Source):
     """A step's samples from files, the first again after the last; scored anew if rewards are named."""
 
     def __init__(self, folder: str, scorer: Scorer, group_size: int, vocabulary: int) -> None:

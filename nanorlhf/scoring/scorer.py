@@ -73,6 +73,12 @@ class Scorer:
             reward.name: self.submit(reward, arguments, 1) for reward in self.rewards if reward.name in self.alone
         }
 
+    def withdraw(self, samples: Sequence[Sample]) -> None:
+        """Forgets that these were begun: they come again."""
+        for sample in samples:
+            for future in self.begun.pop(id(sample)).values():
+                future.cancel()
+
     def submit(self, reward: Reward, arguments: Mapping[str, Any], count: int) -> Future[Verdict]:
         assert self.pool is not None
         limit = self.config.reward_timeout if count == 1 else self.config.reward_step_timeout

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from zlib import crc32
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+T = TypeVar("T")
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 NEAR = (-10, -1, 1, 10)  # how far wrong answers are off
 
@@ -25,7 +26,7 @@ def one_digit(split: str) -> list[tuple[str, int]]:
     return of_split([(text, right) for text, right in asked if right >= 0], split, 5)
 
 
-def of_split(asked: list[tuple[str, int]], split: str, every: int) -> list[tuple[str, int]]:
+def of_split(asked: list[tuple[str, T]], split: str, every: int) -> list[tuple[str, T]]:
     """The problems of one split; a checksum of their text puts them there for good."""
     if split not in ("train", "test"):
         raise ValueError(f"the dataset has no split {split!r}: choose 'train' or 'test'")

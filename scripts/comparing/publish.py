@@ -36,6 +36,7 @@ COSTS = {
     "tokens/s": ",.0f",
     "completions/s": ",.1f",
     "peak GiB": ".2f",
+    "rollout time in the tail": ".2f",  # fewer than a quarter of the sequences decode
 }
 MEANS = "all but the start are means over the last fifth of the way there"
 
@@ -70,11 +71,17 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         [name, str(len(starts[name])), *(spread(v[name], ".3f") for v in (starts, *values.values()))]
         for name in entries(runs)
     ]
+    spent = [costs(name, runs) for name in entries(runs)]
     return [
         Table(f"{kind[0].upper()}{kind[1:]}, mean ± standard deviation over seeds; {MEANS}", heads, rewards),
-        Table("Cost of a run", ["", *COSTS, "largest mismatch"], [costs(name, runs) for name in entries(runs)]),
+        Table("Cost of a run", ["", *measured(runs), "largest mismatch"], spent),
         phases(runs),
     ]
+
+
+def measured(runs: Sequence[Run]) -> list[str]:
+    """The costs that some run has."""
+    return [cost for cost in COSTS if any(cost in run.costs() for run in runs)]
 
 
 def costs(name: str, runs: Sequence[Run]) -> list[str]:
@@ -82,7 +89,7 @@ def costs(name: str, runs: Sequence[Run]) -> list[str]:
     some = [run for run in runs if run.entry == name]
     each = [run.costs() for run in some]
     cells = [
-        spread([c[cost] for c in each], form) if all(cost in c for c in each) else "-" for cost, form in COSTS.items()
+        spread([c[cost] for c in each], COSTS[cost]) if all(cost in c for c in each) else "-" for cost in measured(runs)
     ]
     mismatches = [run.mismatch for run in some if run.mismatch is not None]
     return [name, *cells, f"{max(mismatches):.0e}" if mismatches else "-"]

@@ -50,6 +50,7 @@ class Run:
     peak_gib: float
     mismatch: float | None  # largest mean of a step between the engine's log-probabilities and the trainer's
     about: dict[str, Any]
+    tail: float | None = None  # the share of rollout time in which few sequences decoded, if it was measured
 
     @property
     def seconds(self) -> float:
@@ -61,7 +62,8 @@ class Run:
         costs = {"training seconds": self.seconds, "peak GiB": self.peak_gib}
         rates = {"completions/s": self.samples / self.seconds, "tokens/s": self.tokens / stepping}
         writing = self.phases["rollout"]
-        return costs | rates | ({"rollout tokens/s": self.tokens / writing} if writing else {})
+        costs |= rates | ({"rollout tokens/s": self.tokens / writing} if writing else {})
+        return costs | ({"rollout time in the tail": self.tail} if self.tail is not None else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def read(record: RunRecord, entry: str, command: str) -> Run:
         if row.get(name) is not None:
             for axis, value in zip(curve, (row["step"], seconds, samples, row[name]), strict=True):
                 curve[axis].append(value)
+    tails = [(row["time/rollout"], t) for row in steps if (t := row.get("throughput/tail_fraction")) is not None]
     mismatches = [m for row in steps if (m := row.get("mismatch/mean_abs")) is not None]
     return Run(
         entry=entry,
@@ -111,6 +114,7 @@ def read(record: RunRecord, entry: str, command: str) -> Run:
         peak_gib=max(row["memory/peak_gib"] for row in steps),
         mismatch=max(mismatches, default=None),
         about=record.about,
+        tail=sum(s * t for s, t in tails) / sum(s for s, _ in tails) if tails else None,
     )
 
 

@@ -40,6 +40,7 @@ from nanorlhf.policy import attention, logprobs
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPOTrainer
 from nanorlhf.records.metrics import Averages
+from nanorlhf.rollouts.source import Source
 from nanorlhf.system.terminal import log
 from nanorlhf.tasks.arithmetic import arithmetic
 from nanorlhf.trainer import Trainer
@@ -86,7 +87,7 @@ CASES = {
 }
 
 
-class Given:
+class Given(Source):
     """The same samples at every step, two groups of four."""
 
     def __init__(self, algorithm: str, siblings: bool = False) -> None:

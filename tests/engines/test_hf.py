@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer
 
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.engines.base import Request, Sampling
+from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.hf import HFEngine, pick
 from nanorlhf.errors import UsageError
 from nanorlhf.policy.policy import Policy
@@ -148,3 +149,66 @@ def test_one_row_that_does_not_fit_is_said(policy: Policy, monkeypatch: pytest.M
     monkeypatch.setattr(engine, "forward", full)
     with pytest.raises(UsageError, match="the key-value cache of one completion does not fit"):
         list(engine.generate(requests(), seed=5))
+
+
+def after(count: int, done: list[Completion]) -> Callable[[], bool]:
+    """Enough once so many are done."""
+    return lambda: sum(c.ended for c in done) >= count
+
+
+def collected(engine: HFEngine, count: int, asked: list[Request]) -> list[Completion]:
+    done: list[Completion] = []
+    for completion in engine.generate(asked, seed=5, enough=after(count, done)):
+        done.append(completion)  # noqa: PERF402  one by one, for it is looked at in between
+    return done
+
+
+@pytest.mark.parametrize("batch", [256, 5])
+def test_when_there_is_enough_the_others_come_as_far_as_they_are(policy: Policy, batch: int) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, "merged", rows=batch)
+    whole = {c.id: c for c in engine.generate(requests(), seed=5)}
+    done = collected(engine, 3, requests())
+    assert sorted(c.id for c in done) == list(range(12)), "each once"
+    ended = [c for c in done if c.ended]
+    assert 3 <= len(ended) < 12 and all(c == whole[c.id] for c in ended)
+    for c in done[len(ended) :]:
+        assert not c.ended and not c.stopped and len(c.logprobs) == len(c.token_ids)
+        assert c.token_ids == whole[c.id].token_ids[: len(c.token_ids)], "the same tokens as if nobody had stopped it"
+    began = [c for c in done if not c.ended and c.token_ids]
+    assert {len(c.token_ids) for c in began} == {max(len(c.token_ids) for c in ended)}
+    assert collected(engine, 0, requests()) == [Completion(r.id, [], [], False, ended=False) for r in requests()]
+
+
+def test_a_stop_string_may_lie_across_the_place_where_an_answer_was_cut(policy: Policy) -> None:
+    engine = HFEngine(policy, TOKENIZER, Sampling(1.0, 12, (END,), stop=("2+34",)), "merged")
+    begun, rest = TOKENIZER("1+2+")["input_ids"], TOKENIZER("34=")["input_ids"]
+    engine.model = Parrot(engine.model, rest)
+    asked = prompts("12+34=")[0]
+    (across,) = engine.generate([Request(0, asked + begun, begun=begun[-4:])], seed=0)
+    assert across.stopped and across.token_ids == rest[:2]
+    (without,) = engine.generate([Request(0, asked + begun)], seed=0)
+    assert not without.stopped
+
+
+class Parrot:
+    """A model that says what it was given, again and again."""
+
+    def __init__(self, model: Any, words: list[int]) -> None:
+        self.model, self.words, self.at = model, words, 0
+
+    def __call__(self, **inputs: Any) -> Any:
+        out = self.model(**inputs)
+        if inputs["past_key_values"] is None:
+            self.at = 0
+        out.logits[:] = -1e4
+        out.logits[:, -1, self.words[self.at % len(self.words)]] = 0.0
+        self.at += 1
+        return out
+
+
+def test_the_pace_is_noted_step_by_step(policy: Policy) -> None:
+    engine = HFEngine(policy, TOKENIZER, HOT, "merged")
+    done = list(engine.generate(requests(), seed=5))
+    lengths = [len(c.token_ids) for c in done]
+    assert engine.pace.sequences == [sum(n > step for n in lengths) for step in range(max(lengths))]
+    assert all(s > 0 for s in engine.pace.seconds)

@@ -25,7 +25,9 @@ class Engine:
             raise self.failures.pop(0)
         self.version = weights.version
 
-    def generate(self, requests: Sequence[Request], seed: int, sampling: Any = None) -> Iterator[Completion]:
+    def generate(
+        self, requests: Sequence[Request], seed: int, sampling: Any = None, enough: Any = None
+    ) -> Iterator[Completion]:
         yield Completion(requests[0].id, [1], [-1.0], stopped=True)
         if self.failures:
             raise self.failures.pop(0)

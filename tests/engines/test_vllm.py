@@ -22,8 +22,9 @@ from nanorlhf import engines
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines import vllm
 from nanorlhf.engines.base import Completion, Request, Sampling
+from nanorlhf.engines.kv_cache import cpu_cache_bytes
 from nanorlhf.engines.launch import check_engine
-from nanorlhf.engines.vllm import VLLMEngine, check_version, cpu_cache_bytes, renames, room_for
+from nanorlhf.engines.vllm import VLLMEngine, check_version, renames, room_for
 from nanorlhf.errors import UsageError
 from nanorlhf.policy.merging import block
 from nanorlhf.types import WeightSync
@@ -378,3 +379,46 @@ def test_sizes() -> None:
     assert cpu_cache_bytes(ADDER, 200, "float32", False) == 256 * 224 * token
     assert cpu_cache_bytes(ADDER, 200, "bfloat16", False) == 256 * 224 * token // 2
     assert cpu_cache_bytes(ADDER, 10_000, "float32", False) == 2**30
+
+
+def test_when_there_is_enough_the_others_come_as_far_as_they_are_and_go_on_later(
+    serve: Serve, policy: Policy, sync: WeightSync
+) -> None:
+    engine = serve(sync)
+    engine.update(policy)
+    asked, done = requests(), list[Completion]()
+    engine.pace.clear()
+    for completion in engine.generate(asked, 0, HOT, enough=lambda: sum(c.ended for c in done) >= 3):
+        done.append(completion)
+    cut = [c for c in done if not c.ended]
+    assert sorted(c.id for c in done) == list(range(12)) and 3 <= len(done) - len(cut) < 12
+    assert all(c.token_ids and len(c.token_ids) == len(c.logprobs) and not c.stopped for c in cut)
+    assert gap(policy, asked, done, HOT.temperature) < 1e-4
+    assert engine.pace.sequences[0] == 12 and sum(engine.pace.sequences) == sum(len(c.token_ids) for c in done)
+    assert engine.engine.get_num_unfinished_requests() == 0
+    policy.perturb(6)
+    engine.update(policy)
+    rest = [Request(c.id, asked[c.id].prompt_ids + c.token_ids, max_tokens=24 - len(c.token_ids)) for c in cut]
+    others = write(engine, rest, seed=1, sampling=HOT)
+    assert gap(policy, rest, others, HOT.temperature) < 1e-4
+    assert others == write(engine, rest, seed=1, sampling=HOT)
+    assert all(c.stopped or len(c.token_ids) == r.max_tokens for c, r in zip(others, rest, strict=True))
+    nothing = list(engine.generate(asked, 0, HOT, enough=lambda: True))
+    assert nothing == [Completion(r.id, [], [], False, ended=False) for r in asked]
+
+
+def test_a_stop_string_may_lie_across_the_place_where_an_answer_was_cut(serve: Serve, policy: Policy) -> None:
+    engine = serve("merged")
+    engine.update(policy)
+    asked = requests(1)[0]
+    (plain,) = write(engine, [replace(asked, greedy=True)], 0, replace(WARM, stop_token_ids=()))
+    text = TOKENIZER.decode(plain.token_ids)
+    first, cut = plain.token_ids[:4], TOKENIZER.decode(plain.token_ids[:4])
+    stop = text[len(cut) - 2 : len(cut) + 2]  # half of it is there already
+    stopping = replace(WARM, stop_token_ids=(), stop=(stop,))
+    rest = Request(0, asked.prompt_ids + first, greedy=True, max_tokens=20)
+    (across,) = write(engine, [replace(rest, begun=first)], 0, stopping)
+    assert across.stopped and TOKENIZER.decode(first + across.token_ids).endswith(stop)
+    assert len(across.token_ids) <= 2
+    (without,) = write(engine, [rest], 0, stopping)
+    assert len(without.token_ids) > len(across.token_ids)

@@ -1,4 +1,4 @@
-"""The README's tables are those of results/, and what is measured is not measured again."""
+"""The tables of README and docs are those of results/, and what is measured is not measured again."""
 
 from __future__ import annotations
 
@@ -32,21 +32,33 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
     found = {"medians": medians, "trl_best": {"seconds": "trl, 32", "above_start_mib": "trl, 8"}}
     found |= {"trl_over_ours": {"seconds": 120.0, "above_start_mib": 15.0}, "agreement": {"loss": 1e-7, "grad": 2e-6}}
     (results / "benchmark_rloo.json").write_text(json.dumps(found))
-    readme = tmp_path / "README.md"
+    page = tmp_path / "measured.md"
     marks = "".join(
         f"{__main__.START.format(claim)}\nold\n{__main__.END}\nkept {claim}\n" for claim in ("engines", "rivalry")
     )
-    readme.write_text(f"before\n{marks}after\n")
-    __main__.write_tables(readme, __main__.tables_of("README.md"))
-    text = readme.read_text()
+    page.write_text(f"before\n{marks}after\n")
+    __main__.write_tables(page, __main__.tables_of("docs/measured.md"))
+    text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("kept rivalry\nafter\n")
     assert "old" not in text
     assert "| a | 0.900 ± 0.090 | 0.900 ± 0.090 | 0.900 ± 0.090 | 10 ± 0 |" in text
     assert "- No difference exceeds the noise at equal time, nor at equal samples, nor over the last fifth." in text
     assert "| RLOO's update | 2 | 100 | 240 | 1,500 | 120.0 | 15.0 | 2e-06 |" in text
-    __main__.write_tables(readme, __main__.tables_of("README.md"))
-    assert readme.read_text() == text
+    __main__.write_tables(page, __main__.tables_of("docs/measured.md"))
+    assert page.read_text() == text
+
+
+def test_the_readme_shows_each_figure_with_the_rivals_best_in_it(results: Path) -> None:
+    medians = {
+        "ours": {"seconds": 2.0, "above_start_mib": 100.0},
+        "trl, 8": {"seconds": 60.0, "above_start_mib": 1280.0},
+        "trl, 32": {"seconds": 15.0, "above_start_mib": 6000.0},
+    }
+    found = {"medians": medians, "trl_best": {"seconds": "trl, 32", "above_start_mib": "trl, 8"}}
+    (results / "benchmark_update.json").write_text(json.dumps(found))
+    _, _, *rows = __main__.strongest().splitlines()
+    assert [row.split(" | ", 1)[1] for row in rows] == ["2.0 s | 15 s | 7.5 |", "100 MiB | 1,280 MiB | 12.8 |"]
 
 
 def test_what_is_there_is_not_measured_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

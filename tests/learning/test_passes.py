@@ -23,6 +23,7 @@ from nanorlhf.learning.passes import Passes
 from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
+from nanorlhf.rollouts.source import Source
 from nanorlhf.types import MicroBatch, Rollout
 from tests.samples import rollout, sample
 
@@ -42,7 +43,7 @@ def made_up(token_budget: int, lora_dropout: float = 0.0) -> Loop:
     for p in (*policy.trainable.values(), *critic.weights.values()):
         p.data += 0.02 * torch.randn(p.shape)
 
-    class Given:
+    class Given(Source):
         def rollout(self, step: int, clock: Any, progress: Any) -> Rollout:
             return rollout([sample(3 + i % 4, 4 + 3 * i, seed=i) for i in range(16)])
 
@@ -259,10 +260,10 @@ def failing(error: Exception) -> Callable[[], None]:
 
 def test_a_resumed_run_starts_with_the_lowered_budget() -> None:
     loop, other = made_up(100), made_up(100)
-    assert loop.state_dict()["token_budget"] is None
+    assert loop.state_dict(0)["token_budget"] is None
     loop.passes.lower("update", 20, 180)
-    other.load_state_dict(loop.state_dict())
-    assert other.passes.tokens == 50 and other.state_dict()["token_budget"] == 50
+    other.load_state_dict(loop.state_dict(0))
+    assert other.passes.tokens == 50 and other.state_dict(0)["token_budget"] == 50
 
 
 def test_held_out_answers_are_judged_in_smaller_rows_too(caplog: pytest.LogCaptureFixture) -> None:

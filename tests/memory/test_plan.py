@@ -16,6 +16,7 @@ import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache, Qwen2Config
 
+from nanorlhf.engines import vllm
 from nanorlhf.engines.base import Sampling
 from nanorlhf.engines.hf import HFEngine
 from nanorlhf.engines.launch import build_engine, sync_way
@@ -436,6 +437,32 @@ def test_the_transformers_engine_decodes_as_many_rows_as_are_planned() -> None:
     for given, rows in ((plan.engine_cache, 24), (None, 256)):
         engine: Any = build_engine(config, policy, None, sampling, Path(), given)  # type: ignore[arg-type]
         assert engine.batch == rows
+
+
+def test_vllm_decodes_as_many_sequences_at_once_as_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GRPOConfig(model_name_or_path="nanorlhf:adder", device="cpu", engine="vllm")
+    asked: list[Any] = []
+    monkeypatch.setattr(vllm, "VLLMEngine", lambda *args, **options: asked.append(options.get("max_num_seqs")))
+    plan = make_plan(a_need(), beside(8))
+    assert (plan.sequences, plan.needs.requests) == (24, 128)
+    for given, part in ((plan.engine_cache, 1.0), (plan.engine_cache, 0.5), (None, 1.0)):
+        build_engine(config, Policy(config), None, Sampling(1.0, 8, (0,)), Path(), given, part)  # type: ignore[arg-type]
+    assert asked == [4 * 24, 4 * 12, None], "most are shorter than the longest"
+    assert make_plan(a_need(), beside(40)).engine_cache.at_once == 128
+
+
+def test_a_plan_knows_how_many_sequences_decode_at_once() -> None:
+    about = tiny("qwen3", vocab_size=200_000).config
+
+    def needed(**options: Any) -> Needs:
+        config = GRPOConfig(device="cpu", num_generations=8, **options)
+        return needs_of(config, about, GRPO(config))
+
+    few, many = needed(prompts_per_step=4), needed(prompts_per_step=20)
+    assert (few.requests, many.requests, needed(prompts_per_step=400).requests) == (32, 160, 256)
+    assert needed(prompts_per_step=4, partial_rollouts=0.4).requests == 80, "ten prompts in flight"
+    assert needed(prompts_per_step=4, dataset_test_split="test", eval_prompts=100).requests == 100
+    assert (few.decoding, many.decoding) == (5 * 32 * 200_000 * 4, 5 * 160 * 200_000 * 4), "logits of as many"
 
 
 @pytest.mark.parametrize("recompute", [False, True])

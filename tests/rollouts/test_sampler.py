@@ -8,7 +8,7 @@ import torch
 
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.records.metrics import Clock
-from nanorlhf.rollouts.on_policy import punish_overlong, refilled
+from nanorlhf.rollouts.dapo import punish_overlong, refilled
 from tests.samples import expect_close, rollout, sample, turns
 from tests.test_trainer import config
 

@@ -295,7 +295,7 @@ def test_a_worker_that_cannot_import_says_so(make: Make, tmp_path: Path, monkeyp
         make(only_here.f).score(samples("a"))
 
 
-def test_the_readmes_reward_scores_as_it_says(make: Make, tmp_path: Path) -> None:
+def test_the_reward_on_the_page_of_rewards_scores_as_it_says(make: Make, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(snippet("mine.py"))
     texts = ["it is 84", "12 * 7 = 80", "no idea", "84"]
     batch = [

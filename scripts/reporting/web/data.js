@@ -59,10 +59,14 @@ const WORDS = {
   grad_norm: "Gradient norm",
   learning_rate: "Learning rate",
   "throughput/tokens_per_s": "Tokens a second, whole step",
+  "throughput/tail_fraction": "Rollout time with few sequences, share",
+  "age/old_fraction": "Tokens that older weights wrote, share",
+  "age/old_mean": "Age of these, steps",
+  "importance/old_weight_mean": "Importance weight of these",
   "memory/peak_gib": "Peak memory, GiB",
 };
 /** Metrics that are seen best together, the second dashed. */
-const BESIDE = { "mismatch/mean_abs": "mismatch/max_abs" };
+const BESIDE = { "mismatch/mean_abs": "mismatch/max_abs", "age/old_mean": "age/max" };
 const LOGARITHMIC = new Set(["mismatch/mean_abs"]);
 const AXES = { step: "step", time: "training time, s", samples: "completions scored" };
 const COLOURS = 8;

@@ -43,6 +43,31 @@ function share() {
   return keys.map(([name, seconds]) => el("span", { class: "key" }, phaseMark(name), `${name} ${all ? Math.round((100 * seconds) / all) : 0}%`));
 }
 
+/** Tokens a second from the beginning of a rollout to its end: those of the last step, and the mean of all. */
+function pace() {
+  const { metrics } = detailed();
+  const rows = (metrics["throughput/pace"] || []).filter(Array.isArray);
+  if (!rows.length) return null;
+  const x = rows[0].map((_, i) => (100 * (i + 0.5)) / rows[0].length);
+  const mean = x.map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length);
+  const stroke = colourOf(detailed());
+  const series = [{}, { stroke, width: 1.8, points: { show: false } }, { stroke, width: 1, dash: [2, 3], points: { show: false } }];
+  const options = {
+    series,
+    axes: axes(brief),
+    scales: { x: { time: false, range: [0, 100] }, y: { range: (_, low, high) => [0, high * 1.05 || 1] } },
+    cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
+  };
+  return { options, data: [x, rows.at(-1), mean] };
+}
+
+/** The pace at a place of the rollout. */
+function paceAt(at, { data: [x, newest, mean] }) {
+  const i = nearest(x, at);
+  const line = (name, value) => el("tr", {}, el("td", {}, name), el("td", { class: "value" }, brief(value)));
+  return [el("b", {}, `after ${Math.round(x[i])}% of the time, tokens/s`), el("table", {}, line("last step", newest[i]), line("mean of all", mean[i]))];
+}
+
 /** A map of counts: a column a step, a row a value or bin, darker where more samples lie. */
 function heat(box, kind) {
   const canvas = el("canvas", { height: 150 });
@@ -103,6 +128,9 @@ function detailSection() {
   const keys = el("div", { class: "keys" });
   chart(timeBox, 176, phases, phasesAt);
   listeners.push(() => keys.replaceChildren(...share()));
+  const paced = runs.some((run) => run.metrics["throughput/pace"]);
+  const paceBox = el("div", { class: "plot" });
+  if (paced) chart(paceBox, 176, pace, paceAt);
   const rewardBox = el("div", { class: "plot" });
   const lengthBox = el("div", { class: "plot" });
   heat(rewardBox, "reward");
@@ -118,6 +146,7 @@ function detailSection() {
       "div",
       { class: "cards wide" },
       frame("phases", "Seconds of a step, by phase", "", timeBox, keys),
+      paced ? frame("pace", "Tokens a second within a rollout, by % of its time", "dashed: the mean of all steps", paceBox) : null,
       frame("rewards", "Rewards by step", "the stronger the colour, the more of a step's samples", rewardBox),
       frame("lengths", "Lengths by step, tokens", "the stronger the colour, the more of a step's samples", lengthBox),
     ),

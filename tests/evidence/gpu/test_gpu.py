@@ -79,7 +79,7 @@ def test_the_head(tmp_path: Path) -> None:
 
 def test_lengths_are_the_same_for_the_same_seed() -> None:
     class Engine:
-        def generate(self, requests: Any, seed: int, sampling: Any = None) -> list[int]:
+        def generate(self, requests: Any, seed: int, sampling: Any = None, enough: Any = None) -> list[int]:
             return [r.max_tokens for r in requests]
 
     engine: Any = Engine()

@@ -1,0 +1,136 @@
+"""Steps that wait for their longest answer against steps that do not: `python -m evidence.learning.partial_rollouts`.
+
+A small random model earns the share of its words that are in one half of the vocabulary, so that there is something to
+learn at every length. How long an answer may be is drawn by prompt and number, with a tail: the mean is a sixth of the
+longest. Both sides train on as many samples, from the same prompts; three seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from datasets import Dataset
+
+from evidence.results import RESULTS, where
+from evidence.speed.workloads import Workload, aligned, prepare
+from nanorlhf.engines.base import Request
+from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.records.directory import RunRecord, read_run
+from nanorlhf.rollouts.sampler import Sampler
+from nanorlhf.scripts.comparing.verdicts import Run, read, verdicts
+from nanorlhf.types import Sample
+
+WORDS, LONGEST, EACH = 2048, 384, 8
+MODEL: dict[str, Any] = {"hidden": 64, "intermediate": 160, "layers": 2, "heads": 2, "vocabulary": WORDS}
+SIDES: dict[str, dict[str, Any]] = {"waiting": {}, "partial": {"partial_rollouts": 0.5}}
+WARM = 3  # steps that do not count in the times: those in which nothing was carried over yet
+SIZES = {"full": {"steps": 60, "longest": LONGEST, "prompts": 8}, "tiny": {"steps": 4, "longest": 24, "prompts": 2}}
+
+
+def lower_half(completions: Sequence[str]) -> list[float]:
+    """The share of words that are in the lower half of the vocabulary."""
+    words = [[int(word[1:]) < WORDS // 2 for word in text.split() if word[1:].isdigit()] for text in completions]
+    return [fmean(found) if found else 0.0 for found in words]
+
+
+def length_of(prompt: int, number: int, longest: int) -> int:
+    """The tokens that an answer may have: log-normal, the median a tenth of the longest, the mean about a sixth."""
+    draw = random.Random(f"{prompt}/{number}")
+    return min(longest, max(1, round(longest / 10 * math.exp(draw.gauss(0, 1)))))
+
+
+def with_a_tail(sampler: Sampler, longest: int) -> None:
+    """Has every answer end at a length of its own, and asks for the rest of one that was cut off."""
+    plain = sampler.request
+
+    def request(number: int, sample: Sample, greedy: bool, limit: int) -> Request:
+        return plain(number, sample, greedy, min(limit, length_of(sample.prompt.index, number % EACH, longest)))
+
+    sampler.request = request  # type: ignore[method-assign]
+
+
+def trained(folder: Path, side: str, seed: int, engine: Any, size: dict[str, int]) -> RunRecord:
+    """A run of one side, in a folder of its own."""
+    run = folder / f"{side}-{seed}"
+    prompts = [" ".join(f"w{random.Random(f'{i}/{k}').randrange(2, WORDS)}" for k in range(4)) for i in range(512)]
+    args = GRPOConfig(
+        model_name_or_path=str(folder), output_dir=str(run), device="cpu", engine=engine, seed=seed, lora_r=16,
+        max_prompt_length=8, max_completion_length=size["longest"], prompts_per_step=size["prompts"],
+        num_generations=EACH, max_steps=size["steps"], learning_rate=2e-3, lr_scheduler_type="constant",
+        importance_correction="token", reward_workers=0, eval_steps=max(size["steps"] // 12, 1), eval_prompts=32,
+        save_steps=0, keep_rollouts=False, report_to=[], **SIDES[side],
+    )  # fmt: skip
+    rows = [{"prompt": prompt} for prompt in prompts]
+    trainer = GRPOTrainer(
+        reward_funcs=lower_half, args=args, train_dataset=Dataset.from_list(rows[:448]),
+        eval_dataset=Dataset.from_list(rows[448:]),
+    )  # fmt: skip
+    with_a_tail(trainer.sampler, size["longest"])
+    trainer.train()
+    return read_run(run)
+
+
+def facts(record: RunRecord) -> dict[str, Any]:
+    """The figures of a run that are kept."""
+    steps = record.steps[WARM:] or record.steps
+    lengths = [row["completion/length_mean"] for row in record.steps]
+    found = {
+        "step_seconds": fmean(row["time/step"] for row in steps),
+        "rollout_seconds": fmean(row["time/rollout"] for row in steps),
+        "tail_fraction": fmean(row["throughput/tail_fraction"] for row in steps),
+        "mean_over_longest": fmean(lengths) / max(row["completion/length_max"] for row in record.steps),
+        "held_out": [row["eval/reward"] for row in record.rows if "eval/reward" in row],
+    }
+    if "age/old_fraction" not in steps[-1]:
+        return found
+    weights = [w for row in steps if (w := row.get("importance/old_weight_mean")) is not None]
+    ages = [age for row in steps if (age := row["age/old_mean"]) is not None]
+    return found | {
+        "old_fraction": fmean(row["age/old_fraction"] for row in steps),
+        "old_age": fmean(ages) if ages else None,
+        "oldest": max(row["age/max"] for row in steps),
+        "old_weight": fmean(weights) if weights else None,
+        "carried": fmean(row["partial/carried"] for row in steps),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains, writes results/partial_rollouts.json, prints a table and what may be said of the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="full", help="tiny only shows that it works")
+    parser.add_argument("--engine", choices=("vllm", "hf"), default="vllm", help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "partial_rollouts.json", help="default: %(default)s")
+    options = parser.parse_args(argv)
+    runs: list[Run] = []
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name), Workload(**MODEL))
+        for seed in range(options.seeds):
+            for side in SIDES:
+                record = trained(Path(name), side, seed, options.engine, SIZES[options.size])
+                runs.append(read(record, side, ""))
+                found[side].append({"seed": seed} | facts(record))
+    times = {side: median(run["step_seconds"] for run in each) for side, each in found.items()}
+    words = verdicts(runs)
+    report = {"engine": options.engine, "size": options.size, "speedup": times["waiting"] / times["partial"]}
+    options.output.write_text(json.dumps(where() | report | {"verdicts": words, "runs": found}, indent=1) + "\n")
+    cells = [("", "step, s", "tail", "held out")]
+    for side, each in found.items():
+        tail, last = fmean(run["tail_fraction"] for run in each), fmean(run["held_out"][-1] for run in each)
+        cells.append((side, f"{times[side]:.3g}", f"{tail:.2f}", f"{last:.3f}"))
+    print("\n".join([*aligned(cells, names=True), f"{report['speedup']:.2f} times as fast a step", *words]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""The built-in dataset `counting`: ways down to zero by equal steps, in up to eight thousand tokens."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from nanorlhf.tasks.arithmetic import of_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = 4000
+FEWEST, MEDIAN, MOST = 20, 120, 1600  # numbers in an answer
+SIGMA = 1.0  # of the logarithm of how many: the longest is eight times the mean
+LARGEST = 9999
+
+
+def ways(split: str) -> list[tuple[str, str]]:
+    """Questions such as 0021-7, with their answers: 0014 0007 0000; every tenth, or so, is in "test"."""
+    chance, found = random.Random(0), list[tuple[str, str]]()
+    for _ in range(ROWS):
+        count = min(max(round(MEDIAN * chance.lognormvariate(0, SIGMA)), FEWEST), MOST)
+        step = chance.randint(2, min(9, LARGEST // count))
+        numbers = [f"{step * left:04}" for left in range(count, -1, -1)]
+        found.append((f"{numbers[0]}-{step}", " ".join(numbers[1:])))
+    return of_split(found, split, 10)
+
+
+def counting(split: str) -> Dataset:
+    """Columns `prompt` (chat messages), `answer`, and a `completion` to copy."""
+    from datasets import Dataset  # takes a second to import, and most commands never need it
+
+    questions, answers = zip(*ways(split), strict=True)
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": question}] for question in questions],
+            "answer": list(answers),
+            "completion": [[{"role": "assistant", "content": answer}] for answer in answers],
+        }
+    )
