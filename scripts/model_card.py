@@ -61,10 +61,21 @@ def card(saved: Saved, rows: list[dict[str, Any]], drawn: bool = False) -> str:
         f"```python\n{loading(saved)}\n```\n\n"
         f"## Results\n\n{picture}{results(rows)}\n\n"
         f"{', '.join(cost)}.\n\n"
-        f"## Recipe\n\nAs a file it is run again by `nanorlhf {record.algorithm} --recipe recipe.yaml`; "
-        "what is not named is as usual.\n\n"
+        f"## Recipe\n\n{again(record, rows)}\n\n"
         f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False)}```\n"
     )
+
+
+def again(record: RunRecord, rows: list[dict[str, Any]]) -> str:
+    """The way to run it again, or those parts that no file of options holds."""
+    named = (("the model", "model_name_or_path"), ("the data", "dataset_name"))
+    made = [part for part, option in named if not record.options[option]]
+    if not record.options["reward_funcs"]:
+        rewards = {found[1] for row in rows for key in row if (found := re.fullmatch(r"reward/(\w+)/failed", key))}
+        made += [f"the reward {name}" for name in sorted(rewards - {"environment"})]
+    if made:
+        return f"Options that are not named are as usual. Made in Python: {', '.join(made)}."
+    return f"`nanorlhf {record.algorithm} --recipe recipe.yaml` runs this file; what it does not name is as usual."
 
 
 def head(saved: Saved, rows: list[dict[str, Any]]) -> str:
@@ -138,10 +149,13 @@ def public(value: Any) -> Any:
 
 def standard_of(record: RunRecord) -> dict[str, Any]:
     """The options of a run's algorithm if nothing is said; of a user's own, those of the one that it is like."""
-    for name in [record.algorithm, *ALGORITHMS]:
-        if name in ALGORITHMS:
-            package = import_module(f"nanorlhf.{name}")
-            options = defaults(getattr(package, next(found for found in package.__all__ if found.endswith("Config"))))
-            if record.options.keys() <= options.keys():
-                return options
-    return {}
+    if record.algorithm in ALGORITHMS:
+        return options_of(record.algorithm)
+    like = (options for name in ALGORITHMS if record.options.keys() <= (options := options_of(name)).keys())
+    return next(like, {})
+
+
+def options_of(algorithm: str) -> dict[str, Any]:
+    """An algorithm's options with their defaults."""
+    package = import_module(f"nanorlhf.{algorithm}")
+    return defaults(getattr(package, next(name for name in package.__all__ if name.endswith("Config"))))

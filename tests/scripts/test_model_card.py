@@ -15,11 +15,13 @@ from nanorlhf.scripts.model_card import USED, Saved, card, hub_name
 ROWS = [{"step": 0, "eval/reward": 0.25}, {"step": 5, "time/step": 2.0, "eval/reward": 0.75, "kl": 0.125}]
 
 
-def text(folder: Path, adapter: bool = False, base: str | None = None, by: str = "ppo", **options: Any) -> str:
+def text(
+    folder: Path, adapter: bool = False, base: str | None = None, by: str = "ppo", rows: Any = ROWS, **options: Any
+) -> str:
     """The card of a run that never was."""
     told = PPOConfig().to_dict() | {"run_name": None} | options
-    record = RunRecord(folder, by, told, {"machine": "a desk", "versions": {"torch": "9.9"}}, ROWS)
-    return card(Saved(record, 5, adapter, "me/mine", base), ROWS)
+    record = RunRecord(folder, by, told, {"machine": "a desk", "versions": {"torch": "9.9"}}, rows)
+    return card(Saved(record, 5, adapter, "me/mine", base), rows)
 
 
 def head(card: str) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def test_a_card_knows_what_is_usual_for_whom(tmp_path: Path) -> None:
     told = recipe(text(tmp_path, by="mine", algorithm="mine.py:Mine", learning_rate=3e-4))
     assert told.keys() - USED == {"algorithm"} and told["learning_rate"] == 3e-4
     assert told["kl_coef"] == PPOConfig().kl_coef > 0
-    assert recipe(text(tmp_path, gone=1))["gone"] == 1, "an option of an earlier version"
+    older = recipe(text(tmp_path, gone=1))
+    assert older["gone"] == 1 and older.keys() - USED == {"gone"}, "an option of an earlier version, and nothing usual"
 
 
 def test_results_and_cost(tmp_path: Path) -> None:
@@ -43,6 +46,15 @@ def test_results_and_cost(tmp_path: Path) -> None:
         "| eval/reward | 0.25 (step 0) | 0.75 (step 5) |" in told and "| kl | 0.125 (step 5) | 0.125 (step 5) |" in told
     )
     assert "\n2 s of training, a desk, torch 9.9.\n" in told and "learning_curve" not in told
+
+
+def test_a_recipe_says_what_was_made_in_python(tmp_path: Path) -> None:
+    named = {"model_name_or_path": "org/base", "dataset_name": "arithmetic"}
+    failed = [*ROWS, {"step": 5, "reward/mine/failed": 0.0, "reward/environment/failed": 0.0}]
+    assert "`nanorlhf ppo --recipe recipe.yaml` runs this file" in text(tmp_path, rows=ROWS, **named)
+    assert "`nanorlhf ppo --recipe" in text(tmp_path, rows=failed, reward_funcs="mine.py:mine", **named)
+    assert "Made in Python: the reward mine.\n" in text(tmp_path, rows=failed, **named)
+    assert "Made in Python: the model, the data.\n" in text(tmp_path)
 
 
 @pytest.mark.parametrize(
