@@ -49,7 +49,7 @@ def test_results_and_cost(tmp_path: Path) -> None:
 
 
 def test_a_recipe_says_what_was_made_in_python(tmp_path: Path) -> None:
-    named = {"model_name_or_path": "org/base", "dataset_name": "arithmetic"}
+    named: dict[str, Any] = {"model_name_or_path": "org/base", "dataset_name": "arithmetic"}
     failed = [*ROWS, {"step": 5, "reward/mine/failed": 0.0, "reward/environment/failed": 0.0}]
     assert "`nanorlhf ppo --recipe recipe.yaml` runs this file" in text(tmp_path, rows=ROWS, **named)
     assert "`nanorlhf ppo --recipe" in text(tmp_path, rows=failed, reward_funcs="mine.py:mine", **named)
