@@ -42,6 +42,7 @@ SCRIPTS = {  # by the file that each leaves
     "decode_step": "speed.decode_step",
     "lengths": "speed.lengths",
     "partial_rollouts": "learning.partial_rollouts",
+    "counting": "learning.counting",
     "planted": "learning.planted_differences",
     "planted_bugs": "plant_bugs",
     "kills": "survival.kills",

@@ -291,8 +291,9 @@ class Trainer:
         log.info(f"{self.prompts.summary()}, {len(self.held_out)} held out")
         self.dropped = self.prompts.dropped  # others may turn up when their turn comes
         prompts = config.prompts_per_step
-        flight = f", {config.prompts_in_flight} in flight" if isinstance(config, OnPolicyConfig) else ""
-        log.info(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts{flight}")
+        flying = config.prompts_in_flight if isinstance(config, OnPolicyConfig) else prompts
+        more = f", {flying} in flight" if flying > prompts else ""
+        log.info(f"{self.algorithm.answers * prompts} completions a step from {prompts} prompts{more}")
         ends = [*self.tokenizer.convert_ids_to_tokens(list(self.sampling.stop_token_ids)), *self.sampling.stop]
         log.info(f"completions end with {' or '.join(ends)}, or after {config.max_completion_length} tokens")
         log.info(f"the first prompt as the model sees it: {self.tokenizer.decode(first.ids)!r}")

@@ -20,12 +20,12 @@ PAGE = Path(__file__).parents[1] / "options.md"
 HEAD = """# All options
 
 ```sh
-nanorlhf grpo --help
+nanorlhf grpo --help all
 nanorlhf grpo --recipe tiny --print_config
 ```
 
-The first prints the options of one command, the second what a command line comes to. This page is made from the code by
-`python -m docs.making.options`.
+The first prints every option of one command; without `all`, those that people set first. The second prints what a
+command line comes to. This page is made from the code by `python -m docs.making.options`.
 
 An option goes on the command line (`--kl_coef 0.04`), into a recipe (`kl_coef: 0.04`) and into a config in Python
 (`kl_coef=0.04`). Wrong names and values are refused before a model loads. [Names from other trainers](moving.md#names)

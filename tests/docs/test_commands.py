@@ -52,7 +52,7 @@ def of_algorithm(name: str, words: list[str]) -> None:
 
 def of_ours(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A command of `nanorlhf`."""
-    if words == ["--help"] or name == "--help":
+    if "--help" in (name, *words):
         with pytest.raises(SystemExit, match="0"):
             raise SystemExit(__main__.main([name, *words]))
     elif name in __main__.ALGORITHMS:

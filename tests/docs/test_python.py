@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.aliases import ALIASES, Gone
 from nanorlhf.config.option import defaults
+from nanorlhf.data import sources
+from nanorlhf.environments import protocol
 from nanorlhf.environments.tools import tool_environment
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.trainer import Trainer
@@ -106,6 +109,13 @@ def arguments(page: Path, name: str) -> dict[str, Any]:
 def test_every_alias_is_on_the_page_of_names() -> None:
     text = (ROOT / "docs" / "moving.md").read_text()
     assert [name for name in ALIASES if f"`{name}`" not in text] == []
+
+
+def test_the_pages_name_all_that_is_built_in() -> None:
+    texts = {page.stem: page.read_text() for page in DOCS}
+    assert [name for name in sources.BUILT_IN if f"`{name}`" not in texts["data"]] == []
+    assert [name for name in protocol.BUILT_IN if f"`{name}`" not in texts["environments"]] == []
+    assert [name for name in ALGORITHMS if f"(../{name}/)" not in texts["algorithms"]] == []
 
 
 def test_the_options_are_those_of_the_code() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.learning import commands, grade_school, real_model, rlhf
+from evidence.learning import commands, counting, grade_school, real_model, rlhf
 
 
 @pytest.mark.slow
@@ -98,3 +98,13 @@ def test_a_run_that_was_stopped_has_not_ended(tmp_path: Path) -> None:
     for step, ended in ((2, False), (3, True)):
         (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0}}\n{{"step": {step}}}\n')
         assert commands.ended(tmp_path) == ended
+
+
+@pytest.mark.slow
+def test_counting_keeps_rewards_and_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "runs.json"), "--runs", str(tmp_path / "runs")]
+    assert counting.main(argv) == 0
+    (run,) = json.loads((tmp_path / "runs.json").read_text())
+    assert run["steps"] == 2 and run["after"] == run["curve"][-1]["reward"] and 0 < run["length_longest"] <= 64
+    assert "| 1 | 2 |" in capsys.readouterr().out
+    assert counting.main(argv) == 0 and "step 1/2" not in capsys.readouterr().out
