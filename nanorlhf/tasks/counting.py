@@ -1,4 +1,4 @@
-"""The built-in dataset `counting`: ways down to zero by equal steps, in up to eight thousand tokens."""
+"""The built-in dataset `counting`: ways down by equal steps as far as they go, in up to 8,000 tokens."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 ROWS = 4000
 FEWEST, MEDIAN, MOST = 20, 120, 1600  # numbers in an answer
 SIGMA = 1.0  # of the logarithm of how many: the longest is eight times the mean
-LARGEST = 9999
+STEPS = (2, 5)
 
 
 def ways(split: str) -> list[tuple[str, str]]:
-    """Questions such as 0021-7, with their answers: 0014 0007 0000; every tenth, or so, is in "test"."""
+    """Questions such as 0014-4, with their answers: 0010 0006 0002; every tenth, or so, is in "test"."""
     chance, found = random.Random(0), list[tuple[str, str]]()
     for _ in range(ROWS):
         count = min(max(round(MEDIAN * chance.lognormvariate(0, SIGMA)), FEWEST), MOST)
-        step = chance.randint(2, min(9, LARGEST // count))
-        numbers = [f"{step * left:04}" for left in range(count, -1, -1)]
+        step = chance.randint(*STEPS)
+        least = chance.randrange(step)
+        numbers = [f"{least + step * left:04}" for left in range(count, -1, -1)]
         found.append((f"{numbers[0]}-{step}", " ".join(numbers[1:])))
     return of_split(found, split, 10)
 
