@@ -29,7 +29,7 @@ GROUP = 4
 def workload(size: str, length: int) -> Workload:
     """One group whose answers are all of this length."""
     shape: dict[str, Any] = {"hidden": 64, "intermediate": 176, "layers": 2, "heads": 2, "vocabulary": 8192}
-    shape |= {"vocabulary": 64, "hidden": 16, "intermediate": 32} if size == "tiny" else {}
+    shape |= {"vocabulary": 64} if size == "tiny" else {}
     return Workload(**shape, prompts=1, generations=GROUP, median_length=length, sigma=0.0, longest=length, kl=0.0)
 
 

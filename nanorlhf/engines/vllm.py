@@ -28,6 +28,9 @@ OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; thes
 SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
+STEPS = (
+    8  # of decoding between two looks at what has ended: keeping random numbers takes as long as some requests' step
+)
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
 ALWAYS = {
@@ -113,7 +116,7 @@ class VLLMEngine:
                 for request in requests:
                     self.add(request, seed, sampling, settings[request.greedy])
             while self.engine.has_unfinished_requests() and not enough():
-                with kept_random_state(self.devices):  # once for many steps: between them nothing of ours draws
+                with kept_random_state(self.devices):
                     outputs = self.decode()
                 for output in outputs:
                     waiting.discard(output.request_id)
@@ -124,13 +127,13 @@ class VLLMEngine:
                 self.engine.abort_request(list(waiting))
 
     def decode(self) -> list[Any]:
-        """Steps until some requests have ended; their outputs."""
-        outputs: list[Any] = []
-        while not outputs and self.engine.has_unfinished_requests():
+        """Some steps, and more until some requests have ended; their outputs."""
+        done, steps, core = list[Any](), 0, self.engine.engine_core.engine_core
+        while self.engine.has_unfinished_requests() and not (done and steps % STEPS == 0):
             outputs = self.engine.step()
-            running = self.engine.engine_core.engine_core.scheduler.running
-            self.pace.note(len(running) + len(outputs))
-        return outputs
+            self.pace.note(len(core.scheduler.running) + len(outputs))
+            done, steps = done + outputs, steps + 1
+        return done
 
     def settings(self, sampling: Sampling, greedy: bool) -> Any:
         """The settings that requests of one kind share."""

@@ -386,24 +386,24 @@ def test_when_there_is_enough_the_others_come_as_far_as_they_are_and_go_on_later
 ) -> None:
     engine = serve(sync)
     engine.update(policy)
-    asked, done = requests(), list[Completion]()
+    asked, done = [replace(r, max_tokens=2 if r.id < 3 else 24) for r in requests()], list[Completion]()
     engine.pace.clear()
-    for completion in engine.generate(asked, 0, HOT, enough=lambda: sum(c.ended for c in done) >= 3):
+    for completion in engine.generate(asked, 0, ENDLESS, enough=lambda: sum(c.ended for c in done) >= 3):
         done.append(completion)
     cut = [c for c in done if not c.ended]
-    assert sorted(c.id for c in done) == list(range(12)) and 3 <= len(done) - len(cut) < 12
-    assert all(c.token_ids and len(c.token_ids) == len(c.logprobs) and not c.stopped for c in cut)
-    assert gap(policy, asked, done, HOT.temperature) < 1e-4
+    assert sorted(c.id for c in done) == list(range(12)) and [c.id for c in done if c.ended] == [0, 1, 2]
+    assert all(len(c.token_ids) == len(c.logprobs) == vllm.STEPS and not c.stopped for c in cut)
+    assert gap(policy, asked, done, ENDLESS.temperature) < 1e-4
     assert engine.pace.sequences[0] == 12 and sum(engine.pace.sequences) == sum(len(c.token_ids) for c in done)
     assert engine.engine.get_num_unfinished_requests() == 0
     policy.perturb(6)
     engine.update(policy)
     rest = [Request(c.id, asked[c.id].prompt_ids + c.token_ids, max_tokens=24 - len(c.token_ids)) for c in cut]
-    others = write(engine, rest, seed=1, sampling=HOT)
-    assert gap(policy, rest, others, HOT.temperature) < 1e-4
-    assert others == write(engine, rest, seed=1, sampling=HOT)
-    assert all(c.stopped or len(c.token_ids) == r.max_tokens for c, r in zip(others, rest, strict=True))
-    nothing = list(engine.generate(asked, 0, HOT, enough=lambda: True))
+    others = write(engine, rest, seed=1, sampling=ENDLESS)
+    assert gap(policy, rest, others, ENDLESS.temperature) < 1e-4
+    assert others == write(engine, rest, seed=1, sampling=ENDLESS)
+    assert all(len(c.token_ids) == 24 - vllm.STEPS for c in others)
+    nothing = list(engine.generate(asked, 0, ENDLESS, enough=lambda: True))
     assert nothing == [Completion(r.id, [], [], False, ended=False) for r in asked]
 
 
