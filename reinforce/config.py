@@ -13,9 +13,7 @@ class REINFORCEConfig(PolicyGradientConfig):
     """REINFORCE: every token is weighed by the reward still to come, less a baseline."""
 
     num_generations: int = option(1, "Completions for each prompt.", "rollout", first=True, above=0)
-    kl_coef: float = option(
-        0.01, "Weight of the KL divergence from the starting policy.", "training", first=True, least=0
-    )
+    kl_coef: float = option(0.01, "Weight of the KL from the starting policy.", "training", first=True, least=0)
     baseline: Literal["none", "mean", "ema", "greedy", "group"] = option(
         "none",
         "none (advantages are whitened), mean of the batch, ema of those means, greedy answer (scst), or group mean.",

@@ -13,9 +13,7 @@ class ReMaxConfig(PolicyGradientConfig):
     num_generations: int = option(
         1, "Completions for each prompt, beside the greedy one.", "rollout", first=True, above=0
     )
-    kl_coef: float = option(
-        0.01, "Weight of the KL divergence from the starting policy.", "training", first=True, least=0
-    )
+    kl_coef: float = option(0.01, "Weight of the KL from the starting policy.", "training", first=True, least=0)
 
     def validate(self) -> None:
         super().validate()

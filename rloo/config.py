@@ -12,9 +12,7 @@ from nanorlhf.config.training import Norm, PolicyGradientConfig
 class RLOOConfig(PolicyGradientConfig):
     """REINFORCE leave-one-out: many answers to each prompt, each judged against the mean of the others."""
 
-    kl_coef: float = option(
-        0.05, "Weight of the KL divergence from the starting policy.", "training", first=True, least=0
-    )
+    kl_coef: float = option(0.05, "Weight of the KL from the starting policy.", "training", first=True, least=0)
     norm: Norm = option(
         "sequence", "What a token weighs: token 1/N, sequence 1/(S len), constant 1/(S limit).", "training"
     )

@@ -106,19 +106,13 @@ class TrainConfig(TaskConfig):
     # run
     output_dir: str | None = option(None, "Run directory; none: runs/<algorithm>-<time>.", "run", first=True)
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.", "run")
-    resume: str | None = option(
-        None, "A run directory to continue; its own config.yaml is the base.", "run", first=True
-    )
+    resume: str | None = option(None, "A run to continue; its own config.yaml is the base.", "run", first=True)
     save_steps: int = option(
         50, "A checkpoint every so many steps, and at the end; 0: only at the end.", "run", least=0
     )
     save_total_limit: int = option(2, "Checkpoints to keep.", "run", above=0)
     eval_steps: int = option(
-        10,
-        "Evaluate every so many steps, at the start and at the end; 0: start and end only.",
-        "run",
-        first=True,
-        least=0,
+        10, "Evaluate every so many steps, at the start and the end; 0: only there.", "run", first=True, least=0
     )
     stop_on: list[str] = option(
         [],
@@ -208,9 +202,7 @@ class OnPolicyConfig(TrainConfig):
     norm: Norm = option(
         "token", "What a token weighs: token 1/N, sequence 1/(S len), constant 1/(S max_completion_length).", "training"
     )
-    kl_coef: float = option(
-        0.0, "Weight of the KL divergence from the starting policy.", "training", first=True, least=0
-    )
+    kl_coef: float = option(0.0, "Weight of the KL from the starting policy.", "training", first=True, least=0)
     kl_in: Literal["reward", "loss"] = option("reward", "Where the KL enters.", "training")
     kl_estimator: Literal["k1", "k2", "k3"] = option("k1", "How it is estimated from each token.", "training")
     kl_target: float | None = option(
@@ -326,9 +318,7 @@ class CriticConfig(PolicyGradientConfig):
     """Options of algorithms with a critic."""
 
     gamma: float = option(1.0, "Discount of rewards to come.", "training", least=0, most=1)
-    lam: float = option(
-        0.95, "GAE's lambda: 1 trusts the returns, 0 the critic.", "training", first=True, least=0, most=1
-    )
+    lam: float = option(0.95, "GAE's lambda: 1 trusts returns, 0 the critic.", "training", first=True, least=0, most=1)
     critic_learning_rate: float = option(1e-5, "Peak learning rate of the critic.", "training", first=True, above=0)
     critic_model_name_or_path: str | None = option(
         None, "A model of its own for the critic; none: a second adapter.", "training"

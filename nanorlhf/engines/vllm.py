@@ -102,9 +102,7 @@ class VLLMEngine:
         """
         sampling = sampling or self.sampling
         if sampling.stop and not self.sampling.stop:
-            raise UsageError(
-                "stop strings need a tokenizer: the sampling that the engine starts with must have some too"
-            )
+            raise UsageError("stop strings need a tokenizer: the engine's first sampling must have some too")
         assert self.ready, "after sleep comes wake, and where weights were merged, update"
         assert not self.engine.has_unfinished_requests(), "the last generate is still going on"
         waiting = {str(request.id) for request in requests}

@@ -1,4 +1,4 @@
-"""How far an answer is right, in shares worked out by hand."""
+"""The share of an answer that is right, worked out by hand."""
 
 from __future__ import annotations
 
