@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanorlhf.engines.hf import HFEngine
 from nanorlhf.grpo import GRPO, GRPOConfig
@@ -17,6 +16,7 @@ from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
 from nanorlhf.types import Rollout
 from tests.models import tiny
+from tests.policy.test_logprobs import Largest
 from tests.samples import rollout, sample, updated, whole
 
 
@@ -192,18 +192,6 @@ def test_a_stale_engine_is_said(caplog: pytest.LogCaptureFixture) -> None:
     loop.policy.version += 1
     loop.warn_if_stale()
     assert "serves version 0 of the weights, the policy is at 1" in caplog.text
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor any operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        made = out if isinstance(out, tuple | list) else [out]
-        self.numel = max([self.numel, *(x.numel() for x in made if isinstance(x, Tensor))])
-        return out
 
 
 def test_a_long_answers_update_makes_no_tensor_of_tokens_by_vocabulary_or_by_tokens() -> None:
