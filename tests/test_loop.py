@@ -15,6 +15,8 @@ from nanorlhf.loop import Loop
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
 from nanorlhf.types import Rollout
+from tests.models import tiny
+from tests.policy.test_logprobs import Largest
 from tests.samples import rollout, sample, updated, whole
 
 
@@ -190,3 +192,17 @@ def test_a_stale_engine_is_said(caplog: pytest.LogCaptureFixture) -> None:
     loop.policy.version += 1
     loop.warn_if_stale()
     assert "serves version 0 of the weights, the policy is at 1" in caplog.text
+
+
+def test_a_long_answers_update_makes_no_tensor_of_tokens_by_vocabulary_or_by_tokens() -> None:
+    tokens, vocabulary = 3000, 4096
+    config = GRPOConfig(device="cpu", num_generations=2, prompts_per_step=1, lora_r=4, token_budget=2 * tokens + 8)
+    policy = Policy(config, tiny("qwen3", vocab_size=vocabulary, max_position_embeddings=2 * tokens))
+    loop = Loop(config, GRPO(config), policy, source=None)  # type: ignore[arg-type]
+    step = rollout([sample(8, tokens, vocabulary, seed=i) for i in range(2)], group_size=2)
+    everything = torch.ones(2, dtype=torch.bool)
+    with Largest() as largest:
+        loop.measure(step, everything)
+        figures = updated(loop, step, loop.algorithm.credit(step), everything)
+    assert figures["tokens/trained"] == 2 * tokens and figures["grad_norm"] > 0
+    assert largest.numel < tokens * tokens < tokens * vocabulary

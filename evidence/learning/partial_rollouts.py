@@ -1,8 +1,8 @@
 """Steps that wait for their longest answer against steps that do not: `python -m evidence.learning.partial_rollouts`.
 
-A small random model earns the share of its words that are in one half of the vocabulary, so that there is something to
-learn at every length. How long an answer may be is drawn by prompt and number, with a tail: the mean is a sixth of the
-longest. Both sides train on as many samples, from the same prompts; three seeds.
+A small random model earns the share of its words whose embedding begins with a positive number, which is half of them:
+there is something to learn at every length. How long an answer may be is drawn by prompt and number, with a tail, the
+mean a sixth of the longest. Both sides train on as many samples, from the same prompts; three seeds.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import math
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 from evidence.results import RESULTS, where
 from evidence.speed.workloads import Workload, aligned, prepare
@@ -29,17 +30,29 @@ from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scripts.comparing.verdicts import Run, read, verdicts
 from nanorlhf.types import Sample
 
-WORDS, LONGEST, EACH = 2048, 384, 8
+WORDS, LONGEST, EACH, RATE = 2048, 384, 8, 5e-3
 MODEL: dict[str, Any] = {"hidden": 64, "intermediate": 160, "layers": 2, "heads": 2, "vocabulary": WORDS}
-SIDES: dict[str, dict[str, Any]] = {"waiting": {}, "partial": {"partial_rollouts": 0.5}}
+SIDES: dict[str, dict[str, Any]] = {"waiting": {}, "partial": {"partial_rollouts": 0.4}}
 WARM = 3  # steps that do not count in the times: those in which nothing was carried over yet
 SIZES = {"full": {"steps": 60, "longest": LONGEST, "prompts": 8}, "tiny": {"steps": 4, "longest": 24, "prompts": 2}}
 
 
-def lower_half(completions: Sequence[str]) -> list[float]:
-    """The share of words that are in the lower half of the vocabulary."""
-    words = [[int(word[1:]) < WORDS // 2 for word in text.split() if word[1:].isdigit()] for text in completions]
-    return [fmean(found) if found else 0.0 for found in words]
+def written_model(folder: Path) -> list[bool]:
+    """Writes a model that is not indifferent to words, and says which of these earn something."""
+    prepare(folder, Workload(**MODEL))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    words = model.get_input_embeddings().weight.data.mul_(10)
+    model.save_pretrained(folder)
+    return (words[:, 0] > 0).tolist()
+
+
+def earning(good: Sequence[bool]) -> Callable[..., list[float]]:
+    """The reward: the share of good words."""
+
+    def share(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+        return [fmean(good[word] for word in words) for words in completion_ids]
+
+    return share
 
 
 def length_of(prompt: int, number: int, longest: int) -> int:
@@ -58,20 +71,20 @@ def with_a_tail(sampler: Sampler, longest: int) -> None:
     sampler.request = request  # type: ignore[method-assign]
 
 
-def trained(folder: Path, side: str, seed: int, engine: Any, size: dict[str, int]) -> RunRecord:
+def trained(folder: Path, good: Sequence[bool], side: str, seed: int, engine: Any, size: dict[str, int]) -> RunRecord:
     """A run of one side, in a folder of its own."""
     run = folder / f"{side}-{seed}"
     prompts = [" ".join(f"w{random.Random(f'{i}/{k}').randrange(2, WORDS)}" for k in range(4)) for i in range(512)]
     args = GRPOConfig(
         model_name_or_path=str(folder), output_dir=str(run), device="cpu", engine=engine, seed=seed, lora_r=16,
         max_prompt_length=8, max_completion_length=size["longest"], prompts_per_step=size["prompts"],
-        num_generations=EACH, max_steps=size["steps"], learning_rate=2e-3, lr_scheduler_type="constant",
+        num_generations=EACH, max_steps=size["steps"], learning_rate=RATE, lr_scheduler_type="constant",
         importance_correction="token", reward_workers=0, eval_steps=max(size["steps"] // 12, 1), eval_prompts=32,
         save_steps=0, keep_rollouts=False, report_to=[], **SIDES[side],
     )  # fmt: skip
     rows = [{"prompt": prompt} for prompt in prompts]
     trainer = GRPOTrainer(
-        reward_funcs=lower_half, args=args, train_dataset=Dataset.from_list(rows[:448]),
+        reward_funcs=earning(good), args=args, train_dataset=Dataset.from_list(rows[:448]),
         eval_dataset=Dataset.from_list(rows[448:]),
     )  # fmt: skip
     with_a_tail(trainer.sampler, size["longest"])
@@ -114,10 +127,10 @@ def main(argv: list[str] | None = None) -> int:
     runs: list[Run] = []
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
-        prepare(Path(name), Workload(**MODEL))
+        good = written_model(Path(name))
         for seed in range(options.seeds):
             for side in SIDES:
-                record = trained(Path(name), side, seed, options.engine, SIZES[options.size])
+                record = trained(Path(name), good, side, seed, options.engine, SIZES[options.size])
                 runs.append(read(record, side, ""))
                 found[side].append({"seed": seed} | facts(record))
     times = {side: median(run["step_seconds"] for run in each) for side, each in found.items()}

@@ -27,6 +27,7 @@ SCHEMA = pyarrow.schema(
         ("own", pyarrow.list_(pyarrow.bool_())),  # null: the policy wrote all of it
         ("logprobs", pyarrow.list_(pyarrow.float32())),  # the engine's, of the policy's own tokens
         ("advantages", pyarrow.list_(pyarrow.float32())),  # of the same tokens; for those who read, not for training
+        ("versions", pyarrow.list_(pyarrow.int32())),  # of the weights that wrote each; null: the same wrote all
         ("stopped", pyarrow.bool_()),
         ("rewards", pyarrow.string()),  # JSON: by name
         ("reward", pyarrow.float64()),
@@ -51,6 +52,7 @@ def keep(run: Path, step: int, rollout: Rollout, advantages: Tensor) -> None:
             "own": s.own,
             "logprobs": s.engine_logprobs,
             "advantages": advantage,
+            "versions": s.versions,
             "stopped": s.stopped,
             "rewards": json.dumps(s.rewards),
             "reward": s.reward,
@@ -79,7 +81,7 @@ def find_rollouts(folder: str) -> list[Path]:
         raise UsageError(f"rollouts_from={folder!r}: there are no rollouts (step_*.parquet) in {where}")
     for path in files:
         try:
-            missing = set(SCHEMA.names) - set(pyarrow.parquet.read_schema(path).names)
+            missing = set(SCHEMA.names) - {"versions"} - set(pyarrow.parquet.read_schema(path).names)  # which is newer
         except (OSError, pyarrow.ArrowException) as error:
             raise UsageError(f"rollouts_from={folder!r}: {path} cannot be read: {error_line(error)}") from None
         if missing:
@@ -98,6 +100,7 @@ def read(path: Path) -> Rollout:
             row["stopped"],
             row["completion"],
             own=row["own"],
+            versions=row.get("versions"),
             rewards=json.loads(row["rewards"]),
             reward=row["reward"],
         )

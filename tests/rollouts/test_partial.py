@@ -21,6 +21,7 @@ from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.records import state_file
 from nanorlhf.records.metrics import Averages, Clock, rollout_metrics
 from nanorlhf.records.pace import Pace
+from nanorlhf.records.rollout_files import file_of, read
 from nanorlhf.remax import ReMax, ReMaxConfig, ReMaxTrainer
 from nanorlhf.rollouts.partial import PartialRollouts
 from nanorlhf.rollouts.sampler import Sampler
@@ -316,6 +317,9 @@ def test_stop_and_resume_equals_never_stopping(case: str, tmp_path: Path) -> Non
     take(make("parts", resume=str(tmp_path / "parts")), 2)
     assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
     assert max(row.get("partial/carried", 0) for row in lines(tmp_path / "parts" / "metrics.jsonl")) > 0
+    kept = read(file_of(tmp_path / "parts", 4)).samples
+    assert all(len(s.versions or []) == len(s.completion_ids) for s in kept)
+    assert len({version for s in kept for version in s.versions or []}) > 1, "and rollouts that are kept know them"
 
 
 def test_a_run_that_breaks_off_after_a_rollout_takes_the_step_again(

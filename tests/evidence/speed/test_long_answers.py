@@ -24,8 +24,8 @@ def test_lengths_have_a_tail_and_a_mean_of_a_sixth_of_the_longest() -> None:
     assert drawn[5] == partial_rollouts.length_of(0, 5, 384)
 
 
-def test_the_reward_is_the_share_of_low_words() -> None:
-    assert partial_rollouts.lower_half(["w1 w2 w2000 w3", "w2047", ""]) == [0.75, 0.0, 0.0]
+def test_the_reward_is_the_share_of_good_words() -> None:
+    assert partial_rollouts.earning([True, False, True])([[0, 2, 1, 0], [1]]) == [0.75, 0.0]
 
 
 @pytest.mark.slow
