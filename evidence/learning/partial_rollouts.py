@@ -40,7 +40,7 @@ SIZES = {"full": {"steps": 60, "longest": LONGEST, "prompts": 4}, "tiny": {"step
 def written_model(folder: Path) -> list[bool]:
     """Writes a model that is not indifferent to words, and says which of these earn something."""
     prepare(folder, Workload(**MODEL))
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     words = model.get_input_embeddings().weight.data.mul_(10)
     model.save_pretrained(folder)
     return (words[:, 0] > 0).tolist()
