@@ -30,17 +30,17 @@ from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scripts.comparing.verdicts import Run, read, verdicts
 from nanorlhf.types import Sample
 
-WORDS, LONGEST, EACH, RATE = 2048, 384, 8, 5e-3
+WORDS, LONGEST, EACH, RATE = 2048, 768, 8, 5e-3
 MODEL: dict[str, Any] = {"hidden": 64, "intermediate": 160, "layers": 2, "heads": 2, "vocabulary": WORDS}
-SIDES: dict[str, dict[str, Any]] = {"waiting": {}, "partial": {"partial_rollouts": 0.4}}
+SIDES: dict[str, dict[str, Any]] = {"waiting": {}, "partial": {"partial_rollouts": 0.5}}
 WARM = 3  # steps that do not count in the times: those in which nothing was carried over yet
-SIZES = {"full": {"steps": 60, "longest": LONGEST, "prompts": 8}, "tiny": {"steps": 4, "longest": 24, "prompts": 2}}
+SIZES = {"full": {"steps": 60, "longest": LONGEST, "prompts": 4}, "tiny": {"steps": 4, "longest": 24, "prompts": 2}}
 
 
 def written_model(folder: Path) -> list[bool]:
     """Writes a model that is not indifferent to words, and says which of these earn something."""
     prepare(folder, Workload(**MODEL))
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     words = model.get_input_embeddings().weight.data.mul_(10)
     model.save_pretrained(folder)
     return (words[:, 0] > 0).tolist()

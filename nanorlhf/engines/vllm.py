@@ -153,9 +153,8 @@ class VLLMEngine:
 
     def add(self, request: Request, seed: int, sampling: Sampling, settings: Any) -> None:
         """Queues a request with a seed of its own: its tokens do not hang on what else is in the batch."""
-        params = copy.copy(settings)
+        params, prompt = copy.copy(settings), {"prompt_token_ids": request.prompt_ids}
         params.seed, params.max_tokens = derive(seed, request.id), sampling.limit(request)
-        prompt = {"prompt_token_ids": request.prompt_ids}
         self.engine.add_request(str(request.id), prompt, params, lora_request=self.lora_request)
         if sampling.stop:
             state = next(reversed(self.engine.output_processor.request_states.values()))

@@ -56,9 +56,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def logged(run: Path) -> dict[int, dict[str, float]]:
-    """Every number of a run, by step and name."""
+    """Every number of a run, by step and name; the one list has a picture of its own."""
     return {
-        row["step"]: {k: v for k, v in row.items() if k != "step" and v is not None}
+        row["step"]: {k: v for k, v in row.items() if k not in ("step", "throughput/pace") and v is not None}
         for row in lines(run / "metrics.jsonl")
     }
 
@@ -147,6 +147,10 @@ def test_pointing_at_a_curve_says_what_was_logged(window: Browser, folder: Path)
     assert [line.split("\t") for line in said[1:]] == [
         [name, str(times[f"time/{name}"])] for name in ("rollout", "reward", "measure", "update", "sync", "step")
     ]
+    said = window.hover("#pace .u-over", 0.26).split("\n")  # the seventh part of 24
+    assert said[0] == "after 27% of the time, tokens/s"
+    assert said[1].split("\t") == ["last step", str(10 * (24 - 6) + 12)]
+    assert said[2].split("\t") == ["mean of all", "187"], "three digits of 186.5"
     said = window.hover("#rewards canvas", 0.5)
     step, (inside, outside) = int(numbers(said)[0]), numbers(said.split(": ")[1])[:2]
     rewards = [row["reward"] for row in lines(folder / "one" / "samples.jsonl") if row["step"] == step]
@@ -157,6 +161,7 @@ def test_every_figure_is_the_one_that_was_logged(window: Browser, folder: Path) 
     figures = logged(folder / "one")
     window.open(folder / "one.html")
     embedded = window.js("report.runs[0].metrics")
+    assert len(embedded.pop("throughput/pace")) == len(embedded["step"])
     assert {
         step: {name: values[i] for name, values in embedded.items() if name != "step" and values[i] is not None}
         for i, step in enumerate(embedded["step"])
@@ -166,7 +171,10 @@ def test_every_figure_is_the_one_that_was_logged(window: Browser, folder: Path) 
         window.fill("#at-step", str(position))
         assert window.texts("#figures output") == [f"step {step}"]
         cells = window.texts("#figures td")
-        assert {name: float(value) for name, value in zip(cells[::2], cells[1::2], strict=True)} == row
+        shown = dict(zip(cells[::2], cells[1::2], strict=True))
+        pace = shown.pop("throughput/pace", None)
+        assert {name: float(value) for name, value in shown.items()} == row
+        assert pace is None or pace.split(",") == [str(10 * (24 - part) + step) for part in range(24)]
     ends = {name: values_of(figures, name)[:: len(values_of(figures, name)) - 1] for name in cards(window)}
     for name, values in ends.items():
         assert window.js(TITLES, f"figure[data-metric='{name}'] .figure") == values, name
