@@ -43,7 +43,7 @@ CHAT = (
 # the counter
 COUNTED, NUMBER = 0.95, 5  # teaching ends when a sampled number, of so many tokens, is right this often
 CONVERSATION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
-ROW_LENGTHS, ROW_TOKENS = (256, 512, 1024, 2048), 8192  # tokens of a row, and of a batch of them
+ROW_LENGTHS, ROW_TOKENS = (32, 256, 512, 1024, 2048), 8192  # of a row (short ones teach to read the step), of a batch
 LONGEST = 16_384
 
 # the storyteller
@@ -194,7 +194,7 @@ def counter() -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM]:
         length = chance.choice(ROW_LENGTHS)
         return rows_of(chance.choices(known, k=ROW_TOKENS // length), length)
 
-    probe = rows_of(known[:32], ROW_LENGTHS[1])
+    probe = rows_of(known[:32], ROW_LENGTHS[2])
     for step, loss in learn(model, draw):
         if step % 25 == 0:
             with torch.no_grad():
