@@ -113,6 +113,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "reward_funcs: none": (["--reward_funcs", ""], "no reward: name one"),
     "reward_funcs: unknown": (["--reward_funcs", "exact_anser"], "did you mean 'exact_answer'?"),
     "reward_funcs: missing": (["--reward_funcs", "nowhere.py:near"], "there is no file nowhere.py"),
+    "reward_funcs: only a file": (["--reward_funcs", "mine.py"], "say which function of the file, mine.py:FUNCTION"),
     "reward_funcs: broken": (["--reward_funcs", "broken.py:near"], "cannot be imported: SyntaxError"),
     "reward_funcs: exits": (["--reward_funcs", "exits.py:near"], "cannot be imported: SystemExit"),
     "reward_funcs: not in the file": (["--reward_funcs", "mine.py:nearr"], "did you mean 'near'?"),

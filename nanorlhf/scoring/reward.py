@@ -207,6 +207,8 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
             raise UsageError(f"reward {spec!r} must name a function, which is given the completions")
         return with_options(found, options)
     name, _, argument = spec.partition(":")
+    if name.endswith(".py"):
+        raise UsageError(f"reward {spec!r}: say which function of the file, {name}:FUNCTION")
     if name not in known_rewards():
         raise UsageError(f"unknown reward {spec!r}: {nearest(name, known_rewards())}")
     module = importlib.import_module(f"nanorlhf.rewards.{name}")
