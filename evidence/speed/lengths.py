@@ -21,7 +21,7 @@ from evidence.speed import ours
 from evidence.speed.workloads import Meter, Run, Setting, Workload, aligned, prepare
 from nanorlhf.engines.base import Request, Sampling
 
-LENGTHS = {"full": (1024, 2048, 4096, 8192), "tiny": (16, 32, 64, 128)}
+LENGTHS = {"full": (1024, 2048, 4096, 8192), "tiny": (16, 64)}
 STRAIGHT = 0.1  # of the largest, by which a length may lie beside the line through the shortest and the longest
 GROUP = 4
 

@@ -506,7 +506,7 @@ def test_the_tables_that_are_shown_are_those_that_are_printed(
     line = ["--recipe", recipe, "--plan", "--gpu_memory_gib", "40", "--model_name_or_path", str(tmp_path)]
     assert grpo(line) == 0
     printed = capsys.readouterr().out.strip()
-    assert f"```\n{printed}\n```" in Path("docs/memory.md").read_text()
+    assert f"```text\n{printed}\n```" in Path("docs/memory.md").read_text()
     assert indent(printed, "#   ") in Path(f"grpo/recipes/{recipe}.yaml").read_text()
 
 

@@ -43,7 +43,7 @@ def test_partial_rollouts(tmp_path: Path) -> None:
 def test_lengths(tmp_path: Path) -> None:
     lengths.main(["--size", "tiny", "--repeats", "1", "--output", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["tokens"] for row in found["rows"]] == [16, 32, 64, 128]
+    assert [row["tokens"] for row in found["rows"]] == [16, 64]
     assert all(row["update_seconds"] > 0 and row["rollout_seconds"] > 0 for row in found["rows"])
 
 
