@@ -51,12 +51,7 @@ def merge(run: str, output: Path, dtype: str | None = None, where: str = "", bas
     from nanorlhf.system.files import whole_folder
 
     transformers.utils.logging.disable_progress_bar()
-    task, model = about(run)
-    if not task:
-        raise UsageError(f"{run!r} is neither a run directory nor a checkpoint in one: there is no config.yaml")
-    folder = Path(next(iter(model.values())))
-    if damage := checkpoint.damaged(folder):
-        raise UsageError(f"the checkpoint {folder} is damaged ({damage}); name another")
+    task, model, folder = saved_by(run)
     names = {name: task[name] for name in ("model_name_or_path", "trust_remote_code")} | model
     if not names["model_name_or_path"]:
         raise UsageError(f"{run!r} began with a model made in Python: merge {folder} there, by PEFT's merge_and_unload")
@@ -76,6 +71,19 @@ def merge(run: str, output: Path, dtype: str | None = None, where: str = "", bas
         base = base or model_card.hub_name(record.options["model_name_or_path"])
         model_card.write(model_card.Saved(record, step, adapter=False, where=where or str(output), base=base), draft)
     return output
+
+
+def saved_by(run: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """The options of a run's task, those that load its newest checkpoint, or the one named, and that one's folder."""
+    from nanorlhf.records import checkpoint
+
+    task, model = about(run)
+    if not task:
+        raise UsageError(f"{run!r} is neither a run directory nor a checkpoint in one: there is no config.yaml")
+    folder = Path(next(iter(model.values())))
+    if damage := checkpoint.damaged(folder):
+        raise UsageError(f"the checkpoint {folder} is damaged ({damage}); name another")
+    return task, model, folder
 
 
 def check_output(output: Path) -> None:

@@ -21,8 +21,7 @@ from nanorlhf.config.names import latest, run_of
 from nanorlhf.errors import RunError, UsageError, first_line
 from nanorlhf.records.directory import read_run
 from nanorlhf.scripts import model_card
-from nanorlhf.scripts.evaluate import about
-from nanorlhf.scripts.merge import DTYPES, merge
+from nanorlhf.scripts.merge import DTYPES, merge, saved_by
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,12 +63,7 @@ def push(
         validate_repo_id(repository)
     except HFValidationError as error:
         raise UsageError(f"the hub has no such names as {repository!r}: {first_line(error)}") from None
-    task, model = about(run)
-    if not task:
-        raise UsageError(f"{run!r} is neither a run directory nor a checkpoint in one: there is no config.yaml")
-    folder = Path(next(iter(model.values())))
-    if damage := checkpoint.damaged(folder):
-        raise UsageError(f"the checkpoint {folder} is damaged ({damage}); name another")
+    task, model, folder = saved_by(run)
     record, step = read_run(run_of(str(folder))), checkpoint.step_of(folder)
     adapter, judge = "adapter_name_or_path" in model and not merged, record.algorithm == "reward_model"
     if dtype and (adapter or judge):
