@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from collections.abc import Callable
@@ -11,8 +12,19 @@ from typing import Any
 import yaml
 
 from evidence.learning.richness import write
-from evidence.results import ROOT, where
+from evidence.results import RESULTS, ROOT, where
 from nanorlhf.scripts import evaluate as script
+
+
+def command_line(about: str | None, name: str, runs: str) -> argparse.ArgumentParser:
+    """The command line of a measurement with seeds: the file of results, and the folder of runs, by their names."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folder = ROOT / "runs" / "evidence" / runs
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="(default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=folder, help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
+    return parser
 
 
 def each_seed(path: Path, count: int, measure: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ Answers have a long tail of lengths, up to eight thousand tokens. A seed that is
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from evidence.learning.commands import curve, each_seed, train
-from evidence.results import RESULTS, ROOT, spread
+from evidence.learning.commands import command_line, curve, each_seed, train
+from evidence.results import spread
 
 LAST = 5  # steps whose answers' lengths are looked at
 TINY = ("--max_steps", "2", "--max_completion_length", "64", "--eval_prompts", "8", "--engine", "hf")
@@ -22,12 +21,7 @@ TINY = ("--max_steps", "2", "--max_completion_length", "64", "--eval_prompts", "
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the seeds that are missing, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS / "counting.json", help="(default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "evidence" / "counting", help="(%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
-    args = parser.parse_args(argv)
+    args = command_line(__doc__, "counting", "counting").parse_args(argv)
     options = TINY if args.size == "tiny" else ()
     print(table(each_seed(args.output, args.seeds, lambda seed: measure(args.runs / f"seed{seed}", seed, options))))
     return 0

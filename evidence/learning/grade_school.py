@@ -9,7 +9,6 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from evidence.learning.commands import curve, each_seed, evaluate, train
-from evidence.results import RESULTS, ROOT
+from evidence.learning.commands import command_line, curve, each_seed, evaluate, train
 from nanorlhf.scripts.statistics import pass_at
 from nanorlhf.tasks.grade_school import gsm_symbolic
 
@@ -33,12 +31,7 @@ TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--eval_prom
 
 def main(argv: list[str] | None = None) -> int:
     """Goes through what is missing, seed after seed, and keeps each seed's figures as it ends."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS / "smollm2_gsm.json", help="(default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "evidence" / "gsm", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
-    args = parser.parse_args(argv)
+    args = command_line(__doc__, "smollm2_gsm", "gsm").parse_args(argv)
     tiny = args.size == "tiny"
     print(table(each_seed(args.output, args.seeds, lambda seed: measure(args.runs / f"seed{seed}", seed, tiny))))
     return 0

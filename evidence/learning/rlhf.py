@@ -9,7 +9,6 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -18,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.learning.commands import curve, each_seed, evaluate, train
-from evidence.results import RESULTS, ROOT
+from evidence.learning.commands import command_line, curve, each_seed, evaluate, train
+from evidence.results import ROOT
 
 ANSWERS = 4  # of each prompt, to choose from and to compare
 AGAINST = ("ppo", "online_dpo")
@@ -54,12 +53,8 @@ JUDGES = "[model:{}, lexical_richness]"
 
 def main(argv: list[str] | None = None) -> int:
     """Goes through what is missing, seed after seed, and keeps each seed's figures as it ends."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS / "smollm2_rlhf.json", help="(default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "evidence" / "rlhf", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser = command_line(__doc__, "smollm2_rlhf", "rlhf")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "rlhf.png", help="(default: %(default)s)")
-    parser.add_argument("--size", choices=SIZES, default="full", help="tiny only shows that it works")
     args = parser.parse_args(argv)
     size = SIZES[args.size]
     done = each_seed(args.output, args.seeds, lambda seed: pipeline(args.runs / f"seed{seed}", seed, size))
