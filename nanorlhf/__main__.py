@@ -6,7 +6,6 @@ import sys
 from importlib import import_module
 
 from nanorlhf.system.signals import INTERRUPTED, terminating_as_ctrl_c
-from nanorlhf.system.versions import installed
 
 ALGORITHMS = (
     "grpo",
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     if name == "--version":
-        print(f"nanorlhf {installed()}")
+        print(f"nanorlhf {import_module('nanorlhf.system.versions').installed()}")
         return 0
     near = import_module("nanorlhf.errors").nearest(name, ALGORITHMS + SCRIPTS)
     print(f"nanorlhf: there is no command {name!r}; {near}", file=sys.stderr)

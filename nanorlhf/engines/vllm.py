@@ -28,9 +28,7 @@ OLDEST, TRIED = "0.26", ">=0.27,<0.33"  # what is older lacks what we need; thes
 SUPPORTED = f">={OLDEST},<0.34"  # what pyproject.toml asks for
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter sizes vLLM has room for
 ADAPTER = 1  # vLLM's number of the one adapter
-STEPS = (
-    8  # of decoding between two looks at what has ended: keeping random numbers takes as long as some requests' step
-)
+STEPS = 8  # of decoding between two looks at what has ended: random numbers are kept around all of them
 # Compiling takes longer than it saves; a prompt cut in parts rewinds its request's generator, and a CPU one cannot.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
 ALWAYS = {
