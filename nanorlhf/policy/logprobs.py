@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanorlhf.policy.products import wide_product
 from nanorlhf.segments import Segments
 from nanorlhf.system import gpu_memory
 
@@ -80,14 +81,6 @@ def token_logprobs(
     return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, how)  # type: ignore[return-value]
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` in float32 (float64 for float64); on CUDA it is not rounded to 16 bits on the way."""
-    with torch.autocast(a.device.type, enabled=False):
-        if a.is_cuda and a.dtype.itemsize == 2:
-            return torch.mm(a, b, out_dtype=torch.float32)
-        return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
-
-
 def chunk_size(device: torch.device) -> int:
     """The number of logits to work on at a time: on CUDA a quarter of the memory that is left, within reason."""
     if device.type != "cuda":
@@ -114,7 +107,7 @@ class _How:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """`a @ b` of `dtype` operands, in float32."""
-        return matmul(a.to(self.dtype), b.to(self.dtype))
+        return wide_product(a.to(self.dtype), b.to(self.dtype))
 
     def distribution(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor

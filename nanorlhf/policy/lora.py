@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanorlhf.policy.logprobs import matmul
+from nanorlhf.policy.products import product, wide_product
 
 
 class Adapted(torch.autograd.Function):
@@ -20,8 +20,8 @@ class Adapted(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
         down, up = a.to(x.dtype), b.to(x.dtype)
-        out = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
-        low = x @ down.t()
+        out = product(x, weight.t(), bias)
+        low = product(x, down.t())
         out.addmm_(low, up.t(), alpha=scaling)
         ctx.save_for_backward(x, weight, down, up, low)
         ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
@@ -31,10 +31,10 @@ class Adapted(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
         grad = grads[0].contiguous()
-        into_low = (grad @ up).mul_(ctx.scaling)
-        of_a = matmul(into_low.t(), x).to(ctx.dtypes[0])
-        of_b = matmul(grad.t(), low).mul_(ctx.scaling).to(ctx.dtypes[1])
-        of_x = (grad @ weight).addmm_(into_low, down) if ctx.needs_input_grad[0] else None
+        into_low = product(grad, up).mul_(ctx.scaling)
+        of_a = wide_product(into_low.t(), x).to(ctx.dtypes[0])
+        of_b = wide_product(grad.t(), low).mul_(ctx.scaling).to(ctx.dtypes[1])
+        of_x = product(grad, weight).addmm_(into_low, down) if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_a, of_b, None
 
 

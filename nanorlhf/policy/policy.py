@@ -28,6 +28,7 @@ from nanorlhf.policy.loading import (
     with_adapter,
 )
 from nanorlhf.policy.logprobs import backbone_hidden, head_of, token_logprobs
+from nanorlhf.policy.products import speed_up
 from nanorlhf.policy.sharding import layers_of, shard
 from nanorlhf.system.device import pick_device
 from nanorlhf.types import MicroBatch, WeightSync
@@ -50,6 +51,7 @@ class Policy:
             model = load(config, self.device)
         self.model = with_adapter(config, model, peft_config)
         fuse_adapters(self.model)
+        speed_up(self.model)
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         if config.shard_base:
             shard(self.base, self.device)

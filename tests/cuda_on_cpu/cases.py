@@ -236,8 +236,8 @@ PLANTED: dict[str, tuple[Plant, str]] = {
         "Averages.add: _local_scalar_dense': 24",
     ),
     "the head multiplies float32": (
-        wrapped(logprobs, "matmul", lambda f, a, b: f(a.float(), b.float())),
-        "logprobs.matmul: float32",
+        wrapped(logprobs, "wide_product", lambda f, a, b: f(a.float(), b.float())),
+        "products.product: float32",
     ),
     "attention goes segment by segment": (wrapped(attention, "fits_kernel", lambda *_: False), "'_varlen_attn': 0"),
     "a window is one token short": (wrapped(attention, "varlen_attn", shorter), "apart: "),
