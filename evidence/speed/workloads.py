@@ -42,6 +42,7 @@ class Workload:
     prompts: int = 4
     generations: int = 8
     prompt_lengths: tuple[int, int] = (16, 32)  # from, to
+    common: int = 0  # tokens with which every prompt begins, as worked examples are
     steps: int = 3  # whole ones, which a process measures after one that warms up
     median_length: int = 128
     sigma: float = 0.9
@@ -96,6 +97,7 @@ class Workload:
             return [draw.randrange(2, self.vocabulary) for _ in range(n)]
 
         prompts = [tokens(draw.randint(*self.prompt_lengths)) for _ in range(self.prompts)]
+        prompts = [prompts[0][: self.common] + prompt[self.common :] for prompt in prompts]
         for i, length in enumerate(self.lengths):
             group = i // self.generations
             reward = 1.0 if group < self.flat else float(i % (2 if self.algorithm == "dpo" else 3) == 0)

@@ -1,9 +1,10 @@
-"""Samples into rows: end to end, under a token budget, never padded, a prompt once for all its answers."""
+"""Samples into rows: end to end, under a token budget, never padded, what they share of their prompts once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from nanorlhf.segments import Segments
 from nanorlhf.types import MicroBatch, Rollout
 
 GATHERED = 4  # keys gathered for each token of a row: for so many there is memory
+LARGER = 8  # times what a key and its value take, at least, is all else that a layer keeps of a token
+WORTH = 0.1  # of the tokens: if so many go, what all prompts begin with passes through the model once a row
 
 
 def pack(
@@ -19,26 +22,32 @@ def pack(
 ) -> Iterator[MicroBatch]:
     """Micro-batches that hold every sample of `keep (S,)` once; `together` adjacent ones share a row."""
     ends = torch.cumsum(rollout.lengths, 0).tolist()
-    pieces = cut(rollout, keep, 0 if one_per_row else token_budget, together)
-    sizes = [size(rollout, piece) for piece in pieces]
-    rows = [[p] for p in range(len(pieces))] if one_per_row else fill(sizes, token_budget)
-    for row in rows:
-        yield build(rollout, [i for p in row for i in pieces[p]], ends, weights)
+    common = 0 if one_per_row else beginning(rollout, keep)
+    budget = 0 if one_per_row else token_budget - common
+    pieces = cut(rollout, keep, budget, together, common)
+    for row in fill([size(rollout, piece, common) for piece in pieces], budget):
+        yield build(rollout, [i for p in row for i in pieces[p]], ends, weights, common)
 
 
-def cut(rollout: Rollout, chosen: Tensor, budget: int, together: int = 1) -> list[list[int]]:
+def beginning(rollout: Rollout, chosen: Tensor) -> int:
+    """Tokens that all prompts of the samples `chosen (S,)` begin with, if they are worth it; never a whole prompt."""
+    index = chosen.nonzero().flatten().tolist()
+    prompts = sorted(prompt[:-1] for prompt, _ in families(rollout, index)) or [[]]
+    common = len(list(takewhile(bool, map(eq, prompts[0], prompts[-1]))))  # the first and the last of a sorted list
+    return common if common * (len(prompts) - 1) > WORTH * size(rollout, index) else 0
+
+
+def cut(rollout: Rollout, chosen: Tensor, budget: int, together: int = 1, common: int = 0) -> list[list[int]]:
     """The samples of `chosen (S,)` prompt by prompt, in pieces under the budget, or of `together` if those are over."""
     index = chosen.nonzero().flatten().tolist()
     units = [index[i : i + together] for i in range(0, len(index), together)]
     pieces: list[list[int]] = []
     for _, family in groupby(units, lambda unit: rollout.samples[unit[0]].prompt.ids):
-        piece: list[int] = []
+        pieces.append([])
         for unit in family:
-            if piece and size(rollout, piece + unit) > budget:
-                pieces.append(piece)
-                piece = []
-            piece = piece + unit
-        pieces.append(piece)
+            if pieces[-1] and size(rollout, pieces[-1] + unit, common) > budget:
+                pieces.append([])
+            pieces[-1] += unit
     return pieces
 
 
@@ -47,14 +56,14 @@ def families(rollout: Rollout, row: Iterable[int]) -> list[tuple[list[int], list
     return [(prompt, list(answers)) for prompt, answers in groupby(row, lambda i: rollout.samples[i].prompt.ids)]
 
 
-def size(rollout: Rollout, row: Iterable[int]) -> int:
-    """Tokens that pass through the model, a prompt once; or what they count for, if many answers gather its keys."""
+def size(rollout: Rollout, row: Iterable[int], common: int = 0) -> int:
+    """Tokens beyond a common beginning, a prompt once; or what they count for, if many answers gather its keys."""
     tokens = keys = 0
     for prompt, answers in families(rollout, row):
         written = sum(len(rollout.samples[i].completion_ids) for i in answers)
-        tokens += len(prompt) + written
+        tokens += len(prompt) - common + written
         keys += len(prompt) * (len(answers) + (len(answers) > 1)) + written
-    return max(tokens, -(-keys // GATHERED))
+    return max(tokens, -(-(LARGER * tokens + keys) // (LARGER + GATHERED)))
 
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -72,15 +81,15 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return rows
 
 
-def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Tensor) -> MicroBatch:
+def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Tensor, common: int = 0) -> MicroBatch:
     """One row from the samples at `row`; every sample's tokens end at `ends` in the rollout's flat columns."""
-    ids: list[int] = []
+    ids = rollout.samples[row[0]].prompt.ids[:common]
     lengths: list[tuple[int, list[int]]] = []
-    predict_at, targets, owner, tokens, positions = [], [], [], [], []
+    predict_at, targets, owner, tokens, positions = [], [], [], [], [torch.arange(common)]
     for prompt, answers in families(rollout, row):
-        lengths.append((len(prompt), [len(rollout.samples[i].completion_ids) for i in answers]))
-        positions.append(torch.arange(len(prompt)))
-        ids += prompt
+        lengths.append((len(prompt) - common, [len(rollout.samples[i].completion_ids) for i in answers]))
+        positions.append(torch.arange(common, len(prompt)))
+        ids += prompt[common:]
         last = len(ids) - 1  # it predicts the first token of every answer
         for i in answers:
             s = rollout.samples[i]
@@ -95,7 +104,7 @@ def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Te
     return MicroBatch(
         input_ids=torch.tensor(ids),
         position_ids=torch.cat(positions),
-        segments=Segments.of(lengths),
+        segments=Segments.of(lengths, common),
         predict_at=torch.tensor(predict_at, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         sample=torch.tensor(owner, dtype=torch.long),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanorlhf.errors import RunError, UsageError
-from nanorlhf.learning.packing import cut, pack, size
+from nanorlhf.learning.packing import beginning, cut, pack, size
 from nanorlhf.learning.shares import divided, idle
 from nanorlhf.system.device import empty_cache, ran_out
 from nanorlhf.system.distributed import world
@@ -71,7 +71,8 @@ class Passes:
         mine = self.share(rollout, chosen, together)
         weights = torch.zeros(int(rollout.lengths.sum())) if weights is None else weights
         longest = max((size(rollout, unit) for unit in cut(rollout, mine, 0, together)), default=0)
-        whole = longest if self.one_per_row else size(rollout, mine.nonzero().flatten().tolist())
+        common = beginning(rollout, mine)
+        whole = longest if self.one_per_row else common + size(rollout, mine.nonzero().flatten().tolist(), common)
 
         def rows() -> list[MicroBatch]:
             packed = list(pack(rollout, mine, weights, self.tokens, self.one_per_row, together))

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.memory.workspace import Line, Workspace, between
 from nanorlhf.policy import attention, recomputation
-from nanorlhf.policy.loading import fuse_adapters, let_lora_drop, with_adapter
+from nanorlhf.policy.loading import let_lora_drop, speed_up, with_adapter
 from nanorlhf.policy.logprobs import CHUNK, Head, head_of, plain, token_logprobs
 from nanorlhf.segments import Segments
 
@@ -71,7 +71,7 @@ def skeleton(
         )
         fresh = dataclasses.replace(config, adapter_name_or_path=None)
         model = with_adapter(fresh, model, copy.deepcopy(peft_config))
-        fuse_adapters(model)
+        speed_up(model)
         return model
 
 

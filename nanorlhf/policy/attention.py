@@ -1,4 +1,4 @@
-"""Attention over packed rows: many samples end to end in one row of tokens, which share no more than their prompt."""
+"""Attention over packed rows: many samples end to end in one row of tokens, which share their prompts' tokens alone."""
 
 from __future__ import annotations
 
@@ -57,14 +57,18 @@ def packed_attention(
         return by_kernel(query, key, value, segments, scaling, window)[None], None
     else:
         attend = functools.partial(fused, **how)
-    outputs, sizes = [], [sum(lengths) for lengths in segments.families]
-    for lengths, q, k, v in zip(segments.families, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+    sizes = [segments.common, *(sum(lengths) for lengths in segments.families)]
+    (first, *queries), (k_first, *keys), (v_first, *values) = (x.split(sizes, dim=2) for x in (query, key, value))
+    outputs = [attend(first, k_first, v_first)] if segments.common else []
+    for lengths, q, *own in zip(segments.families, queries, keys, values, strict=True):
+        k, v = (torch.cat(x, dim=2) for x in zip((k_first, v_first), own, strict=True)) if segments.common else own
+        seen = (segments.common + lengths[0], *lengths[1:])
         if len(lengths) == 1:
             outputs.append(attend(q, k, v))
-        elif sum(lengths) <= AT_ONCE and not isinstance(q, FakeTensor):
-            outputs.append(attend(q, k, v, mask=seen_by(lengths, window, q.device)))
+        elif sum(seen) <= AT_ONCE and not isinstance(q, FakeTensor):
+            outputs.append(attend(q, k, v, mask=seen_by(seen, window, q.device)[segments.common :]))
         else:
-            (asked, *answers), *inputs = (x.split(lengths, dim=2) for x in (q, k, v))
+            (asked, *answers), *inputs = q.split(lengths, dim=2), k.split(seen, dim=2), v.split(seen, dim=2)
             outputs.append(attend(asked, *(x[0] for x in inputs)))
             for i, answer in enumerate(answers, start=1):
                 outputs.append(attend(answer, *(torch.cat([x[0], x[i]], dim=2) for x in inputs)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nanorlhf.config.option import split_names
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError, error_line, first_line
 from nanorlhf.policy.lora import fuse
+from nanorlhf.policy.products import linear, prefers_onednn
 from nanorlhf.system.device import ran_out
 
 POLICY = "default"  # PEFT's name for the adapter that learns
@@ -83,11 +85,13 @@ def is_classifier(model: Any) -> bool:
     return model.get_output_embeddings() is None
 
 
-def fuse_adapters(model: nn.Module) -> None:
-    """Runs linear layers and their adapters as one function, if both are plain."""
+def speed_up(model: nn.Module) -> None:
+    """Runs linear layers and their adapters as one function, if both are plain, and others by the quickest library."""
     for module in model.modules():
         if type(module) is LoraLinear:
             fuse(module)
+        elif type(module) is nn.Linear and prefers_onednn():
+            module.forward = partial(linear, module)  # type: ignore[assignment]
 
 
 def let_lora_drop(model: nn.Module) -> None:

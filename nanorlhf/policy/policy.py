@@ -20,15 +20,14 @@ from nanorlhf.policy import attention, merging, recomputation, self_check
 from nanorlhf.policy.loading import (
     POLICY,
     REFERENCE,
-    fuse_adapters,
     let_lora_drop,
     load,
     rank_of,
     refuse_unsupported,
+    speed_up,
     with_adapter,
 )
 from nanorlhf.policy.logprobs import backbone_hidden, head_of, token_logprobs
-from nanorlhf.policy.products import speed_up
 from nanorlhf.policy.sharding import layers_of, shard
 from nanorlhf.system.device import pick_device
 from nanorlhf.types import MicroBatch, WeightSync
@@ -50,7 +49,6 @@ class Policy:
         if model is None:
             model = load(config, self.device)
         self.model = with_adapter(config, model, peft_config)
-        fuse_adapters(self.model)
         speed_up(self.model)
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
         if config.shard_base:

@@ -59,11 +59,3 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
         return nn.Linear.forward(layer, x)
     rows: Any = Linear.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)
     return rows.view(*x.shape[:-1], -1)
-
-
-def speed_up(model: nn.Module) -> None:
-    """Has linear layers take their products from here, where that is faster."""
-    if prefers_onednn():
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.forward = functools.partial(linear, module)  # type: ignore[assignment]

@@ -32,14 +32,14 @@ def verify(model: nn.Module) -> None:
     dtype = torch.get_autocast_dtype(device.type) if autocast else head.weight.dtype
     noise = 3 * math.sqrt(torch.finfo(dtype).eps)  # float32: .001 nats a token; bfloat16: .27
     draw = torch.Generator().manual_seed(0)
-    sizes = (24, 17, 11, 13, 24, 11)
-    first, prompt, one, two, other, another = (
+    sizes = (10, 24, 17, 11, 13, 24, 11)
+    start, first, rest, one, two, other, another = (
         torch.randint(len(head.weight), (n,), generator=draw).to(device) for n in sizes
     )
-    nothing = first[:0]
+    prompt, common = torch.cat([start, rest]), len(start)
     with evaluating(model), short_windows(base, 8):
-        hidden, logits = by_eager(base, (nothing, first), (prompt, one, two))
-        targets = torch.cat([first, prompt, one, two]).roll(-1)
+        hidden, logits = by_eager(base, (start, first), (prompt, one, two), common=common)
+        targets = torch.cat([start, first, rest, one, two]).roll(-1)
         own = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
         off = (token_logprobs(hidden, head, targets, 1.0)[0] - own).abs().mean()
         if not off <= noise:
@@ -47,15 +47,15 @@ def verify(model: nn.Module) -> None:
                 f"{name}: its LM head does more than we know of (log-probabilities {off:.2g} off)"
             )
         try:
-            packed = row(model, (nothing, first), (prompt, one, two))
-            touched = row(model, (nothing, other), (prompt, another, two))
+            packed = row(model, (start, first), (prompt, one, two), common=common)
+            touched = row(model, (start, other), (prompt, another, two), common=common)
         except TypeError as error:
             why = f"it cannot be told where the samples of a row end ({error})"
             if "NoneType" in str(error):
                 why = "its layers read the attention mask themselves (to choose tokens by), and packed rows have none"
             raise UnsupportedModelError(f"{name}: {why}") from error
-        apart = (packed - touched).split([len(first), len(prompt), len(one), len(two)])
-        leak = torch.cat(apart[1::2]).abs().mean() / packed.abs().mean()
+        apart = (packed - touched).split([common, len(first), len(rest), len(one), len(two)])
+        leak = torch.cat(apart[::2]).abs().mean() / packed.abs().mean()
         if not leak <= noise:
             raise UnsupportedModelError(f"{name}: a sample changes with another one in its row (by {leak:.0%})")
         off = (token_logprobs(packed, head, targets, 1.0)[0] - own).abs().mean()
@@ -65,39 +65,49 @@ def verify(model: nn.Module) -> None:
             )
 
 
-def by_eager(base: Any, *families: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def by_eager(base: Any, *families: Sequence[Tensor], common: int = 0) -> tuple[Tensor, Tensor]:
     """Hidden states (T, H) and logits (T, V) of prompts, each with its answers, one sample at a time."""
     runs = []
     with eager(base):
-        for prompt, *answers in families:
+        for number, (prompt, *answers) in enumerate(families):
             for i, answer in enumerate(answers):
                 sample = torch.cat([prompt, answer])[None]
                 outputs = (
                     base.base_model(sample, use_cache=False).last_hidden_state,
                     base(sample, use_cache=False).logits,
                 )
-                runs.append([x[0, len(prompt) * (i > 0) :] for x in outputs])  # a prompt comes once
+                known = len(prompt) if i else common * (number > 0)  # what is shared comes once
+                runs.append([x[0, known:] for x in outputs])
     hidden, logits = (torch.cat(parts) for parts in zip(*runs, strict=True))
     return hidden, logits
 
 
-def row(model: nn.Module, *families: Sequence[Tensor]) -> Tensor:
-    """Hidden states (T, H) of prompts, each with the answers that follow it, packed as training packs them."""
+def row(model: nn.Module, *families: Sequence[Tensor], common: int = 0) -> Tensor:
+    """Hidden states (T, H) of prompts, each with the answers that follow it, packed as training packs them.
+
+    The first `common` tokens, with which all prompts begin, come once.
+    """
     if not one_per_row(model):
-        return states(model, families)
-    alone = [(prompt, answers[:i], answer) for prompt, *answers in families for i, answer in enumerate(answers)]
+        return states(model, families, common)
     return torch.cat(
-        [states(model, [(prompt, answer)])[len(prompt) if earlier else 0 :] for prompt, earlier, answer in alone]
+        [
+            states(model, [(prompt, answer)])[len(prompt) if i else common * (number > 0) :]
+            for number, (prompt, *answers) in enumerate(families)
+            for i, answer in enumerate(answers)
+        ]
     )
 
 
-def states(model: nn.Module, families: Sequence[Sequence[Tensor]]) -> Tensor:
+def states(model: nn.Module, families: Sequence[Sequence[Tensor]], common: int = 0) -> Tensor:
     """The same in one row, whatever the model."""
-    ids, places = torch.cat([part for family in families for part in family]), []
+    ids, places = [families[0][0][:common]], [torch.arange(common)]
     for prompt, *answers in families:
-        places += [torch.arange(len(prompt)), *(torch.arange(len(a)) + len(prompt) for a in answers)]
-    segments = Segments.of((len(prompt), [len(a) for a in answers]) for prompt, *answers in families)
-    return backbone_hidden(model, ids, torch.cat(places).to(ids.device), segments.to(ids.device))
+        ids += [prompt[common:], *answers]
+        places += [torch.arange(common, len(prompt)), *(torch.arange(len(a)) + len(prompt) for a in answers)]
+    lengths = [(len(prompt) - common, [len(a) for a in answers]) for prompt, *answers in families]
+    device = ids[0].device
+    segments = Segments.of(lengths, common).to(device)
+    return backbone_hidden(model, torch.cat(ids), torch.cat(places).to(device), segments)
 
 
 @contextlib.contextmanager

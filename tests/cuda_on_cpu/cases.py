@@ -63,6 +63,7 @@ class Case:
     architecture: str = "qwen2"  # or a model that is shipped
     layers: int = 2
     siblings: bool = False  # whether answers share their group's prompt, which is then longer than a window
+    common: int = 0  # tokens with which both prompts begin
 
 
 PARKED = {"gradient_checkpointing": True, "activation_offload": "on"}
@@ -77,6 +78,10 @@ CASES = {
     "all weights, float32": Case("grpo", {"lora": "none", "dtype": "float32", "kl_coef": 0.1}),
     "all weights, bfloat16": Case("grpo", {"lora": "none", "dtype": "bfloat16"}),
     **{f"siblings, {name}": Case("grpo", {"kl_coef": 0.1}, name, siblings=True) for name in ("mistral", "gemma2")},
+    **{
+        f"begun alike, {name}": Case("grpo", {"kl_coef": 0.1}, name, siblings=True, common=9)
+        for name in ("mistral", "gemma2")
+    },
     "siblings, recomputed": Case("grpo", {"gradient_checkpointing": True}, "mistral", siblings=True),
     "deep": Case("grpo", {"kl_coef": 0.1}, "qwen3", 5),
     "deep, recomputed": Case("grpo", {"gradient_checkpointing": True, "kl_coef": 0.1}, "qwen3", 5),
@@ -90,9 +95,11 @@ CASES = {
 class Given(Source):
     """The same samples at every step, two groups of four."""
 
-    def __init__(self, algorithm: str, siblings: bool = False) -> None:
+    def __init__(self, algorithm: str, siblings: bool = False, common: int = 0) -> None:
         made, size = [sample(3 + i % 4, 4 + 2 * i, seed=i) for i in range(8)], 2 if algorithm == "dpo" else 4
         self.samples = rollout(together(made, size, 12) if siblings else made, group_size=size)
+        for s in self.samples.samples:
+            s.prompt.ids[:common] = range(common)
         self.samples.baselines = torch.full((8,), 0.5)
         if algorithm in {"sft", "dpo"}:
             self.samples.rewards, self.samples.columns = torch.tensor([1.0, 0.0] * 4), {}
@@ -124,7 +131,7 @@ def loop_of(case: Case, device: str) -> Loop:
     if "ref_logprobs" in algorithm.needs:
         policy.keep_reference()
     critic = Critic(config, policy) if case.algorithm == "ppo" else None
-    return Loop(config, algorithm, policy, Given(case.algorithm, case.siblings), critic=critic)
+    return Loop(config, algorithm, policy, Given(case.algorithm, case.siblings, case.common), critic=critic)
 
 
 @contextlib.contextmanager
@@ -159,6 +166,7 @@ def play(case: Case, device: str, room: int = card.TOTAL) -> tuple[list[Tensor],
     for optimizer in [learner.optimizer for learner in loop.learners]:
         optimizer.adam.register_step_pre_hook(keep)
     torch.cuda.reset_peak_memory_stats()
+    gc.collect()  # what an earlier case left would go meanwhile
     before = torch.cuda.memory_allocated()
     said()
     with allowed(room), Watch() as watch:

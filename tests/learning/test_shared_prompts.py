@@ -18,7 +18,7 @@ from evidence.speed.benchmark import WORKS
 from evidence.speed.workloads import prepare
 from nanorlhf.learning import packing
 from nanorlhf.learning.optimizer import Optimizer
-from nanorlhf.learning.packing import cut, pack, size
+from nanorlhf.learning.packing import beginning, cut, pack, size
 from nanorlhf.learning.shares import divided
 from nanorlhf.segments import Segments
 from nanorlhf.types import Rollout
@@ -34,10 +34,11 @@ SHARED = {
     **{name: Case("grpo", {"policy_loss": name}, siblings=True) for name in ("sequence", "gspo", "cispo", "sapo")},
     "two by two": Case("grpo", CASES["two by two"].options, siblings=True),
 }
+BEGUN = {f"{name}, begun alike": replace(case, common=9) for name, case in SHARED.items()}
 
 
 def groups(*sizes: tuple[int, list[int]]) -> Rollout:
-    """Groups of one prompt and answers of these lengths each."""
+    """Groups of one prompt and answers of these lengths each; no two prompts begin alike."""
     made = [together([sample(1, n, seed=i) for i, n in enumerate(answers)], len(answers), p) for p, answers in sizes]
     for number, group in enumerate(made):
         for s in group:
@@ -84,14 +85,18 @@ def double() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", SHARED | BEGUN)
 def test_gradients_are_those_of_samples_with_prompts_of_their_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, computed = learned(SHARED[name])
-    monkeypatch.setattr(packing, "families", alone)
-    expected, written = learned(SHARED[name])
+    case = (SHARED | BEGUN)[name]
+    found, computed = learned(case)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "beginning", lambda *_: 0)
+        patch.setattr(packing, "families", alone)
+        expected, written = learned(case)
     assert len(found) == len(expected) > 0 and all(x.norm() > 0 for x in expected)
     assert all((a - b).norm() / b.norm() < 1e-10 for a, b in zip(found, expected, strict=True))
-    assert (computed < written) == (name not in (*HYBRID, "raft"))  # of which one answer a prompt is left
+    one_answer = name.startswith("raft")  # is what is left of each prompt
+    assert (computed < written) == (case.architecture not in HYBRID and (not one_answer or case.common > 0))
 
 
 def test_a_row_of_siblings_by_hand() -> None:
@@ -112,12 +117,47 @@ def test_a_row_of_siblings_by_hand() -> None:
     assert pieces.visible == [2, 4, 3, 4]
 
 
+def test_a_row_of_prompts_that_begin_alike_by_hand() -> None:
+    step = groups((5, [2, 1]), (4, [3]))
+    for s in step.samples:
+        s.prompt.ids[:3] = [7, 8, 9]
+    first, second = step.samples[0].prompt.ids, step.samples[2].prompt.ids
+    a, b, c = (s.completion_ids for s in step.samples)
+    (batch,) = pack(step, torch.ones(3, dtype=torch.bool), torch.arange(6.0), 100)
+    assert batch.input_ids.tolist() == [7, 8, 9, *first[3:], *a, *b, *second[3:], *c]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 3, 4, 5, 6]
+    assert batch.predict_at.tolist() == [4, 5, 4, 8, 9, 10]
+    assert batch.targets.tolist() == [*a, *b, *c]
+    pieces = batch.segments
+    assert pieces.common == 3 and pieces.families == [(2, 2, 1), (4,)]
+    assert pieces.lengths == [3, 2, 2, 1, 4] and pieces.visible == [3, 5, 7, 6, 7]
+    assert pieces.ends.tolist() == [0, 3, 5, 7, 8, 12] and pieces.seen_ends.tolist() == [0, 3, 8, 15, 21, 28]
+    assert pieces.seen is not None
+    assert pieces.seen.split(pieces.visible)[3].tolist() == [0, 1, 2, 3, 4, 7]
+    assert pieces.seen.split(pieces.visible)[4].tolist() == [0, 1, 2, 8, 9, 10, 11]
+
+
+def test_a_beginning_is_shared_if_that_saves_a_tenth() -> None:
+    step = groups((20, [9, 9]), (12, [9]), (30, [9]))
+    everyone = torch.ones(4, dtype=torch.bool)
+    for s in step.samples:
+        s.prompt.ids[:11] = range(11)
+    assert beginning(step, everyone) == 11
+    assert beginning(step, torch.tensor([True, True, False, False])) == 0  # a prompt alone is shared as it is
+    assert beginning(step, torch.zeros(4, dtype=torch.bool)) == 0
+    for s in step.samples[:3]:
+        s.prompt.ids[:12] = range(12)
+    assert beginning(step, torch.tensor([True, True, True, False])) == 11  # not all of the second prompt
+    step.samples[3].prompt.ids[4] = -1
+    assert beginning(step, everyone) == 0  # 4 tokens, two times, of 98
+
+
 def test_tokens_are_counted_as_they_are_computed() -> None:
     step = groups((90, [9] * 8), (5, [7]))
-    assert size(step, range(8)) == max(90 + 72, -(-(90 + 8 * 99) // 4)) == 221  # what is gathered counts for more
+    assert size(step, range(8)) == -(-(8 * (90 + 72) + 90 + 8 * 99) // 12) == 182  # what is gathered counts for more
     assert size(step, [0, 1]) == 90 + 18
     assert size(step, [8]) == 12
-    assert size(step, range(9)) == -(-(90 + 8 * 99 + 12) // 4)
+    assert size(step, range(9)) == -(-(8 * (162 + 12) + 90 + 8 * 99 + 12) // 12)
 
 
 def test_a_group_that_does_not_fit_is_cut_and_its_prompt_comes_again() -> None:
@@ -136,11 +176,15 @@ def test_a_group_that_does_not_fit_is_cut_and_its_prompt_comes_again() -> None:
     sizes=st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(0, 20), min_size=1, max_size=6)), min_size=1),
     budget=st.integers(0, 120),
     parts=st.integers(1, 4),
+    common=st.integers(0, 30),
 )
 def test_every_token_once_in_place_and_under_the_budget(
-    sizes: list[tuple[int, list[int]]], budget: int, parts: int
+    sizes: list[tuple[int, list[int]]], budget: int, parts: int, common: int
 ) -> None:
     step = groups(*sizes)
+    for prompt in {id(s.prompt): s.prompt for s in step.samples}.values():
+        prompt.ids[1:1] = range(common)
+        prompt.ids[: common + 1] = [*range(common), prompt.ids[0]]  # what they begin with, then what differs
     everyone = torch.ones(len(step.samples), dtype=torch.bool)
     tokens = int(step.lengths.sum())
     step.columns["target"] = torch.tensor([t for s in step.samples for t in s.completion_ids], dtype=torch.long)
@@ -150,7 +194,7 @@ def test_every_token_once_in_place_and_under_the_budget(
     assert sorted(torch.cat([row.tokens for row in rows]).tolist()) == list(range(tokens))
     for row in rows:
         assert row.columns["target"].equal(row.targets) and row.weights.equal(row.tokens.float())
-        assert len(row.input_ids) <= budget or len(row.sample.unique()) <= 1 or len(row.segments.lengths) == 1
+        assert len(row.input_ids) <= budget or len(row.sample.unique()) <= 1 or len(row.segments.families) == 1
         segments = row.segments
         seen = torch.arange(len(row.input_ids)) if segments.seen is None else segments.seen
         for at, target, owner in zip(row.predict_at, row.targets, row.sample, strict=True):
@@ -193,6 +237,7 @@ def test_a_real_models_gradients_are_the_same(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Optimizer, "step", step)
     tokens = [ours.update(tmp_path, work, work.rollout())["row_tokens"]]
     monkeypatch.setattr(packing, "families", alone)
+    monkeypatch.setattr(packing, "beginning", lambda *_: 0)
     tokens += [ours.update(tmp_path, work, work.rollout())["row_tokens"]]
-    assert tokens[0] < tokens[1] / 3
+    assert tokens[0] < tokens[1] / 4
     assert (found[0] - found[1]).norm() / found[1].norm() < 1e-4

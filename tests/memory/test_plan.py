@@ -24,7 +24,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.grpo.__main__ import main as grpo
 from nanorlhf.learning.optimizer import Optimizer
-from nanorlhf.learning.packing import GATHERED
+from nanorlhf.learning.packing import GATHERED, size
 from nanorlhf.memory.activation_sizes import skeleton, through_layers
 from nanorlhf.memory.choice import make_plan
 from nanorlhf.memory.needs import ModelSize, RewardModelSize, learners, needs_of
@@ -36,6 +36,7 @@ from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.segments import Segments
 from nanorlhf.system.device import CONTEXT, GIB
+from tests.learning.test_shared_prompts import groups
 from tests.models import tiny
 
 LEARNING: frozenset[Phase] = frozenset({"measure", "update"})
@@ -336,6 +337,23 @@ def test_what_partly_recomputed_models_take_is_what_is_traced(lora: str) -> None
             recomputation.recompute(plain(model), "off", torch.device("cpu"), again)
             peak, _ = through_layers(model, Segments.of([(needs.longest - 3, [1, 1, 1])]), grad=True, half=True)
         assert needs.learning(needs.longest, again, 40 * GIB) == pytest.approx(peak, rel=0.02), again
+
+
+@pytest.mark.parametrize(("heads", "least"), [(12, 0.6), (2, 0.4)])  # of the plan, which does not know them
+def test_rows_whose_answers_gather_many_keys_stay_within_the_plan(heads: int, least: float) -> None:
+    shape: dict[str, Any] = QWEN_1_5B | {"num_hidden_layers": 4, "vocab_size": 64, "num_key_value_heads": heads}
+    about = Qwen2Config(**shape)
+    config = GRPOConfig(max_completion_length=2000, gradient_checkpointing=False)
+    needs = needs_of(config, about, GRPO(config))
+    needs = replace(needs, plain=replace(needs.plain, head=Line(0, 0)))
+    for prompt, answers in ((600, [20] * 40), (2000, [5] * 16), (300, [200] * 8)):
+        tokens = size(groups((prompt, answers)), range(len(answers)))
+        assert tokens > 1.1 * (prompt + sum(answers)) or answers[0] == 200  # what is gathered counts
+        model = skeleton(config, about).eval()
+        with FakeTensorMode():
+            plain(model).set_attn_implementation(attention.NAME)
+            peak, _ = through_layers(model, Segments.of([(prompt, answers)]), grad=True, half=True)
+        assert least * needs.plain(tokens) < peak <= 1.01 * needs.plain(tokens), (prompt, peak)
 
 
 def test_the_engine_moves_where_rows_would_be_short() -> None:

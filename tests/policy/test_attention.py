@@ -59,35 +59,38 @@ def family(prompt: int, *answers: int) -> list[Tensor]:
 
 
 FAMILIES = [family(14, 9, 1, 30), family(40, 7), family(1, 5, 0, 3)]  # windows end in prompts, answers and between
+COMMON = 11  # tokens that may come before all their prompts
+BEGUN = [[torch.cat([*family(COMMON), prompt]), *answers] for prompt, *answers in FAMILIES]
 
 
-def alone(model: PreTrainedModel) -> Tensor:
+def alone(model: PreTrainedModel, families: list[list[Tensor]], common: int) -> Tensor:
     """(T, H) of the families' rows from the model's own eager attention, an answer at a time."""
     model.set_attn_implementation("eager")
     states = []
-    for prompt, *answers in FAMILIES:
+    for number, (prompt, *answers) in enumerate(families):
         runs = [model.base_model(torch.cat([prompt, a])[None], use_cache=False).last_hidden_state[0] for a in answers]
-        states += [run[len(prompt) if i else 0 :] for i, run in enumerate(runs)]
+        states += [run[len(prompt) if i else common * (number > 0) :] for i, run in enumerate(runs)]
     model.set_attn_implementation(attention.NAME)
     return torch.cat(states)
 
 
+@pytest.mark.parametrize(("families", "common"), [(FAMILIES, 0), (BEGUN, COMMON)], ids=["apart", "begun alike"])
 @pytest.mark.parametrize("at_once", [1024, 0])
 @pytest.mark.parametrize("architecture", [*SERVED, *HYBRID])
 def test_answers_that_share_a_prompt_are_as_if_each_had_its_own(
-    architecture: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+    architecture: str, at_once: int, families: list[list[Tensor]], common: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "AT_ONCE", at_once)
     model = tiny(architecture).double()
     model.set_attn_implementation(attention.NAME)
     model.set_experts_implementation("eager")  # the other has no kernel for float64
     slopes: list[dict[str, Tensor]] = []
-    for run in (alone, lambda model: row(model, *FAMILIES)):
+    for run in (lambda model: alone(model, families, common), lambda model: row(model, *families, common=common)):
         draw = torch.Generator().manual_seed(0)
         with Exactly():
             states = run(model)
             (states * torch.randn(states.shape, generator=draw, dtype=states.dtype)).sum().backward()
-            torch.testing.assert_close(states, alone(model), rtol=0, atol=1e-10)
+            torch.testing.assert_close(states, alone(model, families, common), rtol=0, atol=1e-10)
         slopes.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
     assert slopes[0].keys() == slopes[1].keys()
@@ -248,8 +251,9 @@ def test_the_kernel_is_called_as_it_documents(
     model, batch = tiny(architecture), samples()
     expected = own(model, batch)
     torch.testing.assert_close(scored(row(model, *whole(batch)), model, batch), expected, rtol=0, atol=1e-4)
-    expected, hidden = alone(model), row(model, *FAMILIES)
-    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-4)
+    for families, common in ((FAMILIES, 0), (BEGUN, COMMON)):
+        hidden = row(model, *families, common=common)
+        torch.testing.assert_close(hidden, alone(model, families, common), rtol=0, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.policy import lora
-from nanorlhf.policy.loading import REFERENCE, fuse_adapters
+from nanorlhf.policy.loading import REFERENCE, speed_up
 from nanorlhf.policy.policy import Policy
 from tests.models import VOCABULARY, tiny
 
@@ -28,7 +28,7 @@ def pair(architecture: str = "llama", dtype: torch.dtype = torch.float32, **opti
     if dtype == torch.float64:
         peft.double()
     fused = copy.deepcopy(peft)
-    fuse_adapters(fused)
+    speed_up(fused)
     return peft, fused
 
 
@@ -86,7 +86,7 @@ def test_one_layer_is_peft_s_to_the_last_digits(options: dict[str, Any]) -> None
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False, **options)
     peft = get_peft_model(base, config)  # type: ignore[arg-type]
     fused = copy.deepcopy(peft)
-    fuse_adapters(fused)
+    speed_up(fused)
     x, grad, results = torch.randn(40, 48), torch.randn(40, 32), []
     for model in (peft, fused):
         mine = x.clone().requires_grad_()

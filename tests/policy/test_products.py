@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanorlhf.policy import products
-from nanorlhf.policy.products import Linear, prefers_onednn, product, speed_up, wide_product
+from nanorlhf.policy import loading, products
+from nanorlhf.policy.loading import speed_up
+from nanorlhf.policy.products import Linear, prefers_onednn, product, wide_product
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -20,7 +21,8 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Asks oneDNN, whatever the processor, and for small ones too; the rows of every call."""
     rows: list[int] = []
     monkeypatch.setattr(products, "SMALL", 1)
-    monkeypatch.setattr(products, "prefers_onednn", lambda: rows.append(0) or True)
+    for module in (products, loading):
+        monkeypatch.setattr(module, "prefers_onednn", lambda: rows.append(0) or True)
     return rows
 
 
