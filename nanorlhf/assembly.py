@@ -122,12 +122,13 @@ def start_engine(
     sampling: Sampling,
     run: Path,
     plan: Plan | None,
+    sequences: int,
 ) -> Restarting:
-    """The engine, as large as planned, which is started anew if it fails."""
+    """The engine, as large as planned or as so many sequences need, which is started anew if it fails."""
     cache = plan.engine_cache if plan else None
 
     def start(part: float) -> Any:
-        return build_engine(config, policy, tokenizer, sampling, run / "base_model", cache, part)
+        return build_engine(config, policy, tokenizer, sampling, run / "base_model", cache, part, sequences)
 
     return Restarting(start, policy, str(run))
 

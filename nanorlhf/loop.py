@@ -13,7 +13,7 @@ from nanorlhf.algorithm import Algorithm
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import MISMATCH_LIMIT, Engine, refresh
 from nanorlhf.learning.critic import Critic
-from nanorlhf.learning.learner import Learner, Part, PolicyLearner, bodies
+from nanorlhf.learning.learner import Learner, Part, PolicyLearner
 from nanorlhf.learning.packing import token_weights
 from nanorlhf.learning.passes import Passes
 from nanorlhf.learning.update import Update
@@ -53,13 +53,13 @@ class Loop:
         fitting = plan.tokens if plan else TOKENS[policy.device.type]
         self.passes = Passes(
             fitting if config.token_budget == "auto" else config.token_budget,
-            one_per_row=any(body.one_per_row for body in bodies(self.learners)),
+            one_per_row=any(learner.body.one_per_row for learner in self.learners),
             in_step=config.shard_base,
             undo=self.clear,
         )
         if plan and plan.recompute:
-            for body in bodies(self.learners):
-                body.recompute(plan.share)
+            for learner in self.learners:
+                learner.body.recompute(plan.share)
         self.reuses_rollout = config.updates * config.epochs > 1
 
     def step(self, number: int, progress: Progress = lambda tokens: None) -> Step:

@@ -54,6 +54,16 @@ class Segments:
         own = [n + lengths[0] * (i > 0) for lengths in self.families for i, n in enumerate(lengths)]
         return [self.common] * (self.common > 0) + [self.common + n for n in own]
 
+    def padded(self, tokens: int) -> Segments:
+        """The same and a piece of so many tokens at the end, which nobody else sees."""
+        if not tokens:
+            return self
+        first, own = (torch.arange(n, device=self.ends.device) for n in (self.common, tokens))
+        seen = None if self.seen is None else torch.cat([self.seen, first, self.ends[-1] + own])
+        ends = torch.cat([self.ends, self.ends[-1:] + tokens])
+        seen_ends = torch.cat([self.seen_ends, self.seen_ends[-1:] + self.common + tokens])
+        return replace(self, families=[*self.families, (tokens,)], ends=ends, seen=seen, seen_ends=seen_ends)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Segments:
         """The same on `device`."""
         seen = None if self.seen is None else self.seen.to(device, non_blocking=non_blocking)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-CPU_SEQUENCES, CPU_CACHE = 256, 2**30  # that the cache on a CPU is for, and bytes at most
+CPU_CACHE = 2**30  # bytes that the cache on a CPU has at most
 CPU_BLOCK = 32  # tokens in a block there: what a group's prompts share is whole blocks
 
 
@@ -21,8 +21,8 @@ def sequence_bytes(about: PretrainedConfig, dtype: torch.dtype, tokens: int, blo
     return -(-tokens // block) * block * 2 * layers * heads * size * dtype.itemsize
 
 
-def cpu_cache_bytes(model: str, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
-    """Key-value cache for 256 sequences of full length, at most 1 GiB, but always enough for two."""
+def cpu_cache_bytes(model: str, sequences: int, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
+    """Key-value cache for so many sequences of full length, at most 1 GiB, but always enough for two."""
     about = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     sequence = sequence_bytes(about, getattr(torch, dtype), max_model_len, CPU_BLOCK)
-    return max(min(CPU_SEQUENCES * sequence, CPU_CACHE), 2 * sequence)
+    return max(min(sequences * sequence, CPU_CACHE), 2 * sequence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -163,8 +163,3 @@ class PolicyLearner(Learner):
         whole = torch.tensor([total], dtype=torch.double)
         world().sum([whole])
         return whole.item(), averages.gather()
-
-
-def bodies(learners: Sequence[Learner]) -> list[Policy]:
-    """Their models, each once."""
-    return list({id(learner.body): learner.body for learner in learners}.values())

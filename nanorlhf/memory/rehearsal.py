@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.learning.learner import Learner, bodies
+from nanorlhf.learning.learner import Learner
 from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.learning.packing import pack
 from nanorlhf.learning.passes import Passes, TooLongError
@@ -34,8 +34,8 @@ def rehearse(learners: Sequence[Learner], passes: Passes, config: TrainConfig, t
         return
     # Out here the failed call's tensors have gone with its frames.
     empty_cache()
-    for body in bodies(learners):
-        body.recompute()
+    for learner in learners:
+        learner.body.recompute()
     passes.tokens, passes.lowered = planned, False
     log.warning("activations take more than was planned, so they are recomputed: gradient_checkpointing", extra=EACH)
     fits(learners, passes, config, together)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from nanorlhf.policy.products import wide_product
+from nanorlhf.policy.products import ROWS, missing, wide_product
 from nanorlhf.segments import Segments
 from nanorlhf.system import gpu_memory
 
@@ -50,13 +51,14 @@ def head_of(model: nn.Module) -> Head:
 
 def backbone_hidden(model: nn.Module, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
     """Last hidden states (T, H) of one packed row (T,); the LM head does not run."""
+    more = missing(input_ids)
     output = plain(model).base_model(
-        input_ids=input_ids[None],
-        position_ids=position_ids[None],
+        input_ids=pad(input_ids, (0, more))[None],
+        position_ids=pad(position_ids, (0, more))[None],
         use_cache=False,
-        segments=segments,  # travels to our attention function, and through gradient checkpointing
+        segments=segments.padded(more),  # travel to our attention function, and through gradient checkpointing
     )
-    return output.last_hidden_state[0]
+    return output.last_hidden_state[0, : len(input_ids)]
 
 
 def token_logprobs(
@@ -75,7 +77,7 @@ def token_logprobs(
     device, dtype, vocabulary = hidden.device.type, head.weight.dtype, head.weight.shape[0]
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    rows = chunk or max(64, chunk_size(hidden.device) // vocabulary)
+    rows = chunk or max(1, chunk_size(hidden.device) // vocabulary // ROWS) * ROWS
     ahead = torch.is_grad_enabled() and hidden.requires_grad and not head.trainable
     how = _How(head.scale, head.softcap, temperature, rows, dtype, entropy_grad, ahead)
     return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, how)  # type: ignore[return-value]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 CPUINFO = Path("/proc/cpuinfo")
-SMALL = 1 << 21  # multiplications; for fewer, oneDNN takes longer to begin than it saves
+SMALL = 1 << 24  # multiplications; fewer take no 0.1 ms by either
+ROWS = 64  # that it gets multiples of: for each number of rows it compiles code, some 10 ms and half a MiB
 
 
 @functools.cache
@@ -23,10 +24,15 @@ def prefers_onednn() -> bool:
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """`a @ b` of matrices (M, K) and (K, N), plus a bias (N,)."""
-    fits = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= SMALL
-    if fits and prefers_onednn() and not isinstance(a, FakeTensor):
+    plain = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and not isinstance(a, FakeTensor)
+    if plain and a.numel() * b.shape[1] >= SMALL and a.shape[0] % ROWS == 0 and prefers_onednn():
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")  # noqa: SLF001  # torch.compile's
     return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def missing(rows: Tensor) -> int:
+    """Rows that would have to be added for oneDNN, if it shall take the products."""
+    return -len(rows) % ROWS if rows.device.type == "cpu" and len(rows) > ROWS and prefers_onednn() else 0
 
 
 def wide_product(a: Tensor, b: Tensor) -> Tensor:

@@ -10,8 +10,12 @@ import torch
 from torch import nn
 
 from nanorlhf.policy import loading, products
+from nanorlhf.policy.attention import NAME
 from nanorlhf.policy.loading import speed_up
-from nanorlhf.policy.products import Linear, prefers_onednn, product, wide_product
+from nanorlhf.policy.logprobs import backbone_hidden
+from nanorlhf.policy.products import Linear, missing, prefers_onednn, product, wide_product
+from nanorlhf.segments import Segments
+from tests.models import VOCABULARY, tiny
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -21,6 +25,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Asks oneDNN, whatever the processor, and for small ones too; the rows of every call."""
     rows: list[int] = []
     monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "ROWS", 10)
     for module in (products, loading):
         monkeypatch.setattr(module, "prefers_onednn", lambda: rows.append(0) or True)
     return rows
@@ -40,9 +45,41 @@ def test_products_are_the_same(turned: bool, bias: bool, onednn: list[int]) -> N
 
 
 @needs_onednn
+def test_other_numbers_of_rows_are_left_to_pytorch_too(onednn: list[int]) -> None:
+    a, b = torch.randn(19, 7), torch.randn(7, 3)
+    assert product(a, b).equal(a @ b) and not onednn
+    assert product(a[:10], b).shape == (10, 3) and len(onednn) == 1
+
+
+@needs_onednn
+@pytest.mark.parametrize("families", [[(6, [3, 2])], [(0, [9, 1, 1])], [(4, [7])]])
+def test_a_row_is_rounded_up_and_gives_the_same(families: list[tuple[int, list[int]]], onednn: list[int]) -> None:
+    model, segments = tiny("mistral"), Segments.of(families, common=2)
+    model.set_attn_implementation(NAME)
+    ids = torch.arange(sum(segments.lengths)) % VOCABULARY
+    with torch.no_grad():
+        assert len(ids) % 10 and backbone_hidden(model, ids[:5], ids[:5], Segments.of([(5, [])])).shape[0] == 5
+        rounded = backbone_hidden(model, ids, ids, segments)
+        assert onednn
+        speed_up(model)
+        found = backbone_hidden(model, ids, ids, segments)
+        products.ROWS = 1
+        exact = backbone_hidden(model, ids, ids, segments)
+    assert exact.shape == rounded.shape == found.shape == (len(ids), exact.shape[1])
+    assert all((x - exact).norm() < 1e-5 * exact.norm() for x in (rounded, found))
+    padded = segments.padded(3)
+    assert padded.lengths == [*segments.lengths, 3] and padded.visible == [*segments.visible, 5]
+    assert padded.seen is not None and padded.seen[-5:].tolist() == [0, 1, len(ids), len(ids) + 1, len(ids) + 2]
+    assert padded.ends[-1] == len(ids) + 3 and padded.seen_ends[-1] == len(padded.seen)
+    assert segments.padded(0) is segments
+
+
+@needs_onednn
 @pytest.mark.usefixtures("onednn")
 def test_an_empty_row_and_an_empty_sum() -> None:
     assert product(torch.ones(0, 3), torch.ones(3, 2)).shape == (0, 2)
+    assert missing(torch.ones(0)) == missing(torch.ones(10)) == missing(torch.ones(5)) == 0
+    assert missing(torch.ones(11)) == 9
     assert product(torch.ones(2, 0), torch.ones(0, 3)).equal(torch.zeros(2, 3))
 
 
