@@ -122,13 +122,13 @@ def start_engine(
     sampling: Sampling,
     run: Path,
     plan: Plan | None,
-    sequences: int,
+    cache_tokens: int,
 ) -> Restarting:
-    """The engine, as large as planned or as so many sequences need, which is started anew if it fails."""
+    """The engine, as large as planned or as so many tokens need, which is started anew if it fails."""
     cache = plan.engine_cache if plan else None
 
     def start(part: float) -> Any:
-        return build_engine(config, policy, tokenizer, sampling, run / "base_model", cache, part, sequences)
+        return build_engine(config, policy, tokenizer, sampling, run / "base_model", cache, part, cache_tokens)
 
     return Restarting(start, policy, str(run))
 

@@ -26,7 +26,7 @@ from nanorlhf.learning import critic_init
 from nanorlhf.learning.critic import Critic
 from nanorlhf.loop import Loop
 from nanorlhf.memory import rehearsal
-from nanorlhf.memory.needs import requests
+from nanorlhf.memory.needs import cached_tokens
 from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.residency import Offloadable, Residency, ServedWeights
 from nanorlhf.policy import serialization
@@ -142,8 +142,8 @@ class Trainer:
         """Starts the engine, and who writes with it."""
         signals.heed()
         args, ends = self.config, self.sampling.stop_token_ids
-        models, sequences = (self.policy, self.tokenizer), requests(args, self.algorithm)
-        self.engine = assembly.start_engine(args, *models, self.sampling, self.run, self.plan, sequences)
+        models, tokens = (self.policy, self.tokenizer), cached_tokens(args, self.algorithm)
+        self.engine = assembly.start_engine(args, *models, self.sampling, self.run, self.plan, tokens)
         who = self.tokenizer, self.scorer, ends, self.entry.environment, self.residency
         self.sampler = assembly.make_sampler(args, self.engine, *who)
         self.residency.add("engine", ServedWeights(self.engine, self.policy))

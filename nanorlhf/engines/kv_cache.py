@@ -21,8 +21,8 @@ def sequence_bytes(about: PretrainedConfig, dtype: torch.dtype, tokens: int, blo
     return -(-tokens // block) * block * 2 * layers * heads * size * dtype.itemsize
 
 
-def cpu_cache_bytes(model: str, sequences: int, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
-    """Key-value cache for so many sequences of full length, at most 1 GiB, but always enough for two."""
+def cpu_cache_bytes(model: str, tokens: int, max_model_len: int, dtype: str, trust_remote_code: bool) -> int:
+    """Key-value cache for so many tokens, at most 1 GiB, but always enough for two sequences of full length."""
     about = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    sequence = sequence_bytes(about, getattr(torch, dtype), max_model_len, CPU_BLOCK)
-    return max(min(sequences * sequence, CPU_CACHE), 2 * sequence)
+    wanted, sequence = (sequence_bytes(about, getattr(torch, dtype), n, CPU_BLOCK) for n in (tokens, max_model_len))
+    return max(min(wanted, CPU_CACHE), 2 * sequence)

@@ -73,11 +73,11 @@ def build_engine(
     base_folder: Path,
     cache: CacheBudget | None = None,
     part: float = 1.0,
-    sequences: int = 256,
+    cache_tokens: int | None = None,
 ) -> Engine:
     """The engine, started, with this part of the cache that was planned, or of what is free of a GPU.
 
-    On a CPU nothing is planned, and the cache is for so many sequences.
+    On a CPU nothing is planned, and the cache is for so many tokens.
     A model that came as an object is written to `base_folder` for vLLM to load.
     """
     sync = sync_way(config, policy)
@@ -104,7 +104,7 @@ def build_engine(
         gpu_memory_utilization=free_share(),
         kv_cache_bytes=cache.part(part).bytes if cache else None,
         part=part,
-        sequences=sequences,
+        cache_tokens=cache_tokens,
         head_dtype=config.head_dtype,
         sleep=cache is not None and cache.sleeps,
         verbose=config.engine_logs,

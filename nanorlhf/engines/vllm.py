@@ -43,7 +43,7 @@ class VLLMEngine:
     """A persistent vLLM engine; `vllm_args` are whatever else its `EngineArgs` takes.
 
     `gpu_memory_utilization` is the share of the card for the engine alone: its weights, its work space and its cache.
-    Without `kv_cache_bytes` it takes `part` of the cache it finds room for, or on a CPU of what `sequences` can fill.
+    Without `kv_cache_bytes` it takes `part` of the cache it finds room for, or on a CPU of one for `cache_tokens`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VLLMEngine:
         gpu_memory_utilization: float = 0.5,
         kv_cache_bytes: int | None = None,
         part: float = 1.0,
-        sequences: int = SEQUENCES,
+        cache_tokens: int | None = None,
         head_dtype: str = "model",
         sleep: bool = False,
         verbose: bool = False,
@@ -70,7 +70,8 @@ class VLLMEngine:
         self.release = "vLLM " + importlib.metadata.version(distribution())
         cuda = torch.cuda.is_available()
         if not cuda and not kv_cache_bytes:
-            wanted = cpu_cache_bytes(model_name_or_path, sequences, max_model_len, dtype, trust_remote_code)
+            tokens = cache_tokens or SEQUENCES * max_model_len
+            wanted = cpu_cache_bytes(model_name_or_path, tokens, max_model_len, dtype, trust_remote_code)
             kv_cache_bytes = int(wanted * part)
         self.sampling, self.version, self.pace = sampling, -1, Pace()
         self.sync: WeightSync = sync

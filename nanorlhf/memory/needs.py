@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from nanorlhf.algorithm import Algorithm, OnPolicy
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import CriticConfig, OnPolicyConfig, TrainConfig
-from nanorlhf.engines.kv_cache import sequence_bytes
+from nanorlhf.engines.kv_cache import CPU_BLOCK, sequence_bytes
 from nanorlhf.engines.vllm import BLOCK, PREFILL, SEQUENCES, room_for
 from nanorlhf.learning.packing import GATHERED
 from nanorlhf.memory.activation_sizes import Family, skeleton, trace
@@ -219,11 +219,22 @@ def cached(body: ModelSize, engine: str) -> int:
 
 def requests(config: TrainConfig, algorithm: Algorithm) -> int:
     """Completions that may decode at once: as many as are asked for, and the engine takes."""
+    return min(SEQUENCES, max(answers for _, answers in asked(config, algorithm)))
+
+
+def cached_tokens(config: TrainConfig, algorithm: Algorithm) -> int:
+    """Tokens whose keys and values an engine on a CPU holds at once: a prompt's once for all its answers."""
+    prompt, answer = (-(-n // CPU_BLOCK) * CPU_BLOCK for n in (config.max_prompt_length, config.max_completion_length))
+    return max(prompts * prompt + answers * (answer + CPU_BLOCK) for prompts, answers in asked(config, algorithm))
+
+
+def asked(config: TrainConfig, algorithm: Algorithm) -> list[tuple[int, int]]:
+    """Prompts and answers that a step, or an evaluation, asks for at once."""
     evaluated = config.eval_prompts if config.dataset_test_split or config.dataset_test_name else 0
     if not isinstance(algorithm, OnPolicy):
-        return min(SEQUENCES, max(1, evaluated))
-    wanted = algorithm.samples()
-    return min(SEQUENCES, max(algorithm.config.prompts_in_flight * (wanted.each + wanted.greedy), evaluated))
+        return [(max(1, evaluated),) * 2]
+    wanted, prompts = algorithm.samples(), algorithm.config.prompts_in_flight
+    return [(prompts, prompts * (wanted.each + wanted.greedy)), (evaluated, evaluated)]
 
 
 def advice(config: TrainConfig) -> tuple[str, ...]:

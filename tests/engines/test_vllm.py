@@ -376,10 +376,10 @@ def test_sizes() -> None:
         with pytest.raises(UsageError, match=f"lora_rank={rank}"):
             room_for(rank)
     token = 2 * 3 * 2 * 32 * 4  # keys and values, layers, heads, size of each, bytes
-    assert cpu_cache_bytes(ADDER, 64, 200, "float32", False) == 64 * 224 * token
-    assert cpu_cache_bytes(ADDER, 256, 200, "bfloat16", False) == 256 * 224 * token // 2
+    assert cpu_cache_bytes(ADDER, 9_000, 200, "float32", False) == 9_024 * token
+    assert cpu_cache_bytes(ADDER, 9_000, 200, "bfloat16", False) == 9_024 * token // 2
     assert cpu_cache_bytes(ADDER, 1, 200, "float32", False) == 2 * 224 * token
-    assert cpu_cache_bytes(ADDER, 256, 10_000, "float32", False) == 2**30
+    assert cpu_cache_bytes(ADDER, 10**7, 10_000, "float32", False) == 2**30
 
 
 def test_when_there_is_enough_the_others_come_as_far_as_they_are_and_go_on_later(

@@ -27,7 +27,7 @@ from nanorlhf.learning.optimizer import Optimizer
 from nanorlhf.learning.packing import GATHERED, size
 from nanorlhf.memory.activation_sizes import skeleton, through_layers
 from nanorlhf.memory.choice import make_plan
-from nanorlhf.memory.needs import ModelSize, RewardModelSize, learners, needs_of
+from nanorlhf.memory.needs import ModelSize, RewardModelSize, cached_tokens, learners, needs_of
 from nanorlhf.memory.plan import BUS, MARGIN, SCATTERED, Needs, Phase, Resident
 from nanorlhf.memory.workspace import Line, Workspace
 from nanorlhf.policy import attention, recomputation
@@ -467,6 +467,13 @@ def test_vllm_decodes_as_many_sequences_at_once_as_are_planned(monkeypatch: pyte
         build_engine(config, Policy(config), None, Sampling(1.0, 8, (0,)), Path(), given, part)  # type: ignore[arg-type]
     assert asked == [4 * 24, 4 * 12, None], "most are shorter than the longest"
     assert make_plan(a_need(), beside(40)).engine_cache.at_once == 128
+
+
+def test_a_cpus_cache_holds_a_prompt_once_for_its_answers() -> None:
+    config = GRPOConfig(prompts_per_step=8, num_generations=8, max_prompt_length=90, max_completion_length=9)
+    assert cached_tokens(config, GRPO(config)) == 8 * 96 + 64 * (32 + 32)
+    config = replace(config, dataset_test_split="test", eval_prompts=60)
+    assert cached_tokens(config, GRPO(config)) == 60 * (96 + 32 + 32)
 
 
 def test_a_plan_knows_how_many_sequences_decode_at_once() -> None:
