@@ -232,7 +232,7 @@ def asked(config: TrainConfig, algorithm: Algorithm) -> list[tuple[int, int]]:
     """Prompts and answers that a step, or an evaluation, asks for at once."""
     evaluated = config.eval_prompts if config.dataset_test_split or config.dataset_test_name else 0
     if not isinstance(algorithm, OnPolicy):
-        return [(max(1, evaluated),) * 2]
+        return [(max(1, evaluated), max(1, evaluated))]
     wanted, prompts = algorithm.samples(), algorithm.config.prompts_in_flight
     return [(prompts, prompts * (wanted.each + wanted.greedy)), (evaluated, evaluated)]
 

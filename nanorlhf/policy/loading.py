@@ -21,6 +21,7 @@ from nanorlhf.config.names import shipped_model
 from nanorlhf.config.option import split_names
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError, error_line, first_line
+from nanorlhf.policy.gated import gated, is_gated
 from nanorlhf.policy.lora import fuse
 from nanorlhf.policy.products import linear, prefers_onednn
 from nanorlhf.system.device import ran_out
@@ -86,12 +87,14 @@ def is_classifier(model: Any) -> bool:
 
 
 def speed_up(model: nn.Module) -> None:
-    """Runs linear layers and their adapters as one function, if both are plain, and others by the quickest library."""
+    """Runs linear layers with plain adapters as one function, others by the quickest library, gates in less memory."""
     for module in model.modules():
         if type(module) is LoraLinear:
             fuse(module)
         elif type(module) is nn.Linear and prefers_onednn():
             module.forward = partial(linear, module)  # type: ignore[assignment]
+        elif is_gated(module):
+            module.forward = partial(gated, module)  # type: ignore[assignment]
 
 
 def let_lora_drop(model: nn.Module) -> None:

@@ -84,7 +84,7 @@ def kept(shape: dict[str, Any], r: int) -> int:
     adapter = 2 * (3 * h + i) + 7 * 2 * r  # inputs (of q, k and v one, of gate and up one) and what A makes of them
     keys = kv if attention.GQA else h  # repeated for every head by torch 2.11
     heads = 2 * (h + GATHERED * (keys + keys) + h) + 4 * shape["num_attention_heads"]  # and log-sums in float32
-    mlp = 3 * 2 * i  # gate, its silu, and up
+    mlp = 2 * 2 * i  # gate and up
     return norms + adapter + heads + mlp
 
 
@@ -176,8 +176,8 @@ def test_seven_billion_at_16000_alternate_on_40_gib() -> None:
     plan = make_plan(needs, 40 * GIB)
     assert plan.moved == {"engine", "optimizer", "policy"} and plan.tokens == 16512  # one of the longest
     # 40 - CUDA 1 - kept back 1.5 - graphs 1 - policy 14.19 - adapter, gradients and moments 2.4 = 19.9 GiB
-    assert plan.recompute == 24
-    taken = [needs.workspace("update", 16512, again, 40 * GIB) for again in (24, 23)]
+    assert plan.recompute == 23
+    taken = [needs.workspace("update", 16512, again, 40 * GIB) for again in (23, 22)]
     assert taken[0] <= 19.9 * GIB < taken[1]
     assert taken[1] - taken[0] == pytest.approx(1.1 * kept(QWEN_7B, 64) * 16512, rel=0.01)  # one layer more
     # 40 - CUDA 1 - kept back 1.5 - graphs 1 - engine 14.49 - prefill 1.09 = 20.9 GiB for sequences of .88 GiB
@@ -509,7 +509,7 @@ def test_what_a_pass_keeps_is_what_autograd_saves(architecture: str, recompute: 
         alive.append(storage)
         return t
 
-    length = 96
+    length = 128  # a multiple of 64, so that no row is rounded up
     ids, segments = torch.arange(length) % 64, Segments.of([(length, [0])])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         out = backbone_hidden(policy.model, ids, torch.arange(length), segments)
