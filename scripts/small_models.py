@@ -196,8 +196,7 @@ def counter() -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM]:
     def draw() -> tuple[Tensor, Tensor]:
         length, begun = (READING, 1.0) if chance.random() < 0.4 else (ROW, 0.2)
         texts = [shown(chance, chance.choice(questions), begun, asked) for _ in range(ROW_TOKENS // length)]
-        cut = {"padding": "max_length", "max_length": length, "truncation": True}
-        rows = torch.tensor(tokenizer(texts, **cut)["input_ids"])
+        rows = torch.tensor([(ids + [pad] * length)[:length] for ids in tokenizer(texts)["input_ids"]])
         labels = rows.masked_fill(rows.eq(pad), -100)
         labels[:, :PROMPT] = -100  # of a piece: nearly three numbers, of which two say the step
         return rows, labels
