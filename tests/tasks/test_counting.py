@@ -48,7 +48,7 @@ def shipped() -> tuple[Any, Any]:
 
 @torch.no_grad()
 def chances(question: str, answer: str) -> torch.Tensor:
-    """How likely the shipped model is to write each token of an answer after those before it."""
+    """The chances that the shipped model writes each token of an answer after those before it."""
     tokenizer, model = shipped()
     asked = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
     said = tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
