@@ -37,9 +37,13 @@ def measure(run: Path, seed: int, options: Sequence[str]) -> dict[str, Any]:
     deciles = quantiles(lengths, n=10)
     learned = curve(run)
     ends = [point["reward"] for point in learned["curve"]]
-    lengths_of = {"length_median": deciles[4], "length_ninth_decile": deciles[8], "length_longest": max(lengths)}
-    lengths_of["right_ninth_decile"] = quantiles(right, n=10)[8] if len(right) > 1 else None
-    lengths_of["right_longest"] = max(right, default=None)
+    lengths_of = {
+        "length_median": deciles[4],
+        "length_ninth_decile": deciles[8],
+        "length_longest": max(lengths),
+        "right_ninth_decile": quantiles(right, n=10)[8] if len(right) > 1 else None,
+        "right_longest": max(right, default=None),
+    }
     return learned | {"before": ends[0], "after": ends[-1]} | lengths_of
 
 
