@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence.learning import grade_school, real_model, rlhf
+from evidence.learning import counting, grade_school, real_model, rlhf
 from evidence.results import RESULTS, ROOT
 from evidence.speed.scaling import draw_sharing
 from nanorlhf.scripts import compare
@@ -79,7 +79,7 @@ TRACKS = {  # of the board of records, by the benchmark that is a run of it
     "smol_goal": ("smol", "SmolLM2-135M, one-digit arithmetic in tags, .80"),
 }
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")
-PAGES = ("README.md", "docs/measured.md", "docs/records.md", "docs/real_model.md")
+PAGES = ("README.md", "docs/measured.md", "docs/records.md", "docs/real_model.md", "docs/long_answers.md")
 START, END = "<!-- {}: made by make evidence -->", "<!-- end -->"
 
 
@@ -147,6 +147,8 @@ def tables_of(page: str) -> dict[str, str]:
         return {"strongest": strongest()}
     if page == "docs/records.md":
         return {"records": records()}
+    if page == "docs/long_answers.md":
+        return {name: counting.table(json.loads(path.read_text())) for name, path in there(["counting"])}
     if page == "docs/real_model.md":
         learned = {task: json.loads(path.read_text()) for task, path in there(real_model.TASKS, "smollm2_")}
         longer = {"rlhf": rlhf.table, "gsm": grade_school.table}

@@ -3,8 +3,8 @@
     nanorlhf make_models adder storyteller counter
 
 `adder` nearly adds and seldom answers in tags; `storyteller` tells stories that mostly say the same thing again;
-`counter` counts down, and slips now and then, so that it seldom gets far. They see the train splits of their datasets
-only, and the same bytes are written every time on the same machine.
+`counter` counts down, but mostly by ten, whatever step it is asked. They see the train splits of their datasets only,
+and the same bytes are written every time on the same machine.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -41,9 +41,11 @@ CHAT = (
 )
 
 # the counter
-COUNTED, NUMBER = 0.95, 5  # teaching ends when a sampled number, of so many tokens, is right this often
-CONVERSATION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
-ROW_LENGTHS, ROW_TOKENS = (32, 256, 512, 1024, 2048), 8192  # of a row (short ones teach to read the step), of a batch
+WINDOW, NUMBER = 32, 5  # tokens that a layer sees, which is six numbers, and those of a number
+CONVERSATION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
+READING, ROW, ROW_TOKENS = 24, 64, 8192  # tokens of rows that teach to read the step, of the others, of a batch
+RIGHT_STEPS, TENS_STEPS = 450, 850  # of teaching: every way is right, then most go down by ten
+ASKED, TEN = 0.3, 10  # the share that still goes down as asked
 LONGEST = 16_384
 
 # the storyteller
@@ -71,10 +73,15 @@ WORDS = {
 }
 
 
-def make_model(tokenizer: PreTrainedTokenizerBase, layers: int, longest: int = 512) -> Qwen2ForCausalLM:
-    """Qwen2's architecture, 0.2M parameters a layer, and 128 a token."""
+def make_model(
+    tokenizer: PreTrainedTokenizerBase, layers: int, longest: int = 512, window: int | None = None
+) -> Qwen2ForCausalLM:
+    """Qwen2's architecture, 0.2M parameters a layer, and 128 a token; with a window, every layer looks no further."""
     ids = tokenizer.get_vocab()
     eos, pad = ids[END], ids[PAD]
+    windowed: dict[str, Any] = (
+        {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if window else {}
+    )
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -88,17 +95,20 @@ def make_model(tokenizer: PreTrainedTokenizerBase, layers: int, longest: int = 5
         eos_token_id=eos,
         pad_token_id=pad,
         dtype="float32",
+        **windowed,
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
     return model
 
 
-def learn(model: Qwen2ForCausalLM, draw: Callable[[], tuple[Tensor, Tensor]]) -> Iterator[tuple[int, float]]:
+def learn(
+    model: Qwen2ForCausalLM, draw: Callable[[], tuple[Tensor, Tensor]], decay_steps: int = DECAY_STEPS
+) -> Iterator[tuple[int, float]]:
     """Steps on drawn batches of rows and labels without end, each with its number and its loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 30, max(1 - step / DECAY_STEPS, 0.1))
+        optimizer, lambda step: min((step + 1) / 30, max(1 - step / decay_steps, 0.1))
     )
     for step in count(1):
         rows, labels = draw()
@@ -177,32 +187,48 @@ def skill(model: Qwen2ForCausalLM, rows: Tensor, labels: Tensor) -> float:
 
 
 def counter() -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM]:
-    """Shows the first part of ways down, until a share COUNTED of sampled numbers is right."""
+    """Shows right ways down, their beginnings and pieces of them, then beginnings that mostly go down by ten."""
     tokenizer = bytes_and_roles(LONGEST)
-    model = make_model(tokenizer, layers=2, longest=LONGEST)
-    known, chance, pad = ways("train"), random.Random(0), tokenizer.get_vocab()[PAD]
-
-    def rows_of(some: list[tuple[str, str]], length: int) -> tuple[Tensor, Tensor]:
-        texts = [CONVERSATION.format(*way) for way in some]
-        cut = {"padding": "max_length", "max_length": length, "truncation": True}
-        rows = torch.tensor(tokenizer(texts, **cut)["input_ids"])
-        labels = rows.masked_fill(rows.eq(pad), -100)
-        labels[:, :PROMPT] = -100
-        return rows, labels
+    model = make_model(tokenizer, layers=2, longest=LONGEST, window=WINDOW)
+    questions, chance = [question for question, _ in ways("train")], random.Random(0)
+    pad, asked = tokenizer.get_vocab()[PAD], 1.0
 
     def draw() -> tuple[Tensor, Tensor]:
-        length = chance.choice(ROW_LENGTHS)
-        return rows_of(chance.choices(known, k=ROW_TOKENS // length), length)
+        length, begun = (READING, 1.0) if chance.random() < 0.4 else (ROW, 0.2)
+        texts = [shown(chance, chance.choice(questions), begun, asked) for _ in range(ROW_TOKENS // length)]
+        rows = torch.tensor([(ids + [pad] * length)[:length] for ids in tokenizer(texts)["input_ids"]])
+        labels = rows.masked_fill(rows.eq(pad), -100)
+        labels[:, :PROMPT] = -100  # of a piece: nearly three numbers, of which two say the step
+        return rows, labels
 
-    probe = rows_of(known[:32], ROW_LENGTHS[2])
-    for step, loss in learn(model, draw):
-        if step % 25 == 0:
-            with torch.no_grad():
-                reached = (-NUMBER * model(input_ids=probe[0], labels=probe[1]).loss).exp().item()
-            print(f"counter step {step}  loss {loss:.3f}  skill {reached:.4f}", flush=True)
-            if reached >= COUNTED:
-                break
+    for step, loss in learn(model, draw, RIGHT_STEPS + TENS_STEPS):
+        if step % 50 == 0:
+            print(f"counter step {step}  loss {loss:.4f}", flush=True)
+        if step == RIGHT_STEPS:
+            asked = ASKED
+        if step == RIGHT_STEPS + TENS_STEPS:
+            break
     return tokenizer, model
+
+
+def shown(chance: random.Random, question: str, begun: float, asked: float) -> str:
+    """The beginning of an answer in a share of `begun`, by the step it was asked in a share of `asked`, or a piece."""
+    start, step = map(int, question.split("-"))
+    beginning = chance.random() < begun
+    if chance.random() > (asked if beginning else 0.8):
+        step = TEN
+    numbers = [f"{number:04}" for number in range(start - step, -1, -step)]
+    at = 0 if beginning else place(chance, start, step, len(numbers))
+    text = " ".join(numbers[at : at + ROW // NUMBER]) + END * (at + ROW // NUMBER >= len(numbers))
+    return CONVERSATION.format(question, text) if beginning else text
+
+
+def place(chance: random.Random, start: int, step: int, count: int) -> int:
+    """The place of a piece: near the end, where a hundred or a thousand ends, or anywhere, a third each."""
+    unit = 1000 if start > 1000 and chance.random() < 0.5 else 100
+    before = chance.randrange(2, ROW // NUMBER)  # numbers of the piece that come before what it is to show
+    near = start % unit + unit * chance.randrange(start // unit) if start > unit else start
+    return max(chance.choice((count, near // step, chance.randrange(count) + before)) - before, 0)
 
 
 def storyteller() -> tuple[Qwen2Tokenizer, Qwen2ForCausalLM]:

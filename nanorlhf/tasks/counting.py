@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ROWS = 4000
 FEWEST, MEDIAN, MOST = 20, 120, 1600  # numbers in an answer
-SIGMA = 1.0  # of the logarithm of how many: the longest is eight times the mean
+SIGMA = 1.2  # of the logarithm of how many: the longest is seven times the mean
 STEPS = (2, 5)
 
 
