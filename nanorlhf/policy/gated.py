@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-FORWARD = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"  # of transformers' classes
+RESULT = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+FORWARDS = ([f"down_proj = {RESULT}", "return down_proj"], [f"return {RESULT}"])  # of transformers' classes
 NAMES = ("SiLU", "SiLUActivation")
 
 
@@ -30,8 +32,14 @@ class Gate(torch.autograd.Function):
 
 def is_gated(module: nn.Module) -> bool:
     """Whether it is an MLP whose forward is silu(gate) * up, and no more."""
-    activation = type(getattr(module, "act_fn", None)).__name__
-    return activation in NAMES and FORWARD in inspect.getsource(type(module).forward)
+    return type(getattr(module, "act_fn", None)).__name__ in NAMES and body_of(type(module).forward) in FORWARDS
+
+
+def body_of(function: Any) -> list[str]:
+    """The lines below a function's head; none if its source is nowhere."""
+    with contextlib.suppress(OSError):
+        return [line.strip() for line in inspect.getsource(function).splitlines()[1:] if line.strip()]
+    return []
 
 
 def gated(mlp: Any, x: Tensor) -> Tensor:

@@ -47,6 +47,24 @@ def test_its_gradients_are_its_derivatives() -> None:
     assert torch.autograd.gradcheck(Gate.apply, inputs)
 
 
+def test_an_mlp_that_does_more_stays_as_it_is() -> None:
+    model: Any = tiny("qwen2")
+    mlp = model.base_model.layers[0].mlp
+
+    class Scaled(type(mlp)):
+        def forward(self, x: Tensor) -> Tensor:
+            down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            return 2 * down_proj
+
+    assert is_gated(mlp)
+    mlp.__class__ = Scaled
+    assert not is_gated(mlp)
+    code: dict[str, Any] = {"MLP": type(mlp)}
+    exec("class Nowhere(MLP):\n    def forward(self, x):\n        return x", code)  # noqa: S102
+    mlp.__class__ = code["Nowhere"]  # as in an interpreter: there is no file to read
+    assert not is_gated(mlp)
+
+
 def test_other_mlps_stay_as_they_are() -> None:
     for architecture in ("gemma2", "phi3"):  # gelu, and gate and up in one
         model: Any = tiny(architecture)
