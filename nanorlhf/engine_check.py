@@ -68,9 +68,9 @@ class EngineCheck:
         """(N,) the policy's log-probabilities of the samples' tokens."""
         rollout = Rollout(list(samples), torch.zeros(len(samples), dtype=torch.long), torch.zeros(len(samples)))
         every, found = torch.ones(len(samples), dtype=torch.bool), torch.zeros(int(rollout.lengths.sum()))
-        tokens = sum(sample.row_length for sample in samples)
+        tokens = 0 if self.policy.one_per_row else sum(sample.row_length for sample in samples)
         with self.residency.phase("measure"):
-            for row in pack(rollout, every, found, tokens, self.policy.one_per_row):
+            for row in pack(rollout, every, found, tokens):
                 found[row.tokens] = self.policy.logprobs(row.to(self.policy.device))[0].cpu()
         return found
 

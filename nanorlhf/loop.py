@@ -19,6 +19,7 @@ from nanorlhf.learning.passes import Passes
 from nanorlhf.learning.update import Update
 from nanorlhf.memory.plan import Phase
 from nanorlhf.memory.residency import Residency
+from nanorlhf.policy.attention import AT_ONCE
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Clock, rollout_metrics
 from nanorlhf.rollouts.source import Source
@@ -54,6 +55,7 @@ class Loop:
         self.passes = Passes(
             fitting if config.token_budget == "auto" else config.token_budget,
             one_per_row=any(learner.body.one_per_row for learner in self.learners),
+            at_once=0 if policy.device.type == "cuda" else AT_ONCE,
             in_step=config.shard_base,
             undo=self.clear,
         )
@@ -80,8 +82,8 @@ class Loop:
         updated = update.metrics(self.algorithm, rollout, credit.keep & ~dropped)
         self.algorithm.observe(updated)
         self.serve(number, clock)
-        metrics = {"step": number} | rollout_metrics(rollout) | updated
-        metrics["samples/dropped_fraction"] = dropped.float().mean().item()
+        metrics = {"step": number, "samples/dropped_fraction": dropped.float().mean().item()}
+        metrics |= rollout_metrics(rollout) | updated
         metrics |= self.scorer.report() if self.scorer else {}
         metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
         metrics |= {"memory/token_budget": self.passes.tokens} | self.residency.metrics()
@@ -109,8 +111,7 @@ class Loop:
     def update(self, rollout: Rollout, credit: Credit, trained: Tensor) -> Update:
         """Optimizer steps on disjoint sets of whole groups; `trained (S,)` pass through the models."""
         update = Update(self.learner.optimizer.learning_rate)
-        if credit.returns is not None:
-            rollout.columns["returns"] = credit.returns
+        rollout.columns |= {} if credit.returns is None else {"returns": credit.returns}
         for epoch, cut in product(range(self.config.epochs), rollout.parts(self.config.updates)):
             chosen = trained & cut
             part = Part(chosen, int(rollout.lengths[chosen].sum()), first=epoch == 0)

@@ -115,9 +115,8 @@ class Critic(Learner):
 
 def own_body(config: CriticConfig) -> Policy:
     """The critic's own model, under the same LoRA options."""
-    name = config.critic_model_name_or_path
-    assert name is not None
-    body = Policy(dataclasses.replace(config, model_name_or_path=name, adapter_name_or_path=None))
+    own = {"model_name_or_path": config.critic_model_name_or_path, "adapter_name_or_path": None}
+    body = Policy(dataclasses.replace(config, **own))
     body.verify()
     return body
 

@@ -18,14 +18,14 @@ WORTH = 0.1  # of the tokens: if so many go, what all prompts begin with passes 
 
 
 def pack(
-    rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, one_per_row: bool = False, together: int = 1
+    rollout: Rollout, keep: Tensor, weights: Tensor, token_budget: int, together: int = 1, at_once: int = 0
 ) -> Iterator[MicroBatch]:
-    """Micro-batches that hold every sample of `keep (S,)` once; `together` adjacent ones share a row."""
+    """Micro-batches of the samples `keep (S,)`, `together` adjacent ones in one; a budget of 0 parts all others."""
     ends = torch.cumsum(rollout.lengths, 0).tolist()
-    common = 0 if one_per_row else beginning(rollout, keep)
-    budget = 0 if one_per_row else token_budget - common
-    pieces = cut(rollout, keep, budget, together, common)
-    for row in fill([size(rollout, piece, common) for piece in pieces], budget):
+    common = beginning(rollout, keep) if token_budget else 0
+    budget = token_budget - common
+    pieces = cut(rollout, keep, budget, together, common, at_once)
+    for row in fill([size(rollout, piece, common, at_once) for piece in pieces], budget):
         yield build(rollout, [i for p in row for i in pieces[p]], ends, weights, common)
 
 
@@ -37,7 +37,9 @@ def beginning(rollout: Rollout, chosen: Tensor) -> int:
     return common if common * (len(prompts) - 1) > WORTH * size(rollout, index) else 0
 
 
-def cut(rollout: Rollout, chosen: Tensor, budget: int, together: int = 1, common: int = 0) -> list[list[int]]:
+def cut(
+    rollout: Rollout, chosen: Tensor, budget: int, together: int = 1, common: int = 0, at_once: int = 0
+) -> list[list[int]]:
     """The samples of `chosen (S,)` prompt by prompt, in pieces under the budget, or of `together` if those are over."""
     index = chosen.nonzero().flatten().tolist()
     units = [index[i : i + together] for i in range(0, len(index), together)]
@@ -45,7 +47,7 @@ def cut(rollout: Rollout, chosen: Tensor, budget: int, together: int = 1, common
     for _, family in groupby(units, lambda unit: rollout.samples[unit[0]].prompt.ids):
         pieces.append([])
         for unit in family:
-            if pieces[-1] and size(rollout, pieces[-1] + unit, common) > budget:
+            if pieces[-1] and size(rollout, pieces[-1] + unit, common, at_once) > budget:
                 pieces.append([])
             pieces[-1] += unit
     return pieces
@@ -56,13 +58,13 @@ def families(rollout: Rollout, row: Iterable[int]) -> list[tuple[list[int], list
     return [(prompt, list(answers)) for prompt, answers in groupby(row, lambda i: rollout.samples[i].prompt.ids)]
 
 
-def size(rollout: Rollout, row: Iterable[int], common: int = 0) -> int:
-    """Tokens beyond a common beginning, a prompt once; or what they count for, if many answers gather its keys."""
+def size(rollout: Rollout, row: Iterable[int], common: int = 0, at_once: int = 0) -> int:
+    """Tokens beyond a common beginning, a prompt once; more if many answers, beyond `at_once`, gather its keys."""
     tokens = keys = 0
     for prompt, answers in families(rollout, row):
         written = sum(len(rollout.samples[i].completion_ids) for i in answers)
         tokens += len(prompt) - common + written
-        keys += len(prompt) * (len(answers) + (len(answers) > 1)) + written
+        keys += len(prompt) * (1 + len(answers) * (len(answers) > 1 and len(prompt) + written > at_once)) + written
     return max(tokens, -(-(LARGER * tokens + keys) // (LARGER + GATHERED)))
 
 
@@ -71,11 +73,10 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
-        if row is None:
+        row = next((r for r, free in enumerate(room) if free >= lengths[i]), len(rows))
+        if row == len(rows):
             rows.append([])
             room.append(budget)
-            row = -1
         rows[row].append(i)
         room[row] -= lengths[i]
     return rows
@@ -118,10 +119,9 @@ def build(rollout: Rollout, row: Sequence[int], ends: Sequence[int], weights: Te
 def token_weights(lengths: Tensor, counted: Tensor, norm: str, max_length: int) -> Tensor:
     """(N,) each token's share of one update's loss; `lengths`, `counted (S,)`; other samples weigh 0."""
     samples = counted.sum().clamp(min=1).float()
-    if norm == "token":
-        share = torch.ones_like(lengths, dtype=torch.float32) / (lengths * counted).sum().clamp(min=1)
-    elif norm == "sequence":
+    if norm == "sequence":
         share = 1 / (samples * lengths.clamp(min=1))
     else:
-        share = torch.ones_like(lengths, dtype=torch.float32) / (samples * max_length)
+        whole = (lengths * counted).sum().clamp(min=1) if norm == "token" else samples * max_length
+        share = torch.ones_like(lengths, dtype=torch.float32) / whole
     return torch.repeat_interleave(share * counted, lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -57,11 +58,12 @@ class Passes:
         tokens: int,
         *,
         one_per_row: bool = False,
+        at_once: int = 0,
         in_step: bool = False,
         undo: Callable[[], None] = lambda: None,
     ) -> None:
         self.tokens, self.undo = tokens, undo
-        self.one_per_row, self.in_step = one_per_row, in_step
+        self.one_per_row, self.at_once, self.in_step = one_per_row, at_once, in_step
         self.lowered = False
 
     def attempts(
@@ -70,12 +72,13 @@ class Passes:
         """Attempts at the samples `chosen (S,)`, until one succeeds; `together` adjacent ones share a row."""
         mine = self.share(rollout, chosen, together)
         weights = torch.zeros(int(rollout.lengths.sum())) if weights is None else weights
-        longest = max((size(rollout, unit) for unit in cut(rollout, mine, 0, together)), default=0)
-        common = beginning(rollout, mine)
-        whole = longest if self.one_per_row else common + size(rollout, mine.nonzero().flatten().tolist(), common)
+        units, common = cut(rollout, mine, 0, together), beginning(rollout, mine)
+        longest = max((size(rollout, unit, at_once=self.at_once) for unit in units), default=0)
+        whole = longest if self.one_per_row else common + size(rollout, chain(*units), common, self.at_once)
 
         def rows() -> list[MicroBatch]:
-            packed = list(pack(rollout, mine, weights, self.tokens, self.one_per_row, together))
+            budget = 0 if self.one_per_row else self.tokens
+            packed = list(pack(rollout, mine, weights, budget, together, self.at_once))
             return packed + self.idle(rollout, len(packed))
 
         return self.retries(phase, longest, whole, rows)
@@ -99,9 +102,8 @@ class Passes:
     def share(self, rollout: Rollout, chosen: Tensor, together: int = 1) -> Tensor:
         """(S,) this process's part of the samples `chosen (S,)`."""
         here = world()
-        if here.size == 1:
-            return chosen
-        return divided(rollout, chosen, here.size, together, self.one_per_row)[here.rank]
+        parts = [chosen] if here.size == 1 else divided(rollout, chosen, here.size, together, self.one_per_row)
+        return parts[here.rank]
 
     def idle(self, rollout: Rollout, rows: int) -> list[MicroBatch]:
         """Idle rows, until every process has as many."""
@@ -112,8 +114,7 @@ class Passes:
         tried = min(self.tokens, whole)
         if tried <= longest:
             raise TooLongError(f"out of memory ({phase}): a row of {longest:,} tokens does not fit on its own; {HELP}")
-        self.tokens = max(longest, tried // 2)
-        self.lowered = True
+        self.tokens, self.lowered = max(longest, tried // 2), True
         log.warning(
             f"out of memory ({phase}), nothing is lost: done again with micro-batches of {self.tokens:,} tokens "
             f"instead of {tried:,}, which stay that size",

@@ -42,8 +42,7 @@ class Update:
             averages.add("kl", algorithm.divergence(rollout)[tokens])
         means = averages.metrics(AVERAGED)
         if "values" in columns:
-            values, returns = columns["values"][tokens], columns["returns"][tokens]
-            means["value/explained_variance"] = explained_variance(values, returns)
+            means["value/explained_variance"] = explained_variance(*(columns[n][tokens] for n in ("values", "returns")))
         return {
             "loss": sum(step.loss for step in self.steps) / taken if taken else None,
             "grad_norm": sum(step.grad_norm for step in self.steps) / taken if taken else None,

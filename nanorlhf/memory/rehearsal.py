@@ -61,7 +61,7 @@ def try_out(learners: Sequence[Learner], passes: Passes, config: TrainConfig, to
     def rows() -> Iterator[MicroBatch]:
         for tokens in (longest, max(longest, passes.tokens)):
             wanted = 0 if passes.one_per_row else tokens
-            for row in full_rows(config, vocabulary, longest, wanted, passes.one_per_row, together):
+            for row in full_rows(config, vocabulary, longest, wanted, together):
                 yield row.to(learners[0].body.device)
 
     whole = longest if passes.one_per_row else max(longest, passes.tokens)
@@ -79,9 +79,7 @@ def try_out(learners: Sequence[Learner], passes: Passes, config: TrainConfig, to
         random_state.restore_random(before)
 
 
-def full_rows(
-    config: TrainConfig, vocabulary: int, longest: int, tokens: int, one_per_row: bool, together: int
-) -> list[MicroBatch]:
+def full_rows(config: TrainConfig, vocabulary: int, longest: int, tokens: int, together: int) -> list[MicroBatch]:
     """A row of samples as long as they come, and what is left of `tokens`; mostly of answers, which cost most."""
     prompt = max(1, min(config.max_prompt_length, longest - config.max_completion_length * together))
     units = [longest] * max(1, tokens // longest)
@@ -97,7 +95,7 @@ def full_rows(
     rollout = Rollout(samples, group, torch.zeros(len(samples)))
     everything = torch.ones(len(samples), dtype=torch.bool)
     weights = torch.zeros(int(rollout.lengths.sum()))
-    return list(pack(rollout, everything, weights, sum(units), one_per_row, together))
+    return list(pack(rollout, everything, weights, sum(units) if tokens else 0, together))
 
 
 @contextlib.contextmanager

@@ -281,7 +281,8 @@ def rehearsed() -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() - before
     gc.collect()
     same = all(a.equal(b) for a, b in zip(loop.policy.trainable.values(), weights, strict=True))
-    return {"told": told, "tokens": tokens, "same": same, "left": torch.cuda.memory_allocated() - before}
+    counted = {"told": told, "tokens": tokens, "at_once": loop.passes.at_once}
+    return counted | {"same": same, "left": torch.cuda.memory_allocated() - before}
 
 
 def moving(trainer: type[Trainer], **options: Any) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def test_a_rehearsal_lowers_the_budget_and_leaves_nothing(results: dict[str, Any
     assert seen["error"] is None and seen["same"] and seen["left"] == 0
     assert seen["told"][0] == [] and "out of memory (rehearsal)" in seen["told"][1][0]
     assert seen["tokens"] == [480, 240]
+    assert seen["at_once"] == 0  # on a card every answer gathers its prompt's keys
 
 
 def test_a_layer_costs_less_as_one_function(results: dict[str, Any]) -> None:

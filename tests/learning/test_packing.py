@@ -51,7 +51,7 @@ def test_every_kept_token_once_and_in_place(lengths: list[tuple[int, int]], budg
 
 def test_one_per_row() -> None:
     step = rollout([sample(2, 3, seed=i) for i in range(4)])
-    batches = list(pack(step, torch.ones(4, dtype=torch.bool), torch.zeros(12), 1000, one_per_row=True))
+    batches = list(pack(step, torch.ones(4, dtype=torch.bool), torch.zeros(12), 0))
     assert [b.segments.lengths for b in batches] == [[5], [5], [5], [5]]
 
 

@@ -158,6 +158,8 @@ def test_tokens_are_counted_as_they_are_computed() -> None:
     assert size(step, [0, 1]) == 90 + 18
     assert size(step, [8]) == 12
     assert size(step, range(9)) == -(-(8 * (162 + 12) + 90 + 8 * 99 + 12) // 12)
+    assert size(step, range(8), at_once=90 + 72) == 90 + 72  # attention takes them together, and gathers nothing
+    assert size(step, range(8), at_once=90 + 71) == 182
 
 
 def test_a_group_that_does_not_fit_is_cut_and_its_prompt_comes_again() -> None:

@@ -101,7 +101,7 @@ def test_activations_are_recomputed_where_a_plan_was_too_hopeful(
 
 @pytest.mark.parametrize(("together", "lengths"), [(1, [8 + 32] * 4 + [10]), (2, [8, 36, 36] * 2 + [8, 1, 1])])
 def test_a_full_row_is_full_of_the_longest_samples(together: int, lengths: list[int]) -> None:
-    (row,) = full_rows(made_up().config, 64, 40 * together, 170, one_per_row=False, together=together)
+    (row,) = full_rows(made_up().config, 64, 40 * together, 170, together)
     assert row.segments.lengths == lengths
     assert len(row.targets) == len(row.input_ids) - 8 * len(lengths) // (2 * together - 1)
 
