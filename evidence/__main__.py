@@ -28,6 +28,7 @@ CLAIMS = {
     "algorithms": [*ALGORITHMS],
     "engines": ["grpo:engine=vllm", "grpo:engine=vllm,weight_sync=lora", "grpo:engine=hf"],
     "family": [f"grpo:{name}" for name in ("dapo", "dr_grpo", "gspo", "cispo", "sapo")],
+    "smollm2_algorithms": [*ALGORITHMS, "--recipe", "digits", "--steps", "30"],
 }
 SCRIPTS = {  # by the file that each leaves
     "value_init": "learning.value_init",
@@ -153,8 +154,9 @@ def tables_of(page: str) -> dict[str, str]:
         learned = {task: json.loads(path.read_text()) for task, path in there(real_model.TASKS, "smollm2_")}
         longer = {"rlhf": rlhf.table, "gsm": grade_school.table}
         pipelines = {name: longer[name](json.loads(path.read_text())) for name, path in there(longer, "smollm2_")}
-        return {task: real_model.table(runs) for task, runs in learned.items()} | pipelines
-    return {claim: comparison_text(path) for claim, path in there(CLAIMS)} | {"rivalry": rivalry()}
+        answers = {f"{task} answers": real_model.examples(runs) for task, runs in learned.items()}
+        return {task: real_model.table(runs) for task, runs in learned.items()} | answers | pipelines | comparisons()
+    return comparisons() | {"rivalry": rivalry()}
 
 
 def write_tables(page: Path, tables: dict[str, str]) -> None:
@@ -165,6 +167,11 @@ def write_tables(page: Path, tables: dict[str, str]) -> None:
         if mark:
             text = f"{before}{mark}\n{table}\n{END}{rest.partition(END)[2]}"
     page.write_text(text)
+
+
+def comparisons() -> dict[str, str]:
+    """Every comparison that there is."""
+    return {claim: comparison_text(path) for claim, path in there(CLAIMS)}
 
 
 def comparison_text(path: Path) -> str:

@@ -131,6 +131,19 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def examples(runs: list[dict[str, Any]]) -> str:
+    """An answer of the first step and one of the last, of the first seed of each kind of run with one stage."""
+    lines = ["| | step | reward | an answer |", "|---|---|---|---|"]
+    for run in runs:
+        if run["seed"] == 0 and len(run["stages"]) == 1:
+            (stage,) = run["stages"]
+            for step, end in ((1, "first"), (stage["steps"], "last")):
+                sample = stage["samples"][end][0]
+                words = " ".join(sample["completion"].split()).replace("|", "\\|")
+                lines.append(f"| {run['variant']} | {step} | {sample['reward']:.2f} | {words} |")
+    return "\n".join(lines)
+
+
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Held-out reward by steps: a colour for each kind of run with one stage, a line for each seed."""
     figure, axes = canvas(7, 3.8)

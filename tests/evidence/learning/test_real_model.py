@@ -22,6 +22,9 @@ def test_stages_follow_each_other_and_are_kept(tmp_path: Path, capsys: pytest.Ca
     assert run["stages"][1]["samples"]["last"][0]["completion"]
     real_model.draw([{"variant": "grpo", "stages": run["stages"][1:]}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+    one = {"variant": "grpo", "seed": 0, "stages": run["stages"][1:]}
+    one["stages"][0]["samples"]["last"][0] |= {"completion": "7 |\n8", "reward": 0.5}
+    assert real_model.examples([one, one | {"seed": 1}, run]).splitlines()[3:] == ["| grpo | 2 | 0.50 | 7 \\| 8 |"]
     before = capsys.readouterr().out
     assert "| sft, grpo: grpo | 1 | 2 |" in before
     assert real_model.main(argv) == 0, "a run that is there is not run again"
