@@ -311,7 +311,6 @@ class Trainer:
         """A checkpoint, and the learning curve so far."""
         if not self.world.first:
             return
-
         self.journal.settle()
         checkpoint.save(self.run, self.done, self.write, self.loop.state_dict(self.done), self.config.save_total_limit)
         self.journal.draw()
@@ -347,3 +346,5 @@ class Trainer:
         state = checkpoint.load_state(folder)
         self.loop.load_state_dict(state)
         self.done = state["step"]
+        if self.done >= self.config.max_steps:
+            log.info(f"all {self.done} steps are done; say a larger max_steps to go on")

@@ -178,7 +178,9 @@ def test_resume_on_the_command_line_forgets_steps_after_the_checkpoint(trained: 
     assert_same_outcome(trained.run, parts)
 
 
-def test_a_run_killed_after_its_last_checkpoint_is_made_whole(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_checkpoint_is_made_whole(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained.run, run)
     kept = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -188,6 +190,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_made_whole(trained: Trained, 
     (run / "checkpoints" / ".step_000002.gone").mkdir()
     history = GRPOTrainer(args=config(run, save_steps=1, resume=str(run))).train()
     assert [row["step"] for row in history] == [0, 1, 2, 3, 4]
+    assert "all 4 steps are done; say a larger max_steps to go on" in capsys.readouterr().out
     found = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert found.pop("config.yaml")
     assert found == kept

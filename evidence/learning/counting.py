@@ -15,7 +15,7 @@ from typing import Any
 from evidence.learning.commands import command_line, curve, each_seed, train
 from evidence.results import spread
 
-LAST = 5  # steps whose answers' lengths are looked at
+LAST = 10  # steps whose answers' lengths are looked at
 TINY = ("--max_steps", "2", "--max_completion_length", "64", "--eval_prompts", "8", "--engine", "hf")
 
 
