@@ -30,11 +30,11 @@ from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scripts.comparing.verdicts import Run, read, verdicts
 from nanorlhf.types import Sample
 
-WORDS, LONGEST, EACH, RATE = 2048, 768, 8, 5e-3
+WORDS, LONGEST, EACH, RATE = 2048, 768, 8, 2.5e-3
 MODEL: dict[str, Any] = {"hidden": 64, "intermediate": 160, "layers": 2, "heads": 2, "vocabulary": WORDS}
 SIDES: dict[str, dict[str, Any]] = {"waiting": {}, "partial": {"partial_rollouts": 0.5}}
 WARM = 3  # steps that do not count in the times: those in which nothing was carried over yet
-SIZES = {"full": {"steps": 60, "longest": LONGEST, "prompts": 4}, "tiny": {"steps": 4, "longest": 24, "prompts": 2}}
+SIZES = {"full": {"steps": 120, "longest": LONGEST, "prompts": 4}, "tiny": {"steps": 4, "longest": 24, "prompts": 2}}
 
 
 def written_model(folder: Path) -> list[bool]:

@@ -21,6 +21,7 @@ from evidence.learning.commands import command_line, curve, each_seed, evaluate,
 from evidence.results import ROOT
 
 ANSWERS = 4  # of each prompt, to choose from and to compare
+LONGEST = 48  # tokens of an answer, in the stages' recipes too
 AGAINST = ("ppo", "online_dpo")
 RECIPE = "smollm2_richness"
 MODEL = "nanorlhf:smollm2"
@@ -72,6 +73,7 @@ def pipeline(folder: Path, seed: int, size: Size) -> dict[str, Any]:
 
     def answers(name: str, model: str, split: str, prompts: int) -> list[dict[str, Any]]:
         options = [*written, "--dataset_test_split", split, "--eval_prompts", str(prompts)]
+        options += ["--max_completion_length", str(LONGEST)]
         return evaluate(folder / f"{name}.json", model, f"rloo/recipes/{RECIPE}", ANSWERS, options)
 
     base = answers("base", MODEL, first, size.demonstrations)
