@@ -49,6 +49,7 @@ CASES = [
     Case("trainer", "Qwen3-4B", {"tokens": 65536}, {"tokens_per_s": 4160, "peak_gib": [31, 42]}),
     Case("trainer", "Qwen3-4B", {"tokens": 65536, "offload": "off"}, {"tokens_per_s": 4160, "peak_gib": [31, 42]}),
     Case("steps", "Qwen2.5-1.5B", {"length": 8000, "gigabytes": 40}),
+    Case("steps", "Qwen2.5-1.5B", {"length": 8000, "gigabytes": 40, "partial_rollouts": 0.5}),
     Case("steps", "Qwen2.5-7B", {"length": 16000, "gigabytes": 40}),
     Case("trl", "Qwen2.5-1.5B", {"length": 2048, "side": "ours"}),
     Case("trl", "Qwen2.5-1.5B", {"length": 2048, "side": "trl"}),

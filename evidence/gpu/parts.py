@@ -230,8 +230,9 @@ def drawn(engine: Any, limit: int) -> None:
         requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
     ) -> Iterator[Completion]:
         draw = random.Random(seed)
-        lengths = [min(limit, max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8))))) for _ in requests]
-        asked = [dataclasses.replace(r, max_tokens=n) for r, n in zip(requests, lengths, strict=True)]
+        lengths = [max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8)))) for _ in requests]
+        left = [min(n, limit, r.max_tokens or limit) for r, n in zip(requests, lengths, strict=True)]
+        asked = [dataclasses.replace(r, max_tokens=n) for r, n in zip(requests, left, strict=True)]
         return generate(asked, seed, sampling, enough)
 
     engine.generate = limited
@@ -260,11 +261,12 @@ def ours(folder: Path, device: str, tiny: bool, length: int, draw: bool, **other
     return [row for row in trainer.train() if row["step"] > 0]
 
 
-def steps(folder: Path, device: str, tiny: bool, length: int, gigabytes: float) -> dict[str, Any]:
+def steps(folder: Path, device: str, tiny: bool, length: int, gigabytes: float, **others: Any) -> dict[str, Any]:
     """Whole steps held to so much memory: the median of each figure after the first step."""
     length = max(8, length // 1000) if tiny else length
-    metrics = ours(folder, device, tiny, length, draw=True, gpu_memory_gib=gigabytes * 1e9 / 2**30)
-    wanted = [n for n in metrics[0] if n.split("/")[0] in ("time", "memory", "throughput", "tokens", "completion")]
+    metrics = ours(folder, device, tiny, length, draw=True, gpu_memory_gib=gigabytes * 1e9 / 2**30, **others)
+    kinds = ("time", "memory", "throughput", "tokens", "completion", "age", "partial")
+    wanted = [n for n in metrics[0] if n.split("/")[0] in kinds]
     found = {
         n: median(m[n] for m in metrics[1:] if m.get(n) is not None) for n in wanted if metrics[1].get(n) is not None
     }

@@ -69,6 +69,11 @@ def test_whole_steps(tmp_path: Path) -> None:
     assert 0 < found["completion/length_mean"] < 16  # drawn, not all at the limit
 
 
+def test_whole_steps_that_leave_answers_for_the_next(tmp_path: Path) -> None:
+    found = tiny(tmp_path, "steps", partial_rollouts=0.5)
+    assert found["partial/carried"] > 0 and found["age/old_fraction"] > 0
+
+
 def test_our_side_of_the_contest(tmp_path: Path) -> None:
     assert tiny(tmp_path, "trl", side="ours")["seconds_per_step"] > 0
 
@@ -88,6 +93,9 @@ def test_lengths_are_the_same_for_the_same_seed() -> None:
     lengths = engine.generate(asked, 3)
     assert lengths == engine.generate(asked, 3) != engine.generate(asked, 4)
     assert max(lengths) == 8000 and 1500 < sorted(lengths)[100] < 2600
+    assert (
+        max(engine.generate([Request(i, [1], max_tokens=40) for i in range(200)], 3)) == 40
+    )  # what is left of an answer
 
 
 @pytest.mark.parametrize(
