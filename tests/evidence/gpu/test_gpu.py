@@ -93,9 +93,7 @@ def test_lengths_are_the_same_for_the_same_seed() -> None:
     lengths = engine.generate(asked, 3)
     assert lengths == engine.generate(asked, 3) != engine.generate(asked, 4)
     assert max(lengths) == 8000 and 1500 < sorted(lengths)[100] < 2600
-    assert (
-        max(engine.generate([Request(i, [1], max_tokens=40) for i in range(200)], 3)) == 40
-    )  # what is left of an answer
+    assert max(engine.generate([Request(i, [1], max_tokens=40) for i in range(200)], 3)) == 40  # what is left
 
 
 @pytest.mark.parametrize(
