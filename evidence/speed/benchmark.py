@@ -68,7 +68,6 @@ WORKS: dict[str, dict[str, Workload]] = {
         "full": replace(SMOL, prompt_lengths=(400, 400), common=389, median_length=40, longest=80),
         "tiny": TINY,
     },
-    "smol_apart": {"full": replace(SMOL, common=0), "tiny": TINY},
     "smol_step": {"full": replace(SMOL, sigma=0.0, longest=9, steps=2), "tiny": replace(TINY, hidden=64, longest=8)},
 }
 SMOL_GOAL = Goal(recipe="digits", model="nanorlhf:smollm2", reward=0.8, prompts=8, generations=8, max_steps=60)
