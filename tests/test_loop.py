@@ -33,7 +33,7 @@ def made_up(**options: Any) -> tuple[Loop, Rollout]:
     return loop, step
 
 
-def gradient(loop: Loop, step: Rollout, token_budget: int, one_per_row: bool = False, reverse: bool = False) -> Tensor:
+def gradient(loop: Loop, step: Rollout, token_budget: int, reverse: bool = False) -> Tensor:
     loop.passes.tokens = token_budget
     keep = torch.ones(len(step.samples), dtype=torch.bool)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def gradient(loop: Loop, step: Rollout, token_budget: int, one_per_row: bool = F
             len(credit.advantages), generator=noise
         )
     weights = token_weights(step.lengths, keep, loop.algorithm.norm, 64)
-    batches = list(pack(step, keep, weights, token_budget, one_per_row))
+    batches = list(pack(step, keep, weights, token_budget))
     for p in loop.policy.trainable.values():
         p.grad = None
     for batch in reversed(batches) if reverse else batches:
@@ -61,7 +61,7 @@ def test_micro_batches_of_any_size_packed_or_one_by_one_in_any_order(norm: str) 
     for other in (
         gradient(loop, step, 90),
         gradient(loop, step, 1),
-        gradient(loop, step, 1, True, True),
+        gradient(loop, step, 0, reverse=True),
         gradient(loop, step, 200, reverse=True),
     ):
         assert (other - whole).norm() / whole.norm() < 1e-5
