@@ -27,6 +27,7 @@ ANSWERS = 8
 RECIPE, MODEL = "gsm_symbolic", "nanorlhf:smollm2"
 AFTER = ("base", "sft", "grpo")
 TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--eval_prompts", "16")
+SHORT = ("--max_completion_length", "16")  # of what is sampled, not of what SFT copies
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,12 +43,13 @@ def measure(folder: Path, seed: int, tiny: bool) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     common = ["--seed", str(seed), *(TINY if tiny else ())]
     training = [*common, "--max_steps", "2"] if tiny else common
+    sampling = SHORT if tiny else ()
     train("sft", RECIPE, folder / "sft", training)
-    train("grpo", RECIPE, folder / "grpo", [*training, "--adapter_name_or_path", str(folder / "sft")])
+    train("grpo", RECIPE, folder / "grpo", [*training, *sampling, "--adapter_name_or_path", str(folder / "sft")])
     right: dict[str, dict[str, list[bool]]] = {}
     for name in AFTER:
         model = MODEL if name == "base" else str(folder / name)
-        samples = evaluate(folder / f"{name}.json", model, f"grpo/recipes/{RECIPE}", ANSWERS, common)
+        samples = evaluate(folder / f"{name}.json", model, f"grpo/recipes/{RECIPE}", ANSWERS, [*common, *sampling])
         right[name] = by_problem(samples)
     return {"right": right, "stages": {name: curve(folder / name) for name in AFTER[1:]}}
 
