@@ -115,6 +115,7 @@ class Critic(Learner):
 
 def own_body(config: CriticConfig) -> Policy:
     """The critic's own model, under the same LoRA options."""
+    assert config.critic_model_name_or_path is not None
     own = {"model_name_or_path": config.critic_model_name_or_path, "adapter_name_or_path": None}
     body = Policy(dataclasses.replace(config, **own))
     body.verify()

@@ -70,8 +70,7 @@ def size(rollout: Rollout, row: Iterable[int], common: int = 0, at_once: int = 0
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """First fit, longest first; what is over the budget has a row of its own."""
-    rows: list[list[int]] = []
-    room: list[int] = []
+    rows, room = list[list[int]](), list[int]()
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         row = next((r for r, free in enumerate(room) if free >= lengths[i]), len(rows))
         if row == len(rows):

@@ -281,8 +281,8 @@ def rehearsed() -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() - before
     gc.collect()
     same = all(a.equal(b) for a, b in zip(loop.policy.trainable.values(), weights, strict=True))
-    counted = {"told": told, "tokens": tokens, "at_once": loop.passes.at_once}
-    return counted | {"same": same, "left": torch.cuda.memory_allocated() - before}
+    left = torch.cuda.memory_allocated() - before
+    return {"told": told, "tokens": tokens, "at_once": loop.passes.at_once, "same": same, "left": left}
 
 
 def moving(trainer: type[Trainer], **options: Any) -> dict[str, Any]:
