@@ -193,8 +193,9 @@ def rivalry() -> str:
         sides = [medians["ours"][figure] for figure in (SECONDS, MEMORY)]
         sides += [medians[best[figure]][figure] for figure in (SECONDS, MEMORY)]
         cells = [f"{side:,.0f}" if side >= 100 else f"{side:.2g}" for side in sides]
-        ratios = [f"{found['trl_over_ours'][figure]:.1f}" for figure in (SECONDS, MEMORY)]
-        rows.append([RIVALRY[name], *cells, *ratios, f"{max(agreed):.0e}" if agreed else "-"])
+        times, memory = (f"{found['trl_over_ours'][figure]:.1f}" for figure in (SECONDS, MEMORY))
+        least = ">" if any(run.get("gave_up") and run["setting"] == best[SECONDS] for run in found["runs"]) else ""
+        rows.append([RIVALRY[name], *cells, least + times, memory, f"{max(agreed):.0e}" if agreed else "-"])
     return table_text(Table("", heads, rows))
 
 

@@ -119,11 +119,11 @@ def held(contest: Contest, repeats: int, threads: int, alone: bool) -> Iterator[
         else:
             workloads.prepare(folder, contest.work)
 
-        def one(setting: Setting) -> Run | None:
+        def one(setting: Setting, contest: Contest = contest) -> Run | None:
             return in_a_process(folder, contest, setting, threads)
 
-        def surely(setting: Setting) -> Run:
-            if run := one(setting):
+        def surely(setting: Setting, contest: Contest = contest) -> Run:
+            if run := one(setting, contest):
                 return run
             raise SystemExit(f"{setting}: there is less memory than it needs")
 
@@ -132,13 +132,26 @@ def held(contest: Contest, repeats: int, threads: int, alone: bool) -> Iterator[
         about = {"kind": contest.kind, "workload": described(contest.work, loaded), "limit_gib": contest.limit_gib}
         for seed in range(repeats):
             for rival in settings or [None]:
-                turn = [*contest.ours, *([rival] if rival else [])]
-                runs += [surely(dataclasses.replace(setting, seed=seed)) for setting in turn]
+                runs += [surely(dataclasses.replace(setting, seed=seed)) for setting in contest.ours]
+                if rival:
+                    patient = with_patience(contest, runs[-len(contest.ours)])
+                    runs.append(surely(dataclasses.replace(rival, seed=seed), patient))
                 figures = summarise(runs, loaded["baseline_mib"]) | {"agreement": agreement(runs)}
-                holds = {
-                    "holds": alike(figures["agreement"], contest.work) and all(run.get("reached", True) for run in runs)
-                }
+                holds = {"holds": alike(figures["agreement"], contest.work) and not any(map(failed, runs))}
                 yield about | {"loaded_mib": loaded["baseline_mib"]} | figures | holds | {"runs": runs}
+
+
+def with_patience(contest: Contest, ours: Run) -> Contest:
+    """The same for a rival, who gives up after so many times our seconds, if the race has a patience."""
+    if not isinstance(contest.work, Goal) or not contest.work.patience:
+        return contest
+    limit = contest.work.patience * ours["seconds"]
+    return dataclasses.replace(contest, work=dataclasses.replace(contest.work, limit=limit))
+
+
+def failed(run: Run) -> bool:
+    """Whether a run made all its steps and did not reach its goal."""
+    return not run.get("reached", True) and not run.get("gave_up", False)
 
 
 def described(work: Workload | Goal, loaded: Run) -> dict[str, Any]:
@@ -206,5 +219,7 @@ def table(report: dict[str, Any]) -> str:
     steps = [f"{name} {figures['steps']:g}" for name, figures in report["medians"].items() if "steps" in figures]
     if steps:
         lines.append(f"steps: {'; '.join(steps)}")
-    unfinished = [run["setting"] for run in report["runs"] if not run.get("reached", True)]
-    return "\n".join([*lines, *(f"{name}: a run never got there" for name in unfinished)])
+    lines += [f"{run['setting']}: a run never got there" for run in report["runs"] if failed(run)]
+    tired = [run for run in report["runs"] if run.get("gave_up")]
+    lines += [f"{run['setting']}: a run gave up after {run['steps']} steps" for run in tired]
+    return "\n".join(lines)

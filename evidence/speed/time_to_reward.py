@@ -30,6 +30,8 @@ class Goal:
     generations: int = 8
     max_steps: int = 60
     eval_prompts: int = 256
+    patience: float = 0.0  # a rival gives up after so many times our seconds (0: never)
+    limit: float = 0.0  # seconds of steps after which a side gives up (0: never)
 
 
 def prepare(folder: Path, work: Goal) -> None:
@@ -65,6 +67,11 @@ class Course:
     def reached(self) -> bool:
         return bool(self.held_out) and self.held_out[-1][1] >= self.work.reward
 
+    @property
+    def gave_up(self) -> bool:
+        spent = sum(lap["seconds"] for lap in self.laps)
+        return not self.reached and 0 < self.work.limit < spent
+
     def step(self, judge: Callable[[], float]) -> bool:
         """Takes a step's time, evaluates if that is due, and says whether this is the end."""
         self.laps.append(self.meter.lap())
@@ -73,11 +80,11 @@ class Course:
             self.held_out.append((len(self.laps), judge()))
             self.apart += time.perf_counter() - start
         self.meter.go()
-        return self.reached
+        return self.reached or self.gave_up
 
     def run(self) -> Run:
         sums = {name: sum(lap[name] for lap in self.laps) for name in self.laps[0]}
-        about = {"steps": len(self.laps), "reached": self.reached, "held_out": self.held_out}
+        about = {"steps": len(self.laps), "reached": self.reached, "gave_up": self.gave_up, "held_out": self.held_out}
         if STARTED in os.environ:
             about["from_start_seconds"] = time.time() - float(os.environ[STARTED]) - self.apart
         return sums | self.meter.peak() | about

@@ -275,7 +275,23 @@ def test_the_race_counts_training_alone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("evidence.speed.time_to_reward.time.time", lambda: 1000 + now[0])
     assert ends == [False, False, False, True] and course.run()["seconds"] == 12
     assert course.run()["from_start_seconds"] == 12, "the judge's seconds count for nobody"
-    assert course.run()["held_out"] == [(2, 0.5), (4, 0.95)]
+    assert course.run()["held_out"] == [(2, 0.5), (4, 0.95)] and not course.run()["gave_up"]
+
+
+def test_a_rival_gives_up_after_so_many_times_our_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evidence.speed.workloads.time.perf_counter", lambda: now[0])
+    race = contest.Contest("reach", time_to_reward.Goal(every=9, patience=2.5), ())
+    work = contest.with_patience(race, {"seconds": 4.0}).work
+    assert isinstance(work, time_to_reward.Goal) and work.limit == 10
+    assert contest.with_patience(replace(race, work=TINY), {"seconds": 4.0}).work is TINY
+    now, meter = [0.0], Meter()
+    meter.start()
+    course, ends = time_to_reward.Course(work, meter), list[bool]()
+    for _ in range(4):
+        now[0] += 3
+        ends.append(course.step(lambda: 0.5))
+    assert ends == [False, False, False, True] and course.run()["gave_up"] and not course.run()["reached"]
+    assert not contest.failed(course.run()) and contest.failed({"reached": False, "gave_up": False})
 
 
 def test_laps_and_their_medians() -> None:
