@@ -56,7 +56,7 @@ class TrainConfig(TaskConfig):
 
     # rollout
     weight_sync: Literal["auto", "lora", "merged"] = option(
-        "auto", "How weights reach the engine; auto: lora for 16-bit, merged for float32.", "rollout"
+        "auto", "How weights reach the engine; auto: merged for float32, and for vLLM on a CPU; else lora.", "rollout"
     )
     head_dtype: Literal["model", "float32"] = option(
         "model",

@@ -14,7 +14,8 @@ FEW = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_
 
 
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
-def test_adapters_of_models_with_experts_are_merged_where_vllm_cannot_serve_them(architecture: str) -> None:
+def test_adapters_are_merged_for_vllm_on_a_cpu(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot serve those of models with experts there, and others cost much time."""
     model = tiny(architecture, **FEW).bfloat16()
     options = {"engine": "vllm", "device": "cpu", "lora_r": 4}
     with pytest.raises(UsageError, match=r"weight_sync='lora' .* for models with experts; use merged"):
@@ -24,8 +25,12 @@ def test_adapters_of_models_with_experts_are_merged_where_vllm_cannot_serve_them
     assert sync_way(auto, Policy(auto, model)) == "merged"
     dense = tiny("qwen3").bfloat16()
     check_engine(TrainConfig(**options, weight_sync="lora"), dense.config)  # type: ignore[arg-type]
-    assert sync_way(auto, Policy(auto, dense)) == "lora"
-    assert sync_way(auto, Policy(auto, tiny("qwen3"))) == "merged"
+    half, full = Policy(auto, dense), Policy(auto, tiny("qwen3"))
+    assert sync_way(auto, half) == "merged"
+    without = TrainConfig(**options | {"engine": "hf"})  # type: ignore[arg-type]
+    assert (sync_way(without, half), sync_way(without, full)) == ("lora", "merged")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert (sync_way(auto, half), sync_way(auto, full)) == ("lora", "merged")
 
 
 def test_the_precision_of_logits_is_an_option_of_vllm_alone() -> None:
