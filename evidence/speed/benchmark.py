@@ -71,7 +71,7 @@ WORKS: dict[str, dict[str, Workload]] = {
     "smol_step": {"full": replace(SMOL, sigma=0.0, longest=9, steps=2), "tiny": replace(TINY, hidden=64, longest=8)},
 }
 SMOL_GOAL = Goal(
-    "digits", "nanorlhf:smollm2", reward=0.8, every=4, prompts=8, generations=16, max_steps=40, patience=5.5
+    "digits", "nanorlhf:smollm2", reward=0.8, every=4, prompts=8, generations=16, max_steps=50, patience=5.5
 )
 TINY_GOAL = Goal(reward=0.0, prompts=4, generations=4, max_steps=2, eval_prompts=8)
 GOALS = {
