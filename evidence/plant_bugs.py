@@ -25,8 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from evidence.results import RESULTS, ROOT, where
-from nanorlhf.system.files import write_whole
+from evidence.results import RESULTS, ROOT, where, write
 
 BUGS, RESULT = ROOT / "evidence" / "planted_bugs.yaml", RESULTS / "planted_bugs.json"
 FAILED = 1  # pytest's status if a test failed; if a file cannot be imported, or no test is found, it is another
@@ -160,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         rows = [copy.find(bug) for bug in bugs]
     if len(bugs) == len(everything):
-        write_whole(RESULT, json.dumps({"bugs": rows} | where(), indent=1) + "\n")
+        write(RESULT, {"bugs": rows} | where())
     found = sum(bool(row["found"]) for row in rows)
     print(f"{found} of {len(bugs)} were found")
     return int(found < len(bugs))

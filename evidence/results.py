@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanorlhf.records.directory import machine
+from nanorlhf.system.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -19,6 +21,12 @@ def where() -> dict[str, Any]:
     """The machine and the code."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False).stdout
     return {"commit": commit.strip(), "machine": machine(), "date": time.strftime("%Y-%m-%d")}
+
+
+def write(path: Path, figures: Any) -> None:
+    """Figures as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(figures, indent=1) + "\n")
 
 
 def spread(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.gpu import parts, shapes
+from evidence.results import write
 from evidence.speed.benchmark import about
 
 CASE = "import sys; from evidence.gpu.__main__ import run_case; run_case(*sys.argv[1:])"
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
             runs.append({"shape": case.shape, "options": case.options, "published": case.published, "figures": figures})
             report |= {"trl_over_ours": ratios(runs)} if part == "trl" else {}
             path = options.output / f"gpu_{part}.json"
-            path.write_text(json.dumps(report | {"runs": runs}, indent=1) + "\n")
+            write(path, report | {"runs": runs})
             print(f"{part}: {case.name}: {json.dumps(figures)}", flush=True)
             failed |= "failed" in figures
     return int(failed)

@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from evidence.learning.richness import write
-from evidence.results import RESULTS, ROOT, where
+from evidence.results import RESULTS, ROOT, where, write
 from nanorlhf.scripts import evaluate as script
 
 

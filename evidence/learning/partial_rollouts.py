@@ -8,7 +8,6 @@ mean a sixth of the longest. Both sides train on as many samples, from the same 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from evidence.speed.workloads import Workload, aligned, prepare
 from nanorlhf.engines.base import Request
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
@@ -136,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     times = {side: median(run["step_seconds"] for run in each) for side, each in found.items()}
     words = verdicts(runs)
     report = {"engine": options.engine, "size": options.size, "speedup": times["waiting"] / times["partial"]}
-    options.output.write_text(json.dumps(where() | report | {"verdicts": words, "runs": found}, indent=1) + "\n")
+    write(options.output, where() | report | {"verdicts": words, "runs": found})
     cells = [("", "step, s", "tail", "held out")]
     for side, each in found.items():
         tail, last = fmean(run["tail_fraction"] for run in each), fmean(run["held_out"][-1] for run in each)

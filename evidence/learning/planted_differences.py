@@ -10,7 +10,6 @@ a false one, and of both kinds, so that no verdict is a miss.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from nanorlhf.scripts import compare
 from nanorlhf.scripts.comparing.publish import read_runs
 from nanorlhf.scripts.comparing.verdicts import FIGURES, Run, entries, pairs, verdicts
-from nanorlhf.system.files import write_whole
 
 ENTRIES = ["grpo", "grpo:learning_rate=0.0002"]  # the recipe's rate is ten times that
 SIDE = 3  # runs on each side of a comparison
@@ -44,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     found: dict[str, Any] = (
         {"command": f"python -m scripts.compare {' '.join(words)}"} | examined(runs, args.draws) | where()
     )
-    write_whole(args.output, json.dumps(found, indent=1) + "\n")
+    write(args.output, found)
     for name, shares in found["called different"].items():
         print(f"{name}: {', '.join(f'{share:.1%} {figure}' for figure, share in shares.items())}")
     return 0

@@ -19,8 +19,7 @@ from statistics import median
 from typing import Any
 
 from evidence.learning import commands
-from evidence.learning.richness import write
-from evidence.results import RESULTS, spread, where
+from evidence.results import RESULTS, spread, where, write
 from nanorlhf.records.plots import canvas
 
 SHOWN = 3  # samples that are kept of the first step and of the last

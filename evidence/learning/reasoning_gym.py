@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.learning.richness import write
-from evidence.results import spread, where
+from evidence.results import RESULTS, spread, where, write
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.rewards.reasoning import reasoning
 from nanorlhf.scripts.statistics import p_value, z_score
 from nanorlhf.sft import SFTConfig, SFTTrainer
 
-ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = 512
 
 
@@ -56,7 +54,7 @@ COMMON: dict[str, Any] = {
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing, writes each figure as it comes, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "gym.json", help="(%(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gym.json", help="(%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each task (default: %(default)s)")
     args = parser.parse_args(argv)
     runs: list[dict[str, Any]] = json.loads(args.output.read_text()) if args.output.exists() else []

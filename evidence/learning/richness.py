@@ -14,12 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from evidence.results import spread, where
+from evidence.results import RESULTS, ROOT, spread, where, write
 from nanorlhf.cli import parse
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
 
-ROOT = Path(__file__).resolve().parents[2]
 NO_PENALTY = ["--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}"]
 RUNS = {
     **{f"reinforce, {name}": ["reinforce", "--baseline", name] for name in ("none", "mean", "ema", "greedy")},
@@ -33,7 +32,7 @@ TRAINERS = {"reinforce": (REINFORCEConfig, REINFORCETrainer), "rloo": (RLOOConfi
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing, writes each figure as it comes, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "richness.json", help="(%(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "richness.json", help="(%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: %(default)s)")
     parser.add_argument("--engine", default="auto", help="auto, vllm or hf (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -64,14 +63,6 @@ def measure(command: list[str], seed: int, engine: str) -> dict[str, Any]:
         "steps": held_out[-1]["step"],
         "training_seconds": sum(row["time/step"] for row in history[1:]),
     }
-
-
-def write(path: Path, runs: list[dict[str, Any]]) -> None:
-    """All runs so far, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(runs, indent=1) + "\n")
-    fresh.replace(path)
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -9,7 +9,6 @@ time is that of the update phase, the median over steps.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,10 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from nanorlhf.errors import RunError
 from nanorlhf.records.directory import read_lines
-from nanorlhf.system.files import write_whole
 
 TINY = ["--recipe", "tiny", "--engine", "hf", "--eval_prompts", "16", "--eval_steps", "0", "--save_steps", "0"]
 FED = ["--kl_coef", "0.01", "--whiten_advantages", "on", "--updates_per_step", "2", "--learning_rate", "2e-4"]
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
     found = {"command": f"grpo {' '.join([*TINY, *FED])}", "steps": args.steps}
     found |= {"against one": {str(n): against(turns, n) for n in args.processes}} | where()
-    write_whole(args.output, json.dumps(found, indent=1) + "\n")
+    write(args.output, found)
     for n, figures in found["against one"].items():
         print(f"{n} processes: {', '.join(f'{name} {value:.3g}' for name, value in figures.items())}")
     return 0

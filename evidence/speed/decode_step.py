@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import json
 import math
 import pstats
 import random
@@ -22,7 +21,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from evidence.speed.workloads import aligned
 from nanorlhf.config.names import shipped_model
 from nanorlhf.engines.base import Completion, Request, Sampling
@@ -168,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     ratio = rows["as it is"]["ours_us_a_step"] / rows["as it was"]["ours_us_a_step"]
     found = where() | {"sequences": len(requests), "rows": rows, "of_what_it_was": ratio, "vllm": profile}
     found |= {"beside": beside(list(range(40, 140)))}
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write(options.output, found)
     cells = [[name, *(f"{value:,.0f}" for value in row.values())] for name, row in rows.items()]
     print("\n".join(aligned([["", *rows["as it is"]], *cells], names=True)))
     print(f"ours is {ratio:.0%} of what it was; most of vLLM's: " + ", ".join(row["function"] for row in profile[:5]))

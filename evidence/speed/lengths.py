@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from evidence.speed import ours
 from evidence.speed.workloads import Meter, Run, Setting, Workload, aligned, prepare
 from nanorlhf.engines.base import Request, Sampling
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     away = {name: beside_the_line(lengths, [row[name] for row in rows]) for name in rows[0] if name != "tokens"}
     straight = away["update_mib"] <= STRAIGHT
     found = where() | {"size": options.size, "rows": rows, "beside_the_line": away, "straight": straight}
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write(options.output, found)
     cells = [[f"{row[name]:,.3g}" if name != "tokens" else f"{row[name]:,}" for name in row] for row in rows]
     print("\n".join(aligned([list(rows[0]), *cells], names=False)))
     print("beside the line: " + ", ".join(f"{name} {share:.0%}" for name, share in away.items()))

@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import nanorlhf
+from evidence.results import RESULTS, write
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 
 COST, PROMPTS, GROUP = 0.05, 16, 4
-RESULT = Path(nanorlhf.__file__).resolve().parents[1] / "results" / "overlap.json"
 
 
 def busy(completions: list[Any]) -> list[float]:
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=Path, default=RESULTS / "overlap.json")
     args = parser.parse_args(argv)
     found = {
         "cores": os.cpu_count(),
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         "engine": args.engine,
         "settings": [measured(workers, args.steps, args.engine) for workers in args.workers],
     }
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    write(args.output, found)
     print(json.dumps(found, indent=1))
     return 0
 

@@ -7,7 +7,6 @@ than they are.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from evidence.speed import ours
 from evidence.speed.benchmark import WORKS
 from evidence.speed.workloads import Setting, aligned, prepare
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         found: dict[str, Any] = where() | {"threads": torch.get_num_threads()} | measured(Path(name), options.size)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write(options.output, found)
     products = found["products_of_the_update"]
     rows = [("a step", found["step"]), *found["parts"].items()]
     rows += [("products of the update, in the step", products["within_the_step"]), ("alone", products["alone"])]

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from evidence.results import ROOT, where
+from evidence.results import RESULTS, where, write
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.aliases import ALIASES
 from nanorlhf.config.names import shipped_model
@@ -43,7 +43,7 @@ from nanorlhf.scoring.reward import Reward, judge
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.types import Prompt, Sample
 
-RESULT = ROOT / "results" / "fuzz.json"
+RESULT = RESULTS / "fuzz.json"
 LONGEST = 30.0  # seconds that an example may take
 OPTIONS = sorted({*defaults(PPOConfig), "advantage", "scale_rewards", "baseline", "ema_beta", "beta"})
 COLUMNS = ("prompt", "completion", "chosen", "rejected", "label", "messages", "conversations", "question", "answer")
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
             found[name] = {"examples": args.examples, "seconds": round(time.perf_counter() - start)}
             print(f"{name}: {args.examples:,} examples in {found[name]['seconds']} s, nothing found", flush=True)
     if args.only is None:
-        RESULT.write_text(json.dumps({"seed": args.seed, "kinds": found} | where(), indent=1) + "\n")
+        write(RESULT, {"seed": args.seed, "kinds": found} | where())
     return 0
 
 

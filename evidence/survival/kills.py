@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from evidence.survival.compare_runs import damage, differences, largest_gap, unlike_tensors
 from nanorlhf.config import names
 from nanorlhf.records import checkpoint
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder, adopting():
             figures = measured(Path(folder), engine, args.kills or KILLS[engine], random.Random(args.seed))
         known[engine] = figures | where()
-        args.output.write_text(json.dumps(known, indent=1) + "\n")
+        write(args.output, known)
         print(json.dumps(figures, indent=1), flush=True)
     return int(not all(known[engine]["as_if_nothing_had_happened"] for engine in args.engine))
 

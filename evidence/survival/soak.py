@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence.results import RESULTS, where
+from evidence.results import RESULTS, where, write
 from evidence.survival.kills import descendants
 from nanorlhf.config.names import shipped_model
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = {"steps": steps, "seconds": time.monotonic() - began} | summary(course)
     known = json.loads(args.output.read_text()) if args.output.exists() else {}
     known[args.engine] = figures | where()
-    args.output.write_text(json.dumps(known, indent=1) + "\n")
+    write(args.output, known)
     print(json.dumps(figures, indent=1))
     return int(not figures["flat"])
 
