@@ -434,7 +434,7 @@ def test_the_real_bytes_of_a_small_models_weights_moments_and_cache() -> None:
     ],
 )
 def test_the_real_bytes_of_the_transformers_engines_copy_and_cache(options: dict[str, Any]) -> None:
-    config = GRPOConfig(device="cpu", max_prompt_length=10, max_completion_length=38, **options)
+    config = GRPOConfig(device="cpu", engine="hf", max_prompt_length=10, max_completion_length=38, **options)
     model: Any = tiny("qwen3", num_hidden_layers=3)
     policy = Policy(config, model.to(torch.bfloat16 if config.dtype == "bfloat16" else torch.float32))
     if policy.has_adapter:
