@@ -15,7 +15,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from evidence.learning import commands
@@ -149,10 +148,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     kinds = [name for name in dict.fromkeys(run["variant"] for run in runs) if "," not in name]
     for number, name in enumerate(kinds):
         some = [run["stages"][0] for run in runs if run["variant"] == name]
-        minutes = median(stage["training_seconds"] for stage in some) / 60
         for seed, stage in enumerate(some):
             steps, rewards = ([point[figure] for point in stage["curve"]] for figure in ("step", "reward"))
-            label = f"{name.upper()}, {minutes:.0f} min" if not seed else None
+            label = None if seed else name.upper()
             axes.plot(steps, rewards, color=f"C{number}", marker=".", label=label)
     axes.set(xlabel="steps", ylabel="held-out reward", ylim=(0, 1))
     if kinds:
