@@ -190,18 +190,22 @@ def rivalry() -> str:
     rows: list[list[str]] = []
     for name, path in there(RIVALRY, "benchmark_"):
         found = json.loads(path.read_text())
-        medians, best, agreed = found["medians"], found["trl_best"], found["agreement"].values()
-        sides = [medians["ours"][figure] for figure in (SECONDS, MEMORY)]
-        sides += [medians[best[figure]][figure] for figure in (SECONDS, MEMORY)]
-        cells = [f"{side:,.0f}" if side >= 100 else f"{side:.2g}" for side in sides]
+        agreed = found["agreement"].values()
+        ours, theirs = zip(*(both_sides(found, figure) for figure in (SECONDS, MEMORY)), strict=True)
+        cells = [f"{side:,.0f}" if side >= 100 else f"{side:.2g}" for side in (*ours, *theirs)]
         ratios = [ratio(found, figure) for figure in (SECONDS, MEMORY)]
         rows.append([RIVALRY[name], *cells, *ratios, f"{max(agreed):.0e}" if agreed else "-"])
     return table_text(Table("", heads, rows))
 
 
+def both_sides(found: dict[str, Any], figure: str) -> tuple[float, float]:
+    """Our median, and TRL's at its best setting for that figure."""
+    return found["medians"]["ours"][figure], found["medians"][found["trl_best"][figure]][figure]
+
+
 def ratio(found: dict[str, Any], figure: str) -> str:
     """TRL's best over ours, which is more if TRL gave up."""
-    ours, theirs = (found["medians"][who][figure] for who in ("ours", found["trl_best"][figure]))
+    ours, theirs = both_sides(found, figure)
     gave_up = any(run.get("gave_up") and run["setting"] == found["trl_best"][figure] for run in found["runs"])
     return f"{'>' if gave_up and figure == SECONDS else ''}{theirs / ours:.1f}"
 
@@ -214,8 +218,7 @@ def strongest() -> str:
         path = RESULTS / f"benchmark_{name}.json"
         if path.exists():
             found = json.loads(path.read_text())
-            ours, theirs = (found["medians"][who][figure] for who in ("ours", found["trl_best"][figure]))
-            cells = [f"{side:,.0f}" if side >= 10 else f"{side:.1f}" for side in (ours, theirs)]
+            cells = [f"{side:,.0f}" if side >= 10 else f"{side:.1f}" for side in both_sides(found, figure)]
             rows.append([what, *(f"{cell} {units[figure]}" for cell in cells), ratio(found, figure)])
     return table_text(Table("", ["what was measured", "nanorlhf", "TRL 1.16", "ratio"], rows))
 
