@@ -3,8 +3,9 @@
     python -m evidence.learning.grade_school
 
 Base, SFT on worked answers, GRPO: after each, eight answers to every held-out problem. What is compared is a
-template's share of right answers, before and after, with a bootstrap over templates. A stage that is done is not done
-again.
+template's share of right answers, before and after, with a bootstrap over templates. An answer is right if its number
+stands after ####; the share of right numbers wherever they stand tells form from skill. Weights are bfloat16, as on a
+card. A stage that is done is not done again.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import numpy as np
 from scipy import stats
 
 from evidence.learning.commands import command_line, curve, each_seed, evaluate, train
+from nanorlhf.rewards.numeric import numeric
 from nanorlhf.scripts.statistics import pass_at
 from nanorlhf.tasks.grade_school import gsm_symbolic
 
 ANSWERS = 8
 RECIPE, MODEL = "gsm_symbolic", "nanorlhf:smollm2"
 AFTER = ("base", "sft", "grpo")
+COMMON = ("--dtype", "bfloat16")
 TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--eval_prompts", "16")
 SHORT = ("--max_completion_length", "16")  # of what is sampled, not of what SFT copies
 
@@ -41,25 +44,34 @@ def main(argv: list[str] | None = None) -> int:
 def measure(folder: Path, seed: int, tiny: bool) -> dict[str, Any]:
     """The stages, each from the adapter of the one before, and the held-out answers after each."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = ["--seed", str(seed), *(TINY if tiny else ())]
+    common = ["--seed", str(seed), *(TINY if tiny else COMMON)]
     training = [*common, "--max_steps", "2"] if tiny else common
     sampling = SHORT if tiny else ()
     train("sft", RECIPE, folder / "sft", training)
     train("grpo", RECIPE, folder / "grpo", [*training, *sampling, "--adapter_name_or_path", str(folder / "sft")])
     right: dict[str, dict[str, list[bool]]] = {}
+    unmarked: dict[str, dict[str, list[bool]]] = {}
     for name in AFTER:
         model = MODEL if name == "base" else str(folder / name)
         samples = evaluate(folder / f"{name}.json", model, f"grpo/recipes/{RECIPE}", ANSWERS, [*common, *sampling])
-        right[name] = by_problem(samples)
-    return {"right": right, "stages": {name: curve(folder / name) for name in AFTER[1:]}}
+        right[name] = by_problem(samples, [sample["reward"] == 1 for sample in samples])
+        unmarked[name] = by_problem(samples, numbers_right(samples))
+    return {"right": right, "unmarked": unmarked, "stages": {name: curve(folder / name) for name in AFTER[1:]}}
 
 
-def by_problem(samples: Sequence[dict[str, Any]]) -> dict[str, list[bool]]:
+def by_problem(samples: Sequence[dict[str, Any]], verdicts: Sequence[bool]) -> dict[str, list[bool]]:
     """Which answers to each held-out problem, by its row, were right."""
     found = defaultdict[str, list[bool]](list)
-    for sample in samples:
-        found[str(sample["index"])].append(sample["reward"] == 1)
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        found[str(sample["index"])].append(verdict)
     return found
+
+
+def numbers_right(samples: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each answer's number, marked or else its last one, is right."""
+    worked = gsm_symbolic("test")["answer"]
+    scores = numeric([sample["completion"] for sample in samples], [worked[sample["index"]] for sample in samples])
+    return [score == 1 for score in scores]
 
 
 def by_template(right: dict[str, list[bool]], k: int) -> dict[int, float]:
@@ -83,11 +95,12 @@ def gain(runs: Sequence[dict[str, Any]], k: int) -> tuple[float, float, float]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Pass@1 and pass@8 of every seed and stage, and what GRPO adds to SFT."""
-    lines = ["| seed | after | pass@1 | pass@8 | seconds of steps |", "|---|---|---|---|---|"]
+    """Pass@1 and pass@8 of every seed and stage, the share of right numbers, and what GRPO adds to SFT."""
+    lines = ["| seed | after | pass@1 | pass@8 | number right | seconds of steps |", "|---|---|---|---|---|---|"]
     for run in runs:
         for name, right in run["right"].items():
             cells = [f"{fmean(by_template(right, k).values()):.3f}" for k in (1, ANSWERS)]
+            cells.append(f"{fmean(by_template(run['unmarked'][name], 1).values()):.3f}")
             seconds = f"{run['stages'][name]['training_seconds']:.0f}" if name in run["stages"] else "-"
             lines.append(f"| {run['seed']} | {name} | {' | '.join(cells)} | {seconds} |")
     lines.append("")

@@ -83,6 +83,15 @@ def test_a_gain_is_paired_by_template(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (mean, low, high) == pytest.approx((0.125, -0.25, 0.5))
 
 
+def test_a_number_is_right_with_and_without_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grade_school, "gsm_symbolic", lambda _: {"answer": ["3+4=7\n#### 7", "#### 12"]})
+    said = [(0, "#### 7"), (1, "It is 12."), (0, "7, or rather 8"), (1, "12 less 5\n#### 7")]
+    samples = [{"index": index, "completion": text} for index, text in said]
+    verdicts = grade_school.numbers_right(samples)
+    assert verdicts == [True, True, False, False]
+    assert grade_school.by_problem(samples, verdicts) == {"0": [True, False], "1": [True, False]}
+
+
 @pytest.mark.slow
 def test_grade_school_stages_are_judged_by_held_out_templates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -91,7 +100,8 @@ def test_grade_school_stages_are_judged_by_held_out_templates(
     assert grade_school.main(argv) == 0
     (run,) = json.loads((tmp_path / "gsm.json").read_text())
     assert list(run["right"]) == ["base", "sft", "grpo"] and len(run["right"]["grpo"]) == 16
-    assert all(len(answers) == 8 for answers in run["right"]["base"].values())
+    for verdicts in (run["right"], run["unmarked"]):
+        assert all(len(answers) == 8 for answers in verdicts["base"].values())
     assert "pass@8: GRPO after SFT, less SFT alone" in capsys.readouterr().out
 
 
