@@ -2,10 +2,10 @@
 
     python -m evidence.learning.grade_school
 
-Base, SFT on worked answers, GRPO: after each, eight answers to every held-out problem. What is compared is a
-template's share of right answers, before and after, with a bootstrap over templates. An answer is right if its number
-stands after ####; the share of right numbers wherever they stand tells form from skill. Weights are bfloat16, as on a
-card. A stage that is done is not done again.
+Base, SFT on worked answers, GRPO: after each, eight answers to every held-out problem; all seeds share the base's. What
+is compared is a template's share of right answers, before and after, with a bootstrap over templates. An answer is
+right if its number stands after ####; the share of right numbers wherever they stand tells form from skill. Weights are
+bfloat16, as on a card. A stage that is done is not done again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def measure(folder: Path, seed: int, tiny: bool) -> dict[str, Any]:
     unmarked: dict[str, dict[str, list[bool]]] = {}
     for name in AFTER:
         model = MODEL if name == "base" else str(folder / name)
-        samples = evaluate(folder / f"{name}.json", model, f"grpo/recipes/{RECIPE}", ANSWERS, [*common, *sampling])
+        path = (folder.parent if name == "base" else folder) / f"{name}.json"
+        samples = evaluate(path, model, f"grpo/recipes/{RECIPE}", ANSWERS, [*common, *sampling])
         right[name] = by_problem(samples, [sample["reward"] == 1 for sample in samples])
         unmarked[name] = by_problem(samples, numbers_right(samples))
     return {"right": right, "unmarked": unmarked, "stages": {name: curve(folder / name) for name in AFTER[1:]}}
