@@ -12,7 +12,7 @@ until held-out reward is .90 on the shipped task, and .80 on SmolLM2's (grpo --r
 linearity: our own update with 1, 2 and 4 times as many short samples. dropping: with a growing share of groups without
 spread. sharing: with ever more answers to a prompt.
 smol, smol_long, smol_step: SmolLM2-135M, groups of 8; updates with prompts of 90 tokens and answers of 9 (median), and
-of 400 and 40; whole steps with sums in words.
+of 400 and 40; whole steps with sums in words. smol_lean: smol's update, each side with as little memory as it can.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from typing import Any
 
 from evidence.results import ROOT, write
 from evidence.speed import contest, scaling
-from evidence.speed.contest import OURS, Contest
+from evidence.speed.contest import Contest
 from evidence.speed.time_to_reward import Goal
 from evidence.speed.trl_engines import COLOCATED
-from evidence.speed.workloads import Run, Setting, Workload
+from evidence.speed.workloads import OURS, Run, Setting, Workload
 from nanorlhf.system.versions import versions
 
 MEASURE_OURS = "import sys; from evidence.speed.scaling import measure_ours; measure_ours(*sys.argv[1:])"
@@ -64,6 +64,7 @@ WORKS: dict[str, dict[str, Workload]] = {
         "tiny": replace(TINY, hidden=64, sigma=0.0, longest=8, vocabulary=512),
     },
     "smol": {"full": SMOL, "tiny": TINY},
+    "smol_lean": {"full": SMOL, "tiny": TINY},
     "smol_long": {
         "full": replace(SMOL, prompt_lengths=(400, 400), common=389, median_length=40, longest=80),
         "tiny": TINY,
@@ -83,6 +84,7 @@ TRL = [Setting("trl", micro_batch, checkpointing) for micro_batch in (8, 32) for
 DESCENDING = [Setting("trl", size, checkpointing) for size in (32, 16, 8, 4, 2, 1) for checkpointing in (False, True)]
 # A real model's: of 64, 32, 16 and 8, once each, TRL was quickest at 16. The other two were not tried.
 QUICKEST, LEANEST, LONG = Setting("trl", 16), Setting("trl", 1, checkpointing=True), Setting("trl", 8)
+OURS_LEANEST = Setting("ours", token_budget=256, checkpointing=True)
 OURS_WITH = (OURS, Setting("ours", engine="hf"))
 FEWER = [Setting("trl", 8), Setting("trl", 32), Setting("trl", 8, checkpointing=True)]
 
@@ -91,6 +93,11 @@ def updates(name: str, rivals: list[Setting], options: argparse.Namespace) -> Co
     """An update on given rollouts."""
     limit = options.limit_gib if rivals is DESCENDING else 0.0
     return Contest("update", WORKS[name][options.size], rivals, limit_gib=limit)
+
+
+def lean(options: argparse.Namespace) -> Contest:
+    """An update of a real model, each side with as little memory as it can."""
+    return Contest("update", WORKS["smol_lean"][options.size], [LEANEST], (OURS_LEANEST,))
 
 
 def engines(micro_batch: int) -> list[Setting]:
@@ -135,6 +142,7 @@ CONTESTS: dict[str, Callable[[argparse.Namespace], Contest]] = {
     "dpo": partial(updates, "dpo", FEWER),
     "step": step,
     "smol": partial(updates, "smol", [QUICKEST, LEANEST]),
+    "smol_lean": lean,
     "smol_long": partial(updates, "smol_long", [LONG]),
     "smol_step": real_step,
     "refresh": refresh,

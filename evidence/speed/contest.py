@@ -20,7 +20,7 @@ from evidence.results import ROOT
 from evidence.speed import ours, time_to_reward, trl_engines, workloads
 from evidence.speed import trl_updates as rivals
 from evidence.speed.time_to_reward import STARTED, Goal
-from evidence.speed.workloads import LORA_R, Run, Setting, Workload, aligned, memory
+from evidence.speed.workloads import LORA_R, OURS, Run, Setting, Workload, aligned, memory
 
 MEASURE = "import sys; from evidence.speed.contest import measure; measure(*sys.argv[1:])"
 FULL = ("can't allocate memory", "MemoryError", "bad_alloc", "Cannot allocate memory")
@@ -29,7 +29,7 @@ FULL = ("can't allocate memory", "MemoryError", "bad_alloc", "Cannot allocate me
 ALIKE = {"loss": 1e-5, "grad_norm": 1e-6, "tokens": 0.03}
 OF_SEQUENCES = {"rloo": {"grad_norm": 1e-5}, "dpo": {"grad_norm": 1e-5}}
 NEAR_ZERO = 0.01  # losses below this are compared as if they were as large
-OURS, LOADED = Setting("ours"), Setting("loaded")
+LOADED = Setting("loaded")
 HEADS = ("seconds", "cpu_seconds", "above_start_mib", "above_loaded_mib", "peak_mib")
 
 
@@ -71,7 +71,7 @@ def worked(folder: Path, kind: str, work: Any, setting: Setting) -> Run:
     if kind != "update":
         return getattr(ours if mine else trl_engines, kind)(folder, work, setting)
     samples = json.loads((folder / "rollout.json").read_text())
-    return ours.update(folder, work, samples) if mine else rivals.update(folder, work, samples, setting)
+    return (ours if mine else rivals).update(folder, work, samples, setting)
 
 
 def spawn(folder: Path, code: str, *arguments: str, threads: int) -> str | None:

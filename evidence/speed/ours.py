@@ -11,6 +11,7 @@ from evidence.speed import time_to_reward
 from evidence.speed.time_to_reward import Goal
 from evidence.speed.workloads import (
     LORA_R,
+    OURS,
     RATE,
     REFRESHES,
     Meter,
@@ -69,12 +70,15 @@ def configured(folder: Path, work: Workload, **more: Any) -> tuple[Any, Any]:
     return getattr(module, name), getattr(module, f"{name}Config")(**options)
 
 
-def update(folder: Path, work: Workload, samples: Sequence[dict[str, Any]], warm: int = 0) -> Run:
+def update(
+    folder: Path, work: Workload, samples: Sequence[dict[str, Any]], setting: Setting = OURS, warm: int = 0
+) -> Run:
     """One step of our loop from the moment it has its completions; before it, one on `warm` groups."""
     from nanorlhf.loop import Loop
     from nanorlhf.policy.policy import Policy
 
-    algorithm, config = configured(folder, work)
+    rows = {"token_budget": setting.token_budget or "auto", "gradient_checkpointing": setting.checkpointing or "auto"}
+    algorithm, config = configured(folder, work, **rows)
     policy, meter = Policy(config), Meter()
     disturb(policy.model)
     first = [as_rollout(samples[-warm * work.generations :], work)] if warm else []

@@ -116,12 +116,17 @@ class Setting:
     padding_free: bool = False
     engine: str = ""  # who writes completions, if that is not the side's own choice
     sync: str = ""  # how weights reach our engine, if that is not its own choice
+    token_budget: int = 0  # of our rows, if that is not our own choice
     seed: int = 0
 
     def __str__(self) -> str:
         words = [self.side, f"micro-batch {self.micro_batch}" * (self.micro_batch > 0)]
+        words += [f"rows of {self.token_budget} tokens" * (self.token_budget > 0)]
         words += ["checkpointing" * self.checkpointing, "padding-free" * self.padding_free, self.engine, self.sync]
         return ", ".join(filter(None, words))
+
+
+OURS = Setting("ours")
 
 
 def spread_out(completions: list[Any], **_: Any) -> list[float | None]:

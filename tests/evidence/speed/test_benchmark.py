@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evidence.speed import benchmark, contest, ours, time_to_reward, trl_engines, trl_updates
 from evidence.speed.benchmark import TINY
-from evidence.speed.workloads import Meter, Setting, Workload, prepare, typical
+from evidence.speed.workloads import OURS, Meter, Setting, Workload, prepare, typical
 
 SECONDS = {"ours": 2.0, "trl, micro-batch 8": 30.0, "trl, micro-batch 32": 20.0}  # of others: 40
 PEAKS = {"ours": 300.0, "trl, micro-batch 8": 1500.0, "trl, micro-batch 32": 2100.0}  # of others: 3,000
@@ -205,7 +205,9 @@ def test_losses_near_zero_are_compared_as_if_larger() -> None:
 def test_both_sides_compute_the_same(tmp_path: Path, algorithm: str) -> None:
     work = benchmark.WORKS["update" if algorithm == "grpo" else algorithm]["tiny"]
     prepare(tmp_path, work)
-    runs = [ours.update(tmp_path, work, work.rollout())]
+    smaller = Setting("ours", checkpointing=True, token_budget=48)  # more rows, with more of the prompts
+    runs = [ours.update(tmp_path, work, work.rollout(), how) for how in (OURS, smaller)]
+    assert (runs[1]["row_tokens"] > runs[0]["row_tokens"]) == (work.generations > 1)
     padding_free = [Setting("trl", 8, padding_free=True)] if algorithm == "sft" else []
     runs += [trl_updates.update(tmp_path, work, work.rollout(), how) for how in (Setting("trl", 8), *padding_free)]
     assert runs[0]["grad_norm"] > 1e-3 and contest.alike(contest.agreement(runs), work)
