@@ -28,7 +28,7 @@ from nanorlhf.tasks.grade_school import gsm_symbolic
 ANSWERS = 8
 RECIPE, MODEL = "gsm_symbolic", "nanorlhf:smollm2"
 AFTER = ("base", "sft", "grpo")
-COMMON = ("--dtype", "bfloat16")
+DTYPE = ("--dtype", "bfloat16")
 TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--eval_prompts", "16")
 SHORT = ("--max_completion_length", "16")  # of what is sampled, not of what SFT copies
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(folder: Path, seed: int, tiny: bool) -> dict[str, Any]:
     """The stages, each from the adapter of the one before, and the held-out answers after each."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = ["--seed", str(seed), *(TINY if tiny else COMMON)]
+    common = ["--seed", str(seed), *(TINY if tiny else DTYPE)]
     training = [*common, "--max_steps", "2"] if tiny else common
     sampling = SHORT if tiny else ()
     train("sft", RECIPE, folder / "sft", training)

@@ -64,7 +64,6 @@ WORKS: dict[str, dict[str, Workload]] = {
         "tiny": replace(TINY, hidden=64, sigma=0.0, longest=8, vocabulary=512),
     },
     "smol": {"full": SMOL, "tiny": TINY},
-    "smol_lean": {"full": SMOL, "tiny": TINY},
     "smol_long": {
         "full": replace(SMOL, prompt_lengths=(400, 400), common=389, median_length=40, longest=80),
         "tiny": TINY,
@@ -89,15 +88,10 @@ OURS_WITH = (OURS, Setting("ours", engine="hf"))
 FEWER = [Setting("trl", 8), Setting("trl", 32), Setting("trl", 8, checkpointing=True)]
 
 
-def updates(name: str, rivals: list[Setting], options: argparse.Namespace) -> Contest:
+def updates(name: str, rivals: list[Setting], options: argparse.Namespace, mine: Setting = OURS) -> Contest:
     """An update on given rollouts."""
     limit = options.limit_gib if rivals is DESCENDING else 0.0
-    return Contest("update", WORKS[name][options.size], rivals, limit_gib=limit)
-
-
-def lean(options: argparse.Namespace) -> Contest:
-    """An update of a real model, each side with as little memory as it can."""
-    return Contest("update", WORKS["smol_lean"][options.size], [LEANEST], (OURS_LEANEST,))
+    return Contest("update", WORKS[name][options.size], rivals, (mine,), limit)
 
 
 def engines(micro_batch: int) -> list[Setting]:
@@ -142,7 +136,7 @@ CONTESTS: dict[str, Callable[[argparse.Namespace], Contest]] = {
     "dpo": partial(updates, "dpo", FEWER),
     "step": step,
     "smol": partial(updates, "smol", [QUICKEST, LEANEST]),
-    "smol_lean": lean,
+    "smol_lean": partial(updates, "smol", [LEANEST], mine=OURS_LEANEST),
     "smol_long": partial(updates, "smol_long", [LONG]),
     "smol_step": real_step,
     "refresh": refresh,
