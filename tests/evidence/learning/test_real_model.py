@@ -100,6 +100,7 @@ def test_grade_school_stages_are_judged_by_held_out_templates(
     assert grade_school.main(argv) == 0
     (run,) = json.loads((tmp_path / "gsm.json").read_text())
     assert list(run["right"]) == ["base", "sft", "grpo"] and len(run["right"]["grpo"]) == 16
+    assert (tmp_path / "runs" / "base.json").exists() and not (tmp_path / "runs" / "seed0" / "base.json").exists()
     for verdicts in (run["right"], run["unmarked"]):
         assert all(len(answers) == 8 for answers in verdicts["base"].values())
     assert "pass@8: GRPO after SFT, less SFT alone" in capsys.readouterr().out
