@@ -28,7 +28,7 @@ CLAIMS = {
     "algorithms": [*ALGORITHMS],
     "engines": ["grpo:engine=vllm", "grpo:engine=vllm,weight_sync=lora", "grpo:engine=hf"],
     "family": [f"grpo:{name}" for name in ("dapo", "dr_grpo", "gspo", "cispo", "sapo")],
-    "smollm2_algorithms": [*ALGORITHMS, "--recipe", "digits", "--steps", "30"],
+    "smollm2_algorithms": [*ALGORITHMS, "--recipe", "digits", "--steps", "20"],
 }
 SCRIPTS = {  # by the file that each leaves
     "value_init": "learning.value_init",
