@@ -10,12 +10,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evidence.learning import counting, grade_school, real_model, rlhf
+from evidence.learning import counting, grade_school, recipes, rlhf
 from evidence.results import RESULTS, ROOT
 from evidence.speed.scaling import draw_sharing
 from nanorlhf.scripts import compare
@@ -24,18 +25,20 @@ from nanorlhf.scripts.comparing.verdicts import verdicts
 from nanorlhf.scripts.reporting.page import Table
 
 ALGORITHMS = ("grpo", "ppo", "rloo", "remax", "raft", "reinforce")
+SHORTER = ("--max_completion_length", "2048")
 CLAIMS = {
     "algorithms": [*ALGORITHMS],
     "engines": ["grpo:engine=vllm", "grpo:engine=vllm,weight_sync=lora", "grpo:engine=hf"],
     "family": [f"grpo:{name}" for name in ("dapo", "dr_grpo", "gspo", "cispo", "sapo")],
     "smollm2_algorithms": [*ALGORITHMS, "--recipe", "digits", "--steps", "20"],
+    "counting_algorithms": [*ALGORITHMS, "--recipe", "grpo/recipes/counting.yaml", "--steps", "10", *SHORTER],
 }
 SCRIPTS = {  # by the file that each leaves
     "value_init": "learning.value_init",
-    "richness": "learning.richness",
     "gym": "learning.reasoning_gym",
-    "smollm2_digits": "learning.real_model digits",
-    "smollm2_richness": "learning.real_model richness",
+    "richness": "learning.recipes richness",
+    "digits": "learning.recipes digits",
+    "smollm2_richness": "learning.recipes smollm2_richness",
     "smollm2_gsm": "learning.grade_school",
     "smollm2_rlhf": "learning.rlhf",
     "overlap": "speed.slow_rewards",
@@ -81,6 +84,7 @@ TRACKS = {  # of the board of records, by the benchmark that is a run of it
     "goal": ("tiny", "the shipped adder, held-out reward .90"),
     "smol_goal": ("smol", "SmolLM2-135M, one-digit arithmetic in tags, .80"),
 }
+ANSWERS = ("smollm2_richness",)  # of which a page shows examples
 PICTURES = ("reward_by_time", "reward_by_samples", "phases")
 PAGES = ("README.md", "docs/measured.md", "docs/records.md", "docs/real_model.md", "docs/long_answers.md")
 START, END = "<!-- {}: made by make evidence -->", "<!-- end -->"
@@ -97,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     RESULTS.mkdir(exist_ok=True)
     failed = [claim for claim in chosen if not made(claim, args.seeds)]
     for page in PAGES:
-        write_tables(ROOT / page, tables_of(page))
+        write_tables(ROOT / page)
     draw_pictures(ROOT / "docs")
     return bool(failed)
 
@@ -106,7 +110,7 @@ def draw_pictures(docs: Path) -> None:
     """The pictures of single measurements."""
     drawn = {
         "benchmark_sharing": (draw_sharing, "shared_prompts"),
-        "smollm2_digits": (real_model.draw, "digits"),
+        "digits": (recipes.draw, "digits"),
         "smollm2_rlhf": (rlhf.draw, "rlhf"),
     }
     for name, path in there(drawn):
@@ -144,36 +148,29 @@ def there(names: Iterable[str], prefix: str = "") -> list[tuple[str, Path]]:
     return [(name, path) for name, path in paths if path.exists()]
 
 
-def tables_of(page: str) -> dict[str, str]:
-    """A page's tables by name, from what results there are."""
-    if page == "README.md":
-        return {"strongest": strongest()}
-    if page == "docs/records.md":
-        return {"records": records()}
-    if page == "docs/long_answers.md":
-        return {name: counting.table(json.loads(path.read_text())) for name, path in there(["counting"])}
-    if page == "docs/real_model.md":
-        learned = {task: json.loads(path.read_text()) for task, path in there(real_model.TASKS, "smollm2_")}
-        longer = {"rlhf": rlhf.table, "gsm": grade_school.table}
-        pipelines = {name: longer[name](json.loads(path.read_text())) for name, path in there(longer, "smollm2_")}
-        answers = {f"{task} answers": real_model.examples(runs) for task, runs in learned.items()}
-        return {task: real_model.table(runs) for task, runs in learned.items()} | answers | pipelines | comparisons()
-    return comparisons() | {"rivalry": rivalry()}
-
-
-def write_tables(page: Path, tables: dict[str, str]) -> None:
-    """Puts each table between its marks in a page, if it has them."""
+def write_tables(page: Path) -> None:
+    """Puts each table of which there are results between its marks in a page, if it has them."""
     text = page.read_text()
-    for name, table in tables.items():
+    for name, table in all_tables().items():
         before, mark, rest = text.partition(START.format(name))
         if mark:
-            text = f"{before}{mark}\n{table}\n{END}{rest.partition(END)[2]}"
+            text = f"{before}{mark}\n{table()}\n{END}{rest.partition(END)[2]}"
     page.write_text(text)
 
 
-def comparisons() -> dict[str, str]:
-    """Every comparison that there is."""
-    return {claim: comparison_text(path) for claim, path in there(CLAIMS)}
+def all_tables() -> dict[str, Callable[[], str]]:
+    """What makes each table, by the name that its marks have."""
+    writers = dict.fromkeys(recipes.RUNS, recipes.table)
+    writers |= {"smollm2_gsm": grade_school.table, "smollm2_rlhf": rlhf.table, "counting": counting.table}
+    of_files = {name: partial(from_file, writers[name], path) for name, path in there(writers)}
+    of_files |= {f"{name} answers": partial(from_file, recipes.examples, path) for name, path in there(ANSWERS)}
+    of_files |= {claim: partial(comparison_text, path) for claim, path in there(CLAIMS)}
+    return of_files | {"strongest": strongest, "records": records, "rivalry": rivalry}
+
+
+def from_file(write: Callable[[Any], str], path: Path) -> str:
+    """A table of the figures in a file."""
+    return write(json.loads(path.read_text()))
 
 
 def comparison_text(path: Path) -> str:

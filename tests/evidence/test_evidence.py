@@ -41,7 +41,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
         f"{__main__.START.format(claim)}\nold\n{__main__.END}\nkept {claim}\n" for claim in ("engines", "rivalry")
     )
     page.write_text(f"before\n{marks}after\n")
-    __main__.write_tables(page, __main__.tables_of("docs/measured.md"))
+    __main__.write_tables(page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("kept rivalry\nafter\n")
@@ -51,7 +51,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
     assert "| RLOO's update | 2 | 100 | 240 | 1,500 | 120.0 | 15.0 | 2e-06 |" in text
     assert "| the same, each side with as little memory as it can | 2 | 100 | 240 | 1,500 |" in text
     assert "| the shipped task, until .90 | 2 | 100 | 240 | 1,500 | >120.0 | 15.0 | 2e-06 |" in text
-    __main__.write_tables(page, __main__.tables_of("docs/measured.md"))
+    __main__.write_tables(page)
     assert page.read_text() == text
 
 
@@ -93,5 +93,5 @@ def test_records_are_medians_of_the_fastest_setting(results: Path) -> None:
 def test_the_pages_are_up_to_date(page: str, tmp_path: Path) -> None:
     copy = tmp_path / "page.md"
     copy.write_text((ROOT / page).read_text())
-    __main__.write_tables(copy, __main__.tables_of(page))
+    __main__.write_tables(copy)
     assert copy.read_text() == (ROOT / page).read_text(), "make evidence ARGS=--tables writes it"

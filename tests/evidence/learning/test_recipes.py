@@ -1,4 +1,4 @@
-"""Measurements of a real model, on the small one: every stage runs, goes on from the one before, and is kept."""
+"""Measurements of recipes and pipelines on the small model: each stage runs, goes on from the last, and is kept."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from evidence.learning import commands, counting, grade_school, real_model, rlhf
+from evidence.learning import commands, counting, grade_school, recipes, rlhf
 
 
 @pytest.mark.slow
 def test_stages_follow_each_other_and_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["digits", "--only", "sft, grpo", "--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "runs.json")]
-    assert real_model.main(argv) == 0
+    assert recipes.main(argv) == 0
     (run,) = json.loads((tmp_path / "runs.json").read_text())
     assert [stage["algorithm"] for stage in run["stages"]] == ["sft", "grpo"]
     first, second = (stage["curve"] for stage in run["stages"])
     assert [point["step"] for point in first] == [0, 2] and {"reward", "numeric", "loss"} <= first[0].keys()
     assert second[0]["reward"] == first[-1]["reward"], "GRPO did not go on from what SFT left"
     assert run["stages"][1]["samples"]["last"][0]["completion"]
-    real_model.draw([{"variant": "grpo", "stages": run["stages"][1:]}], tmp_path / "curve.png")
+    recipes.draw([{"variant": "grpo", "stages": run["stages"][1:]}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
     one = {"variant": "grpo", "seed": 0, "stages": run["stages"][1:]}
     one["stages"][0]["samples"]["last"][0] |= {"completion": "7 |\n8", "reward": 0.5}
-    assert real_model.examples([one, one | {"seed": 1}, run]).splitlines()[3:] == ["| grpo | 2 | 0.50 | 7 \\| 8 |"]
+    assert recipes.examples([one, one | {"seed": 1}, run]).splitlines()[3:] == ["| grpo | 2 | 0.50 | 7 \\| 8 |"]
     before = capsys.readouterr().out
     assert "| sft, grpo: grpo | 1 | 2 |" in before
-    assert real_model.main(argv) == 0, "a run that is there is not run again"
+    assert recipes.main(argv) == 0, "a run that is there is not run again"
     assert "step 1/2" not in capsys.readouterr().out
 
 
 def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        real_model.main(["digits", "--only", "grpo, sft", "--output", str(tmp_path / "runs.json")])
+        recipes.main(["digits", "--only", "grpo, sft", "--output", str(tmp_path / "runs.json")])
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
-"""Measures what SmolLM2-135M learns on two CPU cores: `python -m evidence.learning.real_model TASK`.
+"""Measures what models learn by their recipes on two CPU cores: `python -m evidence.learning.recipes RECIPE`.
 
-digits: one-digit arithmetic in tags, by GRPO alone, by SFT and then GRPO, by DPO, by PPO. richness: more varied words,
-by REINFORCE with each of its baselines and by RLOO, and what the brevity penalty prevents. Every stage is the recipe of
-that name, on the command line `nanorlhf ALGORITHM --recipe TASK`. Goes on where it was stopped: a run that stands in
-the file is not run again.
+digits: one-digit arithmetic in tags, by GRPO alone, by SFT and then GRPO, by DPO, by PPO. richness, smollm2_richness:
+more varied words, by REINFORCE with each of its baselines and by RLOO, and what the brevity penalty prevents. Every
+stage is a command `nanorlhf ALGORITHM --recipe RECIPE`. Goes on where it was stopped: a run that stands in the file is
+not run again.
 """
 
 from __future__ import annotations
@@ -33,44 +33,44 @@ class Command:
 
 
 NO_PENALTY = ("--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}")
-TASKS: dict[str, dict[str, list[Command]]] = {
+REINFORCE = {name: [Command("reinforce", ("--baseline", name))] for name in ("none", "mean", "ema", "greedy")}
+RICHNESS = {
+    **{f"reinforce, {name}": stages for name, stages in REINFORCE.items()},
+    "rloo": [Command("rloo")],
+    "rloo, no penalty": [Command("rloo", NO_PENALTY)],
+}
+RUNS: dict[str, dict[str, list[Command]]] = {  # of each recipe
     "digits": {
         "grpo": [Command("grpo")],
         "sft, grpo": [Command("sft", ("--max_steps", "10")), Command("grpo")],  # 30 steps know the problems by heart
         "dpo": [Command("dpo")],
         "ppo": [Command("ppo")],
     },
-    "richness": {
-        **{
-            f"reinforce, {name}": [Command("reinforce", ("--baseline", name))]
-            for name in ("none", "mean", "ema", "greedy")
-        },
-        "rloo": [Command("rloo")],
-        "rloo, no penalty": [Command("rloo", NO_PENALTY)],
-    },
+    "richness": RICHNESS | {"reinforce, mean, no penalty": [Command("reinforce", NO_PENALTY)]},
+    "smollm2_richness": RICHNESS,
 }
 TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--max_steps", "2", "--eval_prompts", "4")
-RECIPES = {"digits": "digits", "richness": "smollm2_richness"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing, writes each run as it ends, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("recipe", choices=RUNS)
     parser.add_argument("--only", nargs="+", metavar="RUN", help="some of its runs, by name (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="(default: results/smollm2_TASK.json)")
+    parser.add_argument("--output", type=Path, help="(default: results/RECIPE.json)")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
     args = parser.parse_args(argv)
-    path: Path = args.output or RESULTS / f"smollm2_{args.task}.json"
-    if unknown := set(args.only or []) - TASKS[args.task].keys():
-        parser.error(f"{args.task} has no run {', '.join(sorted(unknown))}: choose from {'; '.join(TASKS[args.task])}")
+    path: Path = args.output or RESULTS / f"{args.recipe}.json"
+    wanted = RUNS[args.recipe]
+    if unknown := set(args.only or []) - wanted.keys():
+        parser.error(f"{args.recipe} has no run {', '.join(sorted(unknown))}: choose from {'; '.join(wanted)}")
     runs: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for seed in range(args.seeds):
-        for name in args.only or TASKS[args.task]:
+        for name in args.only or wanted:
             if (name, seed) not in [(run["variant"], run["seed"]) for run in runs]:
                 options = [*TINY] if args.size == "tiny" else []
-                stages = measure(TASKS[args.task][name], RECIPES[args.task], seed, options)
+                stages = measure(wanted[name], args.recipe, seed, options)
                 runs.append({"variant": name, "seed": seed, "stages": stages} | where())
                 write(path, runs)
     print(table(runs))
