@@ -287,7 +287,7 @@ class Trainer:
         log.info(f"run directory {self.run}; device {self.policy.device}, engine {engine}")
         log.info(coverage(self.policy.model))
         if self.loop.passes.one_per_row:
-            log.info("this model's layers have a memory of their own: a row for each sample, and its prompt in each")
+            log.info("this model has recurrent layers: a row for each sample, and its prompt in each")
         if self.plan:
             log.info(self.plan.table())
         log.info(f"{self.prompts.summary()}, {len(self.held_out)} held out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ BEGINNINGS = {  # what a prompt of each dataset (or recipe) must hold, as the mo
     "Anthropic/hh-rlhf": "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\nHello.\n\nYes?<|im_end|>\n",
     "trl-lib/tldr": "SUBREDDIT: r/cats\n\nPOST: A long one.\n\nTL;DR:",
 }
+LISTED = (ROOT / "docs/runs.md").read_text().partition("## Every metric")[2].partition("\n## ")[0]
+NAMES = [re.sub("NAME|PHASE|METRIC", "[a-z_]+", name) for name in re.findall("`([a-zA-Z0-9_/]+)`", LISTED)]
+METRICS = re.compile("|".join(NAMES))
 
 
 def options_of(name: str, recipe: str) -> dict[str, Any]:
@@ -108,6 +112,7 @@ def test_recipes_of_real_tasks_train(
     assert importlib.import_module(f"nanorlhf.{name}.__main__").main(argv) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
+    assert [m for row in rows for m in row if not METRICS.fullmatch(m)] == [], "docs/runs.md lists every metric"
     assert all(math.isfinite(row["loss"]) for row in rows[1:])
     assert all(row["eval/reward" if config.rewards else "eval/loss"] is not None for row in (rows[0], rows[-1]))
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]

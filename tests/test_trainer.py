@@ -372,6 +372,6 @@ def test_a_model_whose_rows_hold_one_sample_is_told_of(tmp_path: Path, capsys: p
         assert "a row for each sample" not in capsys.readouterr().out
         trainer.loop.passes.one_per_row = True
         trainer.introduce()
-        assert "a memory of their own: a row for each sample, and its prompt in each" in capsys.readouterr().out
+        assert "recurrent layers: a row for each sample, and its prompt in each" in capsys.readouterr().out
     finally:
         trainer.close()

@@ -122,6 +122,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "reward_funcs: an argument too many": (["--reward_funcs", "exact_answer:x"], "takes no :x"),
     "reward_funcs: no such judge": (["--reward_funcs", "model:./nowhere"], "nowhere"),
     "reward_weights: too many": (["--reward_weights", "[1,2]"], "one weight"),
+    "reward_weights: nothing is learned": (["--reward_weights", "0"], "one other than 0"),
     "max_steps: no number": (["--max_steps", "many"], "max_steps='many' is of the wrong type: it takes a whole number"),
     "engine: none of them": (
         ["--engine", "sglang"],

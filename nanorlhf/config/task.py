@@ -26,7 +26,7 @@ class TaskConfig:
         None, "An adapter to go on from, such as an earlier stage's checkpoint.", "model", first=True
     )
     dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "Of the base weights: auto is bfloat16 on CUDA, else float32.", "model"
+        "auto", "Of the base weights: auto is bfloat16 on CUDA unless all of them learn, else float32.", "model"
     )
     device: str = option("auto", "cuda, mps or cpu; auto takes the first there is.", "model")
     gpu_memory_gib: float | Literal["auto"] = option(
@@ -164,6 +164,8 @@ class TaskConfig:
         """Refuses values that cannot work, with what is allowed."""
         weights = self.reward_weights is None or not self.rewards or len(self.reward_weights) == len(self.rewards)
         self.require(weights, "reward_weights", f"one weight for each of {', '.join(self.rewards)}")
+        learned = not self.reward_weights or any(self.reward_weights) or self.environment is not None
+        self.require(learned, "reward_weights", "one other than 0: with 0 a reward is only looked at")
 
     def require(self, holds: bool, name: str, why: str) -> None:
         """Raises a UsageError about option `name` unless `holds`."""

@@ -176,8 +176,8 @@ class OnPolicyConfig(TrainConfig):
     )
     rollouts_from: str | None = option(
         None,
-        "Train on the rollouts that another run kept (its directory) instead of new ones, with the off-policy "
-        "correction; rewards that are named score them anew.",
+        "Train on the rollouts that another run kept (its directory) instead of new ones; a policy gradient is "
+        "corrected for that. Rewards that are named score them anew.",
         "rollout",
     )
     dynamic_sampling: int = option(
@@ -328,7 +328,7 @@ class CriticConfig(PolicyGradientConfig):
     )
     value_init_prompts: int = option(
         500,
-        "Before the first update the critic learns from an answer to each of so many prompts; 0: none.",
+        "Before the first update the critic learns from the answers to so many prompts; 0: none.",
         "training",
         least=0,
     )

@@ -35,9 +35,7 @@ def check_engine(config: TrainConfig, about: PretrainedConfig) -> None:
     if not vllm:
         return
     if not importlib.util.find_spec("vllm"):
-        raise UsageError(
-            "engine='vllm': vLLM is not installed; pip install 'nanorlhf-vllm[gpu]' (or [cpu]), or use engine hf"
-        )
+        raise UsageError("engine='vllm': vLLM is not installed; `nanorlhf install` brings it, or use engine hf")
     from nanorlhf.engines.vllm import check_version
 
     if untried := check_version():

@@ -85,7 +85,7 @@ class Learner(ABC):
 
     @abstractmethod
     def rehearse(self, row: MicroBatch) -> None:
-        """Goes there and back as an update does, with a gradient of 0."""
+        """Goes forward and backward as an update does, with a gradient of 0."""
 
     @abstractmethod
     def backward(self, row: MicroBatch, part: Part, averages: Averages) -> float:

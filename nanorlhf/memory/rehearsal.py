@@ -1,4 +1,4 @@
-"""A trial before training: the longest sample and a full row, there and back, so that what cannot be is known now."""
+"""A trial before training: the longest sample and a full row, forward and backward, to see whether memory holds."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from nanorlhf.policy.logprobs import plain
 from nanorlhf.segments import Segments
 
 NAME = "nanorlhf_packed"  # what `attn_implementation` is called
-PACKABLE = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types without a memory of their own
+PACKABLE = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types that are not recurrent
 GROWING = {"dynamic", "longrope"}  # rotations that depend on the longest sample of the row
 AT_ONCE = 1024  # tokens of a prompt and its answers that go through SDPA under one mask; longer ones go piece by piece
 MASKED = 512  # queries under one mask, which is as wide as their keys

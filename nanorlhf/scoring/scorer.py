@@ -85,7 +85,7 @@ class Scorer:
         return self.pool.submit(reward.name, reward.wanted(arguments), count, limit)
 
     def finish(self, samples: Sequence[Sample]) -> None:
-        """Fills each sample's rewards, and its total: None if no function could score it."""
+        """Fills each sample's rewards, and its total: None if no function of a weight could score it, or one failed."""
         if not samples:
             return
         begun = [self.begun.pop(id(sample)) for sample in samples]
@@ -110,7 +110,7 @@ class Scorer:
                 self.take(reward, verdict, samples)
         self.refuse_the_broken(self.tallies)
         for sample in samples:
-            terms = [(r.weight, sample.rewards[r.name]) for r in self.rewards]
+            terms = [(r.weight, sample.rewards[r.name]) for r in self.rewards if r.weight]
             scored = [weight * value for weight, value in terms if value is not None]
             sample.reward = sum(scored) if scored and not sample.fault else None
 
@@ -128,9 +128,9 @@ class Scorer:
         tally.faults += failures(verdict, samples)
         for sample, score, fault in zip(samples, verdict.scores, verdict.faults, strict=True):
             sample.rewards[reward.name] = score
-            if fault:
+            if fault and reward.weight:
                 sample.fault = f"{reward.name}: {fault}"
-            elif score is None:
+            elif score is None and not fault:
                 tally.unscored += 1
         for name, value in verdict.metrics:
             tally.logged[name].append(value)

@@ -100,6 +100,21 @@ def test_none_leaves_the_term_out_and_is_never_zero(make: Make) -> None:
     assert (metrics["reward/half/unscored"], metrics["reward/never/unscored"]) == (1, 2)
 
 
+def test_a_reward_without_weight_is_only_looked_at(make: Make) -> None:
+    def half(level: list[int]) -> list[float | None]:
+        return [None if n == 1 else 1.0 for n in level]
+
+    def looks(level: list[int]) -> list[float]:
+        return [1 / (n - 2) for n in level]
+
+    batch, scorer = samples("a", "b", "c", "d"), make([half, looks], [1.0, 0.0])
+    scorer.score(batch)
+    assert [s.reward for s in batch] == [1.0, None, 1.0, 1.0]
+    assert [s.rewards["looks"] for s in batch] == [-0.5, -1.0, None, 1.0]
+    metrics = scorer.report()
+    assert (metrics["reward/looks/failed"], metrics["reward/looks/unscored"]) == (1, 0)
+
+
 def leaves(text: str) -> float:
     raise SystemExit(text)
 
