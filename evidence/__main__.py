@@ -159,7 +159,7 @@ def write_tables(page: Path) -> None:
 
 
 def all_tables() -> dict[str, Callable[[], str]]:
-    """What makes each table, by the name that its marks have."""
+    """The tables' writers, by the names that their marks have."""
     writers = dict.fromkeys(recipes.RUNS, recipes.table)
     writers |= {"smollm2_gsm": grade_school.table, "smollm2_rlhf": rlhf.table, "counting": counting.table}
     of_files = {name: partial(from_file, writers[name], path) for name, path in there(writers)}

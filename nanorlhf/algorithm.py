@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -145,14 +146,15 @@ class OnPolicy(Algorithm):
         return self.config.ref_refresh_steps > 0 and step % self.config.ref_refresh_steps == 0
 
     def observe(self, metrics: Mapping[str, Any]) -> None:
-        if self.config.kl_target is not None and metrics["kl"] is not None:
-            self.kl_coef = adapted(self.kl_coef, metrics["kl"], self.config.kl_target)
+        kl, target = metrics["kl"], self.config.kl_target
+        if target is not None and kl is not None and math.isfinite(kl):
+            self.kl_coef = adapted(self.kl_coef, kl, target)
 
     def state_dict(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kl_coef = state["kl_coef"]
+        self.kl_coef = (self.config.kl_target and state["kl_coef"]) or self.kl_coef  # unsteered, what options say now
 
 
 class PolicyGradient(OnPolicy):

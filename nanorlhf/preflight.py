@@ -157,7 +157,7 @@ def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algori
     if spec is None:
         return default
     found = from_file(spec)
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+    if not (isinstance(found, type) and issubclass(found, OnPolicy)):
         raise UsageError(
             f"algorithm={spec!r} must be a class derived from OnPolicy or PolicyGradient in nanorlhf.algorithm"
         )

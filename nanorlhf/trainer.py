@@ -43,6 +43,7 @@ from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system import files, signals
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.distributed import LostError, join
+from nanorlhf.system.random_state import random_state
 from nanorlhf.system.terminal import log
 from nanorlhf.types import Rollout
 
@@ -81,8 +82,7 @@ class Trainer:
     ) -> None:
         args = args or self.config_class()
         if isinstance(model, str):
-            args = dataclasses.replace(args, model_name_or_path=model)
-            model = None
+            args, model = dataclasses.replace(args, model_name_or_path=model), None
         entry = preflight.check(
             args, model, reward_funcs, train_dataset, eval_dataset, self.reader, self.algorithm_class, tools
         )
@@ -106,7 +106,7 @@ class Trainer:
         if args.resume:
             with self.residency.phase("update"):  # optimizers load what they had to where the weights are
                 self.restore()
-        self.version_done = self.policy.version
+        self.version_done, self.random = self.policy.version, random_state()
         kept = entry.source == "policy" and isinstance(args, OnPolicyConfig) and args.keep_rollouts
         self.journal = Journal(self.run, args, self.algorithm.name, self.done, kept)
         if entry.generates:
@@ -218,7 +218,7 @@ class Trainer:
                 step.metrics |= self.evaluate()
         finally:
             self.journal.write(step)
-            self.version_done = self.policy.version
+            self.version_done, self.random = self.policy.version, random_state()
         found = self.journal.ailments()
         self.ending = self.ending or next((f"for {r.kind}" for r in found if r.kind in self.config.stop_on), None)
         for r in found:
@@ -241,17 +241,16 @@ class Trainer:
 
     def initialise_critic(self, progress: ProgressBar) -> dict[str, Any]:
         """Teaches a critic before the first update, if there is one; its metrics."""
-        if not (isinstance(self.config, CriticConfig) and self.config.value_init_prompts):
+        source, algorithm, config = self.loop.source, self.algorithm, self.config
+        if not (isinstance(config, CriticConfig) and config.value_init_prompts and isinstance(source, OnPolicySource)):
             return {}
-        source, algorithm, wanted = self.loop.source, self.algorithm, self.config.value_init_prompts
-        assert isinstance(source, OnPolicySource) and isinstance(algorithm, OnPolicy) and self.critic is not None
+        assert isinstance(algorithm, OnPolicy) and self.critic is not None
 
         def episodes() -> tuple[Rollout, torch.Tensor]:
-            rollout = source.beforehand(wanted, progress.writing)
+            rollout = source.beforehand(config.value_init_prompts, progress.writing)
             return rollout, algorithm.counted(rollout)
 
-        phase = self.residency.phase("update")
-        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, phase)
+        return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, self.residency.phase("update"))
 
     def rehearse(self) -> None:
         """Tries out the longest rows, and lowers the token budget until they fit."""
@@ -312,7 +311,8 @@ class Trainer:
         if not self.world.first:
             return
         self.journal.settle()
-        checkpoint.save(self.run, self.done, self.write, self.loop.state_dict(self.done), self.config.save_total_limit)
+        state = self.loop.state_dict(self.done) | {"random": self.random}  # a step that breaks off draws numbers, too
+        checkpoint.save(self.run, self.done, self.write, state, self.config.save_total_limit)
         self.journal.draw()
 
     def save_model(self, output_dir: str | Path) -> None:

@@ -80,8 +80,7 @@ class Rollout:
 
     def parts(self, count: int) -> Iterator[Tensor]:
         """(S,) masks that cut it into disjoint sets of whole groups."""
-        groups = int(self.group.max()) + 1
-        part = self.group * count // groups
+        part = self.group * count // (int(self.group.max()) + 1)
         for i in range(count):
             yield part == i
 

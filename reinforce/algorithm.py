@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class REINFORCE(PolicyGradient):
 
     def __init__(self, config: REINFORCEConfig) -> None:
         super().__init__(config)
-        self.average = 0.0
+        self.average = self.mean = 0.0
 
     @property
     def has_baseline(self) -> bool:
@@ -37,18 +38,21 @@ class REINFORCE(PolicyGradient):
         return Credit(self.returns(rollout) - baselines.nan_to_num(0.0)[rollout.sample], keep)
 
     def baselines(self, rollout: Rollout) -> Tensor:
-        """(S,) what to expect of each sample; the moving average is read before it takes this batch in."""
+        """(S,) what to expect of each sample."""
         kind, rewards = self.config.baseline, rollout.rewards
-        mean = rewards.double().nanmean().nan_to_num(self.average)  # exact if all earned the same
-        expected = {"none": 0.0, "mean": mean, "ema": self.average}
-        if kind == "ema":
-            self.average = self.config.ema_beta * self.average + (1 - self.config.ema_beta) * float(mean)
+        self.mean = float(rewards.double().nanmean().nan_to_num(self.average))  # exact if all earned the same
+        expected = {"none": 0.0, "mean": self.mean, "ema": self.average}
         if kind in expected:
-            return torch.full_like(rewards, float(expected[kind]))
+            return torch.full_like(rewards, expected[kind])
         if kind == "group":
             return group_stats(rewards, rollout.group)[1].float()
         assert rollout.baselines is not None, "it asks for greedy samples"
         return rollout.baselines
+
+    def observe(self, metrics: Mapping[str, Any]) -> None:
+        """The moving average takes the step's batch in, once that is trained on."""
+        super().observe(metrics)
+        self.average = self.config.ema_beta * self.average + (1 - self.config.ema_beta) * self.mean
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"average": self.average}

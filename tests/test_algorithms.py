@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,11 @@ def test_where_all_earn_the_same_reinforce_learns_nothing(baseline: Any, whitene
 def test_the_moving_average_is_read_before_it_takes_the_batch_in() -> None:
     algorithm = REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline="ema"))
     step = made_up([1.0, 0.0], [1, 1], 1)
-    expect_close(algorithm.credit(step).advantages, [1.0, 0.0])
+    for _ in range(2):  # only a step that came to its end counts
+        expect_close(algorithm.credit(step).advantages, [1.0, 0.0])
+    algorithm.observe({"kl": None})
     expect_close(algorithm.credit(step).advantages, [0.95, -0.05])  # .9 * 0 + .1 * .5
+    algorithm.observe({"kl": None})
     again = REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline="ema"))
     again.load_state_dict(algorithm.state_dict())
     expect_close(again.credit(step).advantages, [1 - 0.095, -0.095])
@@ -163,6 +167,11 @@ def test_adaptive_kl_is_remembered() -> None:
     again = GRPO(GRPOConfig(kl_coef=0.1, kl_target=0.01))
     again.load_state_dict(algorithm.state_dict())
     assert again.kl_coef == algorithm.kl_coef
+    again.observe({"kl": math.nan})
+    assert again.kl_coef == algorithm.kl_coef, "what was not measured steers nothing"
+    unsteered = GRPO(GRPOConfig(kl_coef=0.3))
+    unsteered.load_state_dict(algorithm.state_dict())
+    assert unsteered.kl_coef == 0.3, "an option that was changed counts"
 
 
 REFUSED: list[tuple[type[OnPolicyConfig], dict[str, Any], str]] = [
@@ -171,6 +180,7 @@ REFUSED: list[tuple[type[OnPolicyConfig], dict[str, Any], str]] = [
     (RAFTConfig, {"num_generations": 1}, "at least 2"),
     (RAFTConfig, {"kl_in": "loss", "kl_estimator": "k3"}, "picks the best"),
     (RAFTConfig, {"clip_low": 0.1}, "unknown option"),
+    (ReMaxConfig, {"dynamic_sampling": 1}, "a group of one answer has no spread"),
     (ReMaxConfig, {"temperature": 0.01}, "nothing is left to compare"),
     (REINFORCEConfig, {"baseline": "greedy", "temperature": 0.01}, "nothing is left to compare"),
     (REINFORCEConfig, {"baseline": "group"}, "2 answers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,44 @@ def test_stop_and_resume_equals_never_stopping(case: str, tmp_path: Path) -> Non
     take(make("parts"), 2)
     take(make("parts", resume=str(tmp_path / "parts")), 2)
     assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_options_of_the_optimizer_may_change(tmp_path: Path) -> None:
+    """The rate of now at the step of now, with the moments of before."""
+    first = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run")))
+    take(first, 2)
+    changed = {"learning_rate": 3e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
+    again = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run") | changed | {"resume": str(tmp_path / "run")}))
+    before, after = (trainer.loop.learner.optimizer for trainer in (first, again))
+    assert after.learning_rate == pytest.approx(3 * before.learning_rate)
+    group = after.adam.param_groups[0]
+    assert (group["lr"], group["betas"][1], group["weight_decay"]) == (after.learning_rate, 0.9, 0.1)
+    kept, moments = (next(iter(optimizer.adam.state.values()))["exp_avg"] for optimizer in (before, after))
+    assert moments.equal(kept) and moments.any()
+    after.take()
+    after.scheduler.step()
+    assert 0 < after.learning_rate < group["lr"] * 1.001 and after.learning_rate < 3e-3
+
+
+def test_a_step_that_breaks_off_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a moving average nor in the random numbers of dropout."""
+    options = {"baseline": "ema", "num_generations": 2, "lora_dropout": 0.1}
+
+    def make(name: str, **more: Any) -> Trainer:
+        return REINFORCETrainer(args=REINFORCEConfig(**small(tmp_path / name) | options | more))
+
+    take(make("whole"), 4)
+    trainer = make("parts")
+    with contextlib.closing(trainer.steps()) as steps:
+        next(steps)
+        next(steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.loop.learner, "step", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                next(steps)
+    take(make("parts", resume=str(tmp_path / "parts")), 2)
+    assert_same_outcome(tmp_path / "whole", tmp_path / "parts")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -224,6 +224,8 @@ class OnPolicyConfig(TrainConfig):
         self.require(
             self.kl_target is None or self.kl_coef > 0, "kl_target", "it steers kl_coef, which must start above 0"
         )
+        several = not self.dynamic_sampling or self.num_generations > 1
+        self.require(several, "dynamic_sampling", "a group of one answer has no spread; give more num_generations")
         refers = self.ref_refresh_steps == 0 or self.has_reference
         self.require(refers, "ref_refresh_steps", "with kl_coef 0 there is no reference to refresh")
 
@@ -328,7 +330,7 @@ class CriticConfig(PolicyGradientConfig):
     )
     value_init_prompts: int = option(
         500,
-        "Before the first update the critic learns from the answers to so many prompts; 0: none.",
+        "Before the first update the critic learns from the answers to so many prompts; 0, or rollouts_from: none.",
         "training",
         least=0,
     )

@@ -65,10 +65,9 @@ def opo(rewards: Tensor, group: Tensor, lengths: Tensor) -> Tensor:
 
 
 def maxrl(rewards: Tensor, group: Tensor) -> Tensor:
-    """(S,) MaxRL: (r - m) / m with m the group's mean; 0 if m is 0."""
+    """(S,) MaxRL: (r - m) / |m| with m the group's mean; 0 if m is 0."""
     _, mean, _ = group_stats(rewards, group)
-    safe = torch.where(mean == 0, 1.0, mean)
-    return torch.where((mean == 0) | rewards.isnan(), 0.0, (rewards.double() - mean) / safe).float()
+    return ((rewards.double() - mean) / mean.abs()).nan_to_num(0.0, 0.0, 0.0).float()
 
 
 def gpg(rewards: Tensor, group: Tensor) -> Tensor:

@@ -160,6 +160,4 @@ class PolicyLearner(Learner):
             total += (row.weights * loss.tokens).sum().item()
             for name, values in loss.stats.items():
                 averages.add(name, values)
-        whole = torch.tensor([total], dtype=torch.double)
-        world().sum([whole])
-        return whole.item(), averages.gather()
+        return sum(world().gather(total)), averages.gather()

@@ -82,9 +82,12 @@ class Optimizer:
         return {"adam": self.adam.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.adam.load_state_dict(state["adam"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        """Takes back what `state_dict` gave; learning rate, decay and betas are those of now."""
+        (highest,), (shape,) = self.scheduler.base_lrs, self.scheduler.lr_lambdas
+        rate = highest * shape(state["scheduler"]["last_epoch"])
+        self.adam.load_state_dict(state["adam"] | {"param_groups": self.adam.state_dict()["param_groups"]})
+        self.adam.param_groups[0]["lr"] = rate
+        self.scheduler.load_state_dict(state["scheduler"] | {"base_lrs": [highest], "_last_lr": [rate]})
 
 
 def sound(loss: float, norm: float) -> bool:

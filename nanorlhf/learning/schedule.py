@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from nanorlhf.config.training import TrainConfig
 
 
-def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
+def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """Warm-up, then cosine to `lr_min_ratio`, linear to nothing, or constant, over the whole run."""
     names = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup", "linear": "linear"}
     return get_scheduler(

@@ -22,7 +22,7 @@ def save(run: Path, step: int, write: Callable[[Path], None], own: dict[str, Any
     folder = run / CHECKPOINTS / f"step_{step:06d}"
     with whole_folder(folder) as draft:
         write(draft)
-        state_file.write({**own, "step": step, "random": random_state()}, draft, STATE)
+        state_file.write({"random": random_state(), **own, "step": step}, draft, STATE)
         sums = {name: digest(draft / name) for name in files(draft)}
         (draft / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
     write_whole(folder.parent / "latest", folder.name + "\n")

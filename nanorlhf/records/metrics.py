@@ -50,7 +50,8 @@ class Averages:
 
     def add(self, name: str, values: Tensor) -> None:
         """Takes in per-token values."""
-        self.sums[name] += values.detach().double().sum().item()
+        values = values.detach().cpu() if values.device.type == "mps" else values.detach()  # which has no float64
+        self.sums[name] += values.double().sum().item()
         self.counts[name] += values.numel()
 
     def peak(self, name: str, values: Tensor) -> None:

@@ -101,8 +101,9 @@ def read(path: Path) -> Rollout:
             row["completion"],
             own=row["own"],
             versions=row.get("versions"),
-            rewards=json.loads(row["rewards"]),
+            rewards=(rewards := json.loads(row["rewards"])),
             reward=row["reward"],
+            returned=rewards.get("environment"),
         )
         for row in rows
     ]

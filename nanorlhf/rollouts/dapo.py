@@ -9,8 +9,8 @@ from nanorlhf.types import Rollout, Sample
 
 
 def punish_overlong(samples: Sequence[Sample], limit: int, buffer: int) -> None:
-    """The soft punishment: from 0 where the last `buffer` tokens begin to -1 at the limit."""
-    for s in samples:
+    """The soft punishment: from 0 where the last `buffer` tokens begin to -1 at the limit; with 0 there is none."""
+    for s in samples if buffer else ():
         excess = max(0, len(s.completion_ids) - (limit - buffer))
         if s.reward is not None:
             s.reward -= excess / buffer

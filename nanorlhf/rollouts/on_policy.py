@@ -56,8 +56,7 @@ class OnPolicySource(Source):
         """The rollout of samples that are written; the engine's log-probabilities are its first column."""
         with clock("reward"):
             self.sampler.scorer.finish([*samples, *greedy])
-            if self.config.overlong_buffer:
-                punish_overlong(samples, self.config.max_completion_length, self.config.overlong_buffer)
+            punish_overlong(samples, self.config.max_completion_length, self.config.overlong_buffer)
             samples, greedy = shared(samples), shared(greedy)
         return Rollout(
             samples=samples,

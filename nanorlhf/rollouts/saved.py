@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
+from nanorlhf.algorithm import Samples
+from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.records.metrics import Clock
 from nanorlhf.records.rollout_files import find_rollouts, read
+from nanorlhf.rollouts.dapo import punish_overlong
 from nanorlhf.rollouts.source import Source, shared
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.distributed import world
@@ -14,13 +19,18 @@ from nanorlhf.types import Progress, Rollout, as_tensor
 class SavedRollouts(Source):
     """A step's samples from files, the first again after the last; scored anew if rewards are named."""
 
-    def __init__(self, folder: str, scorer: Scorer, group_size: int, vocabulary: int) -> None:
-        self.files, self.scorer = find_rollouts(folder), scorer
+    def __init__(self, config: OnPolicyConfig, scorer: Scorer, wanted: Samples, vocabulary: int) -> None:
+        folder = str(config.rollouts_from)
+        self.files, self.config, self.scorer, self.wanted = find_rollouts(folder), config, scorer, wanted
         first = read(self.files[0])
         sizes = set(first.group.bincount().tolist())
-        if sizes != {group_size}:
+        if sizes != {wanted.each}:
             found = ", ".join(map(str, sorted(sizes)))
-            raise UsageError(f"rollouts_from={folder!r} has groups of {found} samples, this run of {group_size}")
+            raise UsageError(f"rollouts_from={folder!r} has groups of {found} samples, this run of {wanted.each}")
+        if wanted.greedy and first.baselines is None:
+            raise UsageError(
+                f"rollouts_from={folder!r} has no rewards of greedy answers, which are this run's baseline"
+            )
         largest = max(max([*s.prompt.ids, *s.completion_ids]) for s in first.samples)
         if largest >= vocabulary:
             raise UsageError(f"rollouts_from={folder!r} has the token {largest}, and the model has {vocabulary}")
@@ -34,6 +44,12 @@ class SavedRollouts(Source):
                 groups = set(world().share(range(int(rollout.group.max()) + 1)))
                 mine = [s for s, g in zip(rollout.samples, rollout.group.tolist(), strict=True) if g in groups]
                 self.scorer.score(mine)
-                rollout.samples = shared(mine)
+                punish_overlong(mine, self.config.max_completion_length, self.config.overlong_buffer)
+                rollout.samples, kept = shared(mine), rollout.rewards
                 rollout.rewards = as_tensor(rollout.samples)
+            if self.wanted.greedy and not torch.allclose(kept, rollout.rewards, equal_nan=True):
+                raise UsageError(
+                    f"rollouts_from={self.config.rollouts_from!r}: greedy answers, this run's baseline, are not kept, "
+                    "so their rewards are that run's, and the samples' must be too; name no rewards, or the same"
+                )
         return rollout

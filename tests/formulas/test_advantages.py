@@ -91,6 +91,8 @@ def test_opo_maxrl_gpg() -> None:
     expect_close(opo(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.tensor([1, 3])), [0.75, -0.25])
     expect_close(maxrl(torch.tensor([1.0, 0, 0, 0]), ONE_GROUP), [3, -1, -1, -1])
     assert maxrl(torch.zeros(4), ONE_GROUP).eq(0).all()
+    below = maxrl(torch.tensor([-1.0, -2.0, NAN, 0.0]), torch.tensor([0, 0, 0, 1]))
+    expect_close(below, [1 / 3, -1 / 3, 0, 0])  # the better answer is still the better one
     rewards, group = torch.tensor([1.0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
     expect_close(gpg(rewards, group), [1.0, -1.0, 0, 0])  # alpha = 4 / 2
 

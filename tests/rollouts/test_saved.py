@@ -11,7 +11,10 @@ import torch
 
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
+from nanorlhf.ppo import PPOConfig, PPOTrainer
+from nanorlhf.records.directory import read_lines
 from nanorlhf.records.rollout_files import keep, read
+from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
 from tests.samples import rollout, sample
 
 
@@ -36,11 +39,15 @@ def test_what_is_read_is_what_was_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(again.columns["engine_logprobs"], kept.columns["engine_logprobs"])
 
 
+def given(run: Path, **others: Any) -> dict[str, Any]:
+    every: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "reward_funcs": "exact_answer", "engine": "hf"}
+    every |= {"dataset_name": "arithmetic", "max_prompt_length": 32, "prompts_per_step": 4, "num_generations": 4}
+    every |= {"max_completion_length": 16, "max_steps": 2, "learning_rate": 1e-3, "output_dir": str(run)}
+    return every | others
+
+
 def options(run: Path, **others: Any) -> GRPOConfig:
-    given: dict[str, Any] = {"model_name_or_path": "nanorlhf:adder", "reward_funcs": "exact_answer", "engine": "hf"}
-    given |= {"dataset_name": "arithmetic", "max_prompt_length": 32, "prompts_per_step": 4, "num_generations": 4}
-    given |= {"max_completion_length": 16, "max_steps": 2, "learning_rate": 1e-3, "output_dir": str(run)}
-    return GRPOConfig(**given | others)
+    return GRPOConfig(**given(run, **others))
 
 
 def test_training_on_kept_rollouts(tmp_path: Path) -> None:
@@ -64,6 +71,43 @@ def test_kept_rollouts_are_scored_anew_by_the_rewards_that_are_named(tmp_path: P
     assert short[1]["reward/mean"] == -short[1]["completion/length_mean"]
     unjudged = options(tmp_path / "c", rollouts_from=str(tmp_path / "a"), max_steps=1, reward_funcs=[])
     assert 0 <= GRPOTrainer(args=unjudged).train()[1]["reward/mean"] <= 1
+
+
+def test_lengths_are_punished_in_kept_rollouts_too(tmp_path: Path) -> None:
+    GRPOTrainer(args=options(tmp_path / "a", max_steps=1)).train()
+    fed = options(tmp_path / "b", rollouts_from=str(tmp_path / "a"), max_steps=1, overlong_buffer=15)
+    (punished,) = [row for row in GRPOTrainer(args=fed).train() if row["step"] == 1]
+    excess = (punished["completion/length_mean"] - 1) / 15
+    assert punished["reward/mean"] == pytest.approx(punished["reward/exact_answer"] - excess, abs=1e-5)
+
+
+def test_the_baseline_of_greedy_answers_is_that_of_the_kept_rewards(tmp_path: Path) -> None:
+    def remax(run: str, **others: Any) -> ReMaxTrainer:
+        return ReMaxTrainer(args=ReMaxConfig(**given(tmp_path / run, max_steps=1, **others)))
+
+    GRPOTrainer(args=options(tmp_path / "groups", max_steps=1)).train()
+    first = remax("a").train()
+    again = remax("b", rollouts_from=str(tmp_path / "a")).train()
+    assert again[-1]["loss"] == pytest.approx(first[-1]["loss"], abs=1e-5)
+    with pytest.raises(UsageError, match="no rewards of greedy answers"):
+        remax("c", rollouts_from=str(tmp_path / "groups"))
+    with pytest.raises(UsageError, match="greedy answers, this run's baseline, are not kept"):
+        remax("d", rollouts_from=str(tmp_path / "a"), reward_funcs="lexical_richness").train()
+
+
+def test_a_critic_learns_from_kept_rollouts_without_an_engine(tmp_path: Path) -> None:
+    GRPOTrainer(args=options(tmp_path / "a", max_steps=1)).train()
+    fed = PPOConfig(**given(tmp_path / "b", max_steps=1, rollouts_from=str(tmp_path / "a")))
+    (row,) = [row for row in PPOTrainer(args=fed).train() if row["step"] == 1]
+    assert row["value/loss"] > 0
+
+
+def test_kept_episodes_earn_what_they_earned(tmp_path: Path) -> None:
+    played = {"environment": "guessing", "dataset_name": "", "reward_funcs": [], "max_completion_length": 64}
+    GRPOTrainer(args=options(tmp_path / "a", max_steps=1, **played)).train()
+    GRPOTrainer(args=options(tmp_path / "b", rollouts_from=str(tmp_path / "a"), max_steps=1, **played)).train()
+    (first, again) = ([row for row in read_lines(tmp_path / run / "metrics.jsonl") if row["step"]] for run in "ab")
+    assert again[0]["reward/environment"] == first[0]["reward/environment"]
 
 
 def test_wrong_settings_are_refused_early(tmp_path: Path) -> None:
