@@ -338,10 +338,10 @@ class Trainer:
         """Goes back to where the run's last checkpoint left it."""
         assert self.config.resume is not None
         resume, keep = self.config.resume, self.config.save_total_limit
-        self.world.first_only(lambda: checkpoint.tidy(self.run, keep))
         folder = self.world.first_only(lambda: checkpoint.chosen(resume))
         if folder is None:
             return
+        self.world.first_only(lambda: checkpoint.tidy(self.run, keep))
         serialization.restore(self.policy, folder)
         state = checkpoint.load_state(folder)
         self.loop.load_state_dict(state)

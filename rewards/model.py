@@ -59,6 +59,8 @@ class Classifier:
         elif self.loaded is None:
             self.loaded = self.name.eval()
             self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        self.loaded.config.pad_token_id = self.tokenizer.pad_token_id
         return self.loaded
 
     def leave(self) -> None:

@@ -27,7 +27,7 @@ import yaml
 
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.cli import parse
-from nanorlhf.config.aliases import rename
+from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import UsageError, nearest
 from nanorlhf.records.directory import OWN, RunRecord, read_run, training_seconds
@@ -226,8 +226,9 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
 
 
 def names(words: Sequence[str]) -> list[str]:
-    """The options that a command line sets."""
-    return [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    """The options that a command line sets, under the names they have here."""
+    said = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    return [getattr(ALIASES.get(name), "name", name) for name in said]
 
 
 def with_budget(entries: Sequence[Entry], args: argparse.Namespace) -> list[Entry]:

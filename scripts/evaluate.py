@@ -97,7 +97,7 @@ def about(subject: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
 
     where = Path(subject)
-    run = next((folder for folder in (where, *where.parents[:2]) if (folder / "config.yaml").is_file()), None)
+    run = next((folder for folder in (where, names.run_of(subject)) if (folder / "config.yaml").is_file()), None)
     folder = names.latest(where) if run == where else where
     if folder is None:
         raise UsageError(f"{subject!r} has no checkpoint yet")
@@ -129,6 +129,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     from nanorlhf.policy.policy import Policy
     from nanorlhf.scoring.scorer import Scorer
     from nanorlhf.system import gpu_memory
+    from nanorlhf.system.device import pick_device
 
     transformers.utils.logging.disable_progress_bar()
     chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
@@ -137,6 +138,8 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     preflight.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
     entry = preflight.check(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
+    if task.dtype == "auto" and pick_device(task.device).type == "cuda":  # nothing learns here
+        task = dataclasses.replace(task, dtype="bfloat16")
     tokenizer = load_tokenizer(task, None)
     use_template(tokenizer, task)
     seen = prompts_of(entry.train, tokenizer, task)

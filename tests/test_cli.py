@@ -100,6 +100,13 @@ def split(value: Any) -> list[Any]:
 
 def test_a_string_that_ends_completions_may_hold_commas() -> None:
     assert options("--stop", "so, the answer").stop_strings == ("so, the answer",)
+    assert options("--stop", "").stop_strings == (), "a recipe's is taken back"
+
+
+def test_what_depends_on_other_options_sees_them_under_any_name() -> None:
+    asked = ("--total_episodes", "10240", "--rollout_batch_size", "64", "--rloo_k", "4")
+    assert options(*asked).max_steps == 40
+    assert options("--bf16", "true", "--use_peft", "false").dtype == "auto", "all weights learn"
 
 
 def test_names_of_the_trainer_from_transformers(capsys: pytest.CaptureFixture[str]) -> None:

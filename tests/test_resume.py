@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
@@ -14,6 +15,7 @@ from nanorlhf.raft import RAFTConfig, RAFTTrainer
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
 from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
 from nanorlhf.rloo import RLOOConfig, RLOOTrainer
+from nanorlhf.system.random_state import random_state, restore_random
 from nanorlhf.trainer import Trainer
 from tests.test_trainer import assert_same_outcome, small, take
 
@@ -81,3 +83,18 @@ def test_a_step_that_breaks_off_leaves_no_trace(tmp_path: Path, monkeypatch: pyt
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_checkpoint_that_is_named_stays_whatever_the_limit(tmp_path: Path) -> None:
+    take(GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run"), save_steps=1, save_total_limit=9)), 3)
+    named = tmp_path / "run" / "checkpoints" / "step_000001"
+    again = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run"), resume=str(named), save_total_limit=1))
+    assert again.done == 1 and [path.name for path in named.parent.glob("step_*")] == ["step_000001"]
+
+
+def test_fewer_cards_may_be_seen_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.extend)
+    restore_random(random_state() | {"cuda": ["of the first", "of the second"]})
+    assert restored == ["of the first"]

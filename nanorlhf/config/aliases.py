@@ -65,10 +65,7 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "lora_target_modules": Became("lora", lambda v, _: v if isinstance(v, str) else ",".join(v)),
     "use_peft": Became("lora", lambda v, _: "all-linear" if v in YES else "none"),
     "torch_dtype": Became("dtype"),
-    "bf16": Became("dtype", _kind),
     "fp16": Gone("its gradients would need scaling; use bf16, or dtype float32"),
-    # data
-    "prompt_column": Became("columns", _columns),
     # rollout
     "max_new_tokens": Became("max_completion_length"),
     "response_length": Became("max_completion_length"),
@@ -106,7 +103,6 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "num_mini_batches": Became("updates_per_step"),
     "num_steps": Became("max_steps"),
     "total_steps": Became("max_steps"),
-    "total_episodes": Became("max_steps", _steps),
     "loss_type": Became("norm", lambda v, _: _NORMS.get(v, v)),
     "max_token_len_per_gpu": Became("token_budget"),
     "per_device_train_batch_size": Gone(
@@ -119,12 +115,16 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "logging_steps": Moot("every step is logged"),
     "eval_every": Became("eval_steps"),
     "save_every": Became("save_steps"),
+    # what depends on other options comes after them
+    "bf16": Became("dtype", _kind),
+    "prompt_column": Became("columns", _columns),
+    "total_episodes": Became("max_steps", _steps),
 }
 
 
 def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Options under the names they have here, each translation said; `below` are all names here, with values so far."""
-    foreign = {name: value for name, value in options.items() if name in ALIASES and name not in below}
+    foreign = {name: options[name] for name in ALIASES if name in options and name not in below}
     ours = {name: value for name, value in options.items() if name not in foreign}
     for name, value in foreign.items():
         match ALIASES[name]:
@@ -136,7 +136,7 @@ def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
                 raise UsageError(f"{name} has no counterpart here: {instead}")
             case Became(target, translate):
                 try:
-                    became = translate(value, {**below, **options})
+                    became = translate(value, {**below, **ours})
                 except (TypeError, ValueError, OverflowError):
                     raise UsageError(f"{name}={value!r} is of the wrong type to become {target}") from None
                 if target in ours and not extends(became, ours[target]):

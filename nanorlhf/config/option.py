@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -126,6 +126,11 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
     """Every option's name with its default."""
     fields = dataclasses.fields(cls)
     return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+
+
+def strings(value: str | Iterable[str]) -> tuple[str, ...]:
+    """One string or several, without those that are empty."""
+    return tuple(filter(None, [value] if isinstance(value, str) else value))
 
 
 def split_names(value: str | list[str]) -> list[str]:

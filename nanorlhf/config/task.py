@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any, Literal
 
-from nanorlhf.config.option import config, option, split_names
+from nanorlhf.config.option import config, option, split_names, strings
 from nanorlhf.errors import UsageError
 
 
@@ -184,7 +184,7 @@ class TaskConfig:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return strings(self.stop)
 
     @property
     def workers(self) -> int:

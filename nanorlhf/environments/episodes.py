@@ -29,22 +29,29 @@ class Episodes:
         self.limit, self.template = limit, template
 
     def open(self, sample: Sample) -> None:
-        """A new episode."""
-        sample.environment, sample.own, sample.returned = self.environment(), [], 0.0
-        sample.environment.reset(**sample.prompt.columns)
+        """A new episode; one that cannot begin leaves its sample unscored."""
+        sample.own, sample.returned = [], 0.0
+        try:
+            sample.environment = self.environment()
+            sample.environment.reset(**sample.prompt.columns)
+        except Exception as error:  # noqa: BLE001  whatever a user's environment may raise
+            sample.returned = error
 
     def goes_on(self, sample: Sample, completion: Completion, turn: str, last: bool) -> bool:
         """Lets the environment answer a turn whose tokens are in the sample; False if the episode is over.
 
         An environment that raises leaves its sample without a return: unscored, for the fault is not the policy's.
         """
+        if not isinstance(sample.returned, float):
+            return False
         try:
             observation, earned, done = sample.environment.step(turn)
+            sample.returned += float(earned)
+            if not done and not isinstance(observation, str):
+                raise TypeError(f"step() gave {observation!r} as an observation, and the episode goes on")
         except Exception as error:  # noqa: BLE001  whatever a user's environment may raise
             sample.returned = error
             return False
-        assert isinstance(sample.returned, float)
-        sample.returned += earned
         if done or not completion.stopped:
             return False
         ids = self.observed(sample.prompt.text, observation, completion.token_ids[-1] in self.ends)

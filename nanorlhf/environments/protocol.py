@@ -7,8 +7,10 @@ from typing import Any, Protocol, cast
 
 import datasets
 
+from nanorlhf.config.option import strings
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.errors import UsageError, nearest
+from nanorlhf.data.sources import Rows, part
+from nanorlhf.errors import UsageError, first_line, nearest
 from nanorlhf.system.user_code import from_file, is_file_spec
 from nanorlhf.tasks.calculator import Calculator
 from nanorlhf.tasks.guessing import Guessing
@@ -46,23 +48,27 @@ def find_environment(spec: str) -> type[Environment]:
 
 def stops(environment: type[Environment] | None) -> tuple[str, ...]:
     """Strings that end a turn."""
-    return tuple(getattr(environment, "stop", ()))
+    return strings(getattr(environment, "stop", ()))
 
 
-def own_questions(
-    environment: type[Environment], config: TrainConfig
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+def own_questions(environment: type[Environment], config: TrainConfig) -> tuple[Rows, Rows | None]:
     """The rows that an environment brings, to train on and to evaluate on, with what it asks as their prompts."""
     if not hasattr(environment, "rows"):
         raise UsageError(f"environment {environment.__name__} has no questions of its own (rows): say dataset_name")
 
-    def asked(split: str) -> datasets.Dataset:
-        rows = cast(Any, environment).rows(split)
-        prompts = [[{"role": "user", "content": environment().reset(**row)}] for row in rows]
-        column = config.columns.get("prompt", "prompt")
-        return datasets.Dataset.from_list([row | {column: p} for row, p in zip(rows, prompts, strict=True)])
+    column = config.columns.get("prompt", "prompt")
 
-    test = config.dataset_test_split
+    def asked(split: str) -> Rows:
+        try:
+            rows = list(cast(Any, environment).rows(split.partition("[")[0]))
+            prompts = [[{"role": "user", "content": environment().reset(**row)}] for row in rows]
+            made = datasets.Dataset.from_list([row | {column: p} for row, p in zip(rows, prompts, strict=True)])
+            return part(made, split)
+        except Exception as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise UsageError(f"environment {environment.__name__} gives no questions for {split!r}: {why}") from error
+
+    test = config.dataset_test_split if not config.dataset_test_name else None
     return asked(config.dataset_train_split), asked(test) if test else None
 
 

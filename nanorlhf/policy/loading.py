@@ -61,7 +61,14 @@ def with_adapter(
     config: TrainConfig, model: PreTrainedModel | PeftModel, peft_config: LoraConfig | None
 ) -> PreTrainedModel | PeftModel:
     """The model with a new adapter, with the one named to go on from, or as it came; only adapters learn."""
-    if isinstance(model, PeftModel) or (config.full_finetuning and peft_config is None):
+    if isinstance(model, PeftModel):
+        if POLICY not in model.peft_config:
+            raise UsageError(
+                f"the model's adapter is to be called {POLICY!r}, and there is {', '.join(model.peft_config)}"
+            )
+        model.set_adapter(POLICY)  # which learns from now on, even if it was loaded to be used only
+        return model
+    if config.full_finetuning and peft_config is None:
         return model
     if config.adapter_name_or_path:
         with reading("adapter_name_or_path", config.adapter_name_or_path):
@@ -199,6 +206,10 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
             raise UsageError(f"model_name_or_path={config.model_name_or_path!r} cannot be loaded: {why}") from None
     else:
         about = model.config
+        if model.dtype == torch.float16:
+            raise UsageError(
+                "the model's weights are float16, too coarse to learn in; load it with dtype=torch.bfloat16"
+            )
     refuse_router_loss(about)
     context = getattr(about.get_text_config(), "max_position_embeddings", None)
     wanted = config.max_prompt_length + config.max_completion_length

@@ -100,8 +100,10 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
             f"resume={config.resume!r}: there is no run to continue ({run / 'config.yaml'} does not exist)"
         )
     try:
+        if run.is_dir() and not hold(run):
+            raise UsageError(f"output_dir={str(run)!r}: another process trains there; wait for its end, or end it")
         if run.is_dir() and not config.resume and {path.name for path in run.iterdir()} - UNBEGUN:
-            clear(run, config.overwrite_output_dir or (without_a_step(run) and hold(run)))
+            clear(run, config.overwrite_output_dir or without_a_step(run))
         write_head(run, config, algorithm)
         hold(run)
     except OSError as error:

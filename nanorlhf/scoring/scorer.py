@@ -194,7 +194,7 @@ class Scorer:
 
     def at_home(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Arguments of rewards in the trainer alone: the environments of the episodes, and what they returned."""
-        if samples[0].environment is None and "environment" not in samples[0].rewards:
+        if samples[0].returned is None and "environment" not in samples[0].rewards:
             return {}
         return {
             "environments": [s.environment for s in samples],

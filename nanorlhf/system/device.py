@@ -33,10 +33,11 @@ def empty_cache() -> None:
 def pick_device(name: str) -> torch.device:
     """The device asked for, or the first there is of cuda, mps and cpu."""
     if name != "auto":
-        counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-        there = [n for kind, count in counts.items() if count for n in (kind, *(f"{kind}:{i}" for i in range(count)))]
+        kinds = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        there = [kind for kind, here in kinds.items() if here]
         if name not in there:
-            raise UsageError(f"device={name!r} cannot work: here there are {', '.join(there)}, and auto")
+            other = "; CUDA_VISIBLE_DEVICES chooses a card" if name.startswith("cuda:") else ""
+            raise UsageError(f"device={name!r} cannot work: here there are {', '.join(there)}, and auto{other}")
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")

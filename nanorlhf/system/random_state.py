@@ -21,4 +21,4 @@ def restore_random(kept: dict[str, Any]) -> None:
     np.random.set_state(kept["numpy"])  # noqa: NPY002
     torch.set_rng_state(kept["torch"])
     if kept["cuda"]:
-        torch.cuda.set_rng_state_all(kept["cuda"])
+        torch.cuda.set_rng_state_all(kept["cuda"][: torch.cuda.device_count()])  # fewer may be seen than before

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from nanorlhf.algorithm import Samples
 from nanorlhf.config.names import shipped_model
 from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.environments.episodes import Episodes
-from nanorlhf.environments.protocol import find_environment, own_questions
+from nanorlhf.environments.protocol import find_environment, own_questions, stops
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.grpo.algorithm import GRPO
@@ -56,6 +57,19 @@ class Countdown:
         return f"{self.left} left", float(len(completion)), self.left == 0
 
 
+class Faulty(Countdown):
+    """Begins with the first word of a prompt only, earns numbers of numpy's, and forgets to answer."""
+
+    def reset(self, **columns: Any) -> None:
+        super().reset()
+        if columns.get("answer") == "unknown":
+            raise KeyError("unknown")
+
+    def step(self, completion: str) -> tuple[Any, Any, bool]:
+        observation, earned, done = super().step(completion)
+        return None if completion == "hush" else observation, np.float32(earned), done
+
+
 class Scripted:
     """An engine that says what a test tells it to, turn by turn."""
 
@@ -76,12 +90,19 @@ class Scripted:
             yield Completion(request.id, ids, [-float(len(self.asked))] * len(ids), ids[-1] == END)
 
 
-def play(engine: Scripted, limit: int = 200, turns: int = 9, prompt: Any = ASKED) -> list[Sample]:
+def play(
+    engine: Scripted,
+    limit: int = 200,
+    turns: int = 9,
+    prompt: Any = ASKED,
+    world: type[Countdown] = Countdown,
+    answers: Sequence[str] = ("", ""),
+) -> list[Sample]:
     """One episode for each text of the engine's first turn."""
     from nanorlhf.environments.protocol import environment
 
     config = GRPOConfig(reward_workers=0, reward_failure_limit=1)
-    stage = Episodes(Countdown, TOKENIZER, (END,), limit, {})
+    stage = Episodes(world, TOKENIZER, (END,), limit, {})
     scorer = Scorer([Reward("environment", environment, file=__file__)], config)
     sampler = Sampler(engine, TOKENIZER, scorer, limit, stage, turns)  # type: ignore[arg-type]
     text = (
@@ -89,8 +110,8 @@ def play(engine: Scripted, limit: int = 200, turns: int = 9, prompt: Any = ASKED
         if isinstance(prompt, str)
         else TOKENIZER.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     )
-    asked = Prompt(0, list(TOKENIZER(str(text))["input_ids"]), prompt, {})
-    samples, _ = sampler.write([asked, asked], Samples(1), 0)
+    asked = [Prompt(0, list(TOKENIZER(str(text))["input_ids"]), prompt, {"answer": answer}) for answer in answers]
+    samples, _ = sampler.write(asked, Samples(1), 0)
     scorer.finish(samples)
     return samples
 
@@ -140,6 +161,15 @@ def test_an_environment_that_raises_leaves_its_sample_unscored() -> None:
     assert (bad.reward, good.reward) == (None, 3)
     line = next(at for at, text in enumerate(Path(__file__).read_text().splitlines(), 1) if 'KeyError("boom")' in text)
     assert bad.fault == f"environment: raised KeyError: 'boom' ({__file__}:{line})"
+
+
+def test_whatever_else_an_environment_does_costs_its_sample_alone() -> None:
+    script = Scripted(["hush", "b", "a"], ["c"], ["d"])
+    mute, good, unknown = play(script, world=Faulty, answers=("", "", "unknown"))
+    assert (mute.reward, good.reward, unknown.reward) == (None, 3, None)
+    assert mute.fault is not None and "step() gave None as an observation" in mute.fault
+    assert unknown.fault is not None and "KeyError: 'unknown'" in unknown.fault
+    assert [len(asked) for asked in script.asked] == [3, 1, 1], "neither goes on"
 
 
 def test_the_loss_touches_no_token_of_the_environments() -> None:
@@ -204,6 +234,28 @@ def test_guessing_brings_its_own_questions() -> None:
     assert game.step("what?") == ("Say a number.", 0.0, False)
     assert game.step("is it 101") == ("lower", 0.0, False)
     assert game.step(f"it is {secret}") == ("", 0.5, True)
+
+
+def test_questions_of_its_own_are_cut_and_whatever_is_wrong_with_them_is_said() -> None:
+    class Lines(Countdown):
+        stop = "</calc>"
+
+        @staticmethod
+        def rows(split: str) -> Iterator[dict[str, Any]]:
+            yield from ({"number": n} for n in range({"train": 30, "test": 10}[split]))
+
+        def reset(self, **columns: Any) -> Any:
+            return str(columns["number"])
+
+    train, held_out = own_questions(
+        Lines, GRPOConfig(dataset_train_split="train[:20]", dataset_test_split="test[50%:]")
+    )
+    assert (len(train), held_out and held_out[0]["number"]) == (20, 5)  # type: ignore[arg-type, index]
+    elsewhere = GRPOConfig(dataset_test_split="test", dataset_test_name="arithmetic")
+    assert own_questions(Lines, elsewhere)[1] is None, "they are those of the dataset that is named"
+    with pytest.raises(UsageError, match="Lines gives no questions for 'validation': KeyError"):
+        own_questions(Lines, GRPOConfig(dataset_train_split="validation"))
+    assert stops(Lines) == ("</calc>",)
 
 
 def test_wrong_settings_are_refused_early(tmp_path: Path) -> None:

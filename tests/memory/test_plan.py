@@ -35,6 +35,7 @@ from nanorlhf.policy.logprobs import backbone_hidden, plain
 from nanorlhf.policy.policy import Policy
 from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.segments import Segments
+from nanorlhf.sft import SFT, SFTConfig
 from nanorlhf.system.device import CONTEXT, GIB
 from tests.learning.test_shared_prompts import groups
 from tests.models import tiny
@@ -474,6 +475,8 @@ def test_a_cpus_cache_holds_a_prompt_once_for_its_answers() -> None:
     assert cached_tokens(config, GRPO(config)) == 8 * 96 + 64 * (32 + 32)
     config = replace(config, dataset_test_split="test", eval_prompts=60)
     assert cached_tokens(config, GRPO(config)) == 60 * (96 + 32 + 32)
+    held_out = SFTConfig(eval_prompts=60, max_prompt_length=90, max_completion_length=9)  # given in Python, not named
+    assert cached_tokens(held_out, SFT(held_out)) == 60 * (96 + 32 + 32)
 
 
 def test_a_plan_knows_how_many_sequences_decode_at_once() -> None:

@@ -202,3 +202,23 @@ def test_lora_on_experts_is_refused() -> None:
             LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["experts.down_proj"]),
         )
     assert "experts" not in coverage(make().model)
+
+
+def test_an_adapter_that_was_loaded_to_be_used_learns(tmp_path: Path) -> None:
+    first = make(lora_r=4)
+    disturb(first)
+    save(first, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"))
+    used = Policy(TrainConfig(device="cpu"), PeftModel.from_pretrained(base, tmp_path))
+    assert used.trainable.keys() == first.trainable.keys()
+    used.keep_reference()
+    with torch.no_grad(), used.reference() as model:
+        assert used.logprobs(batch(), model)[0].equal(used.logprobs(batch())[0]), "the reference has the adapter"
+
+
+def test_model_objects_that_cannot_learn_are_refused() -> None:
+    base = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"))
+    with pytest.raises(UsageError, match="float16"):
+        check_model(TrainConfig(), copy.deepcopy(base).half())
+    with pytest.raises(UsageError, match="to be called 'default'"):
+        Policy(TrainConfig(device="cpu"), get_peft_model(base, LoraConfig(target_modules=["q_proj"]), "mine"))

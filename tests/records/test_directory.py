@@ -103,7 +103,7 @@ def test_a_run_that_has_done_something_is_not(name: str, tmp_path: Path) -> None
     assert (run / name).exists()
 
 
-def test_nor_is_one_that_another_process_has_just_begun(tmp_path: Path) -> None:
+def test_nor_is_one_that_another_process_has(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from nanorlhf.records import directory\n"
@@ -116,8 +116,9 @@ def test_nor_is_one_that_another_process_has_just_begun(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None and other.stdout.readline() == "begun\n"
-            with pytest.raises(UsageError, match="is not empty"):
-                directory.prepare(config(run), "grpo")
+            for options in ({}, {"resume": str(run)}, {"overwrite_output_dir": True}):
+                with pytest.raises(UsageError, match="another process trains there"):
+                    directory.prepare(config(run, **options), "grpo")
         finally:
             other.kill()
     directory.prepare(config(run), "grpo")

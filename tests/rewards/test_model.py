@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,17 @@ def test_scores_are_the_classifiers_whatever_the_batch(folder: Path, monkeypatch
         ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
         assert s.rewards["model"] == pytest.approx(classifier(**ids).logits.item(), abs=1e-5)
     assert len({round(s.reward or 0, 6) for s in batch}) == 4
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(bare)
+    judge = module.Classifier(str(bare))
+    classifier = judge.load()
+    assert judge.tokenizer.pad_token == judge.tokenizer.eos_token
+    texts = ["2", "a longer answer"]
+    scores = module.classify(classifier, judge.tokenizer, ["1+1="] * 2, texts)
+    alone = [module.classify(classifier, judge.tokenizer, ["1+1="], [text])[0] for text in texts]
+    assert scores == pytest.approx(alone, abs=1e-5)

@@ -104,6 +104,7 @@ def test_a_critic_learns_from_kept_rollouts_without_an_engine(tmp_path: Path) ->
 
 def test_kept_episodes_earn_what_they_earned(tmp_path: Path) -> None:
     played = {"environment": "guessing", "dataset_name": "", "reward_funcs": [], "max_completion_length": 64}
+    played |= {"max_prompt_length": 128}
     GRPOTrainer(args=options(tmp_path / "a", max_steps=1, **played)).train()
     GRPOTrainer(args=options(tmp_path / "b", rollouts_from=str(tmp_path / "a"), max_steps=1, **played)).train()
     (first, again) = ([row for row in read_lines(tmp_path / run / "metrics.jsonl") if row["step"]] for run in "ab")

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from nanorlhf.cli import parse
+from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.records.directory import read_lines
 from nanorlhf.scripts import compare
@@ -50,6 +51,13 @@ def test_passes_over_the_rows_are_a_budget_that_gives_way(tmp_path: Path) -> Non
     _, config = parse(GRPOConfig, "grpo", Path(__file__).parents[2] / "grpo" / "recipes", job.words[1:])
     assert (config.max_steps, config.num_train_epochs) == (5, None)
     assert config == job.config
+
+
+def test_options_go_by_any_name() -> None:
+    (job,) = planned("grpo", "--steps", "5", "--seeds", "1", "--eval_every", "1")
+    assert (job.config.eval_steps, job.words.count("--eval_steps")) == (1, 0)
+    with pytest.raises(UsageError, match="max_steps"):
+        planned("grpo", "--num_steps", "5")
 
 
 def test_an_entry_has_recipes_and_options_of_its_own() -> None:

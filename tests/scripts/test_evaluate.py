@@ -77,7 +77,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_the_same_is_asked(
     assert "finished" not in capsys.readouterr().out, "the model's files are others"
 
 
-def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
+def test_where_the_model_and_the_task_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     (run / "checkpoints" / "step_000002").mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("step_000002\n")
@@ -89,7 +89,8 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path) -> None:
     assert about(str(run)) == about(checkpoint) == (task, {"adapter_name_or_path": checkpoint})
     (run / "checkpoints" / "step_000002" / "adapter_config.json").unlink()
     assert about(str(run))[1] == {"model_name_or_path": checkpoint}, "all weights were trained"
-    assert about("some/model") == ({}, {"model_name_or_path": "some/model"})
+    monkeypatch.chdir(run)
+    assert about("some/model") == ({}, {"model_name_or_path": "some/model"}), "whose config.yaml lies here or not"
 
 
 @pytest.mark.parametrize(
