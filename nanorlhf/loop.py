@@ -85,7 +85,8 @@ class Loop:
         metrics = {"step": number, "samples/dropped_fraction": dropped.float().mean().item()}
         metrics |= rollout_metrics(rollout) | updated
         metrics |= self.scorer.report() if self.scorer else {}
-        metrics |= clock.metrics(rollout.written or updated["tokens/trained"], len(rollout.samples))
+        scored = rollout.scored or len(rollout.samples)
+        metrics |= clock.metrics(rollout.written or updated["tokens/trained"], scored)
         metrics |= {"memory/token_budget": self.passes.tokens} | self.residency.metrics()
         metrics |= self.engine.pace.metrics() if self.engine else {}
         metrics["mismatch/limit"] = MISMATCH_LIMIT[self.policy.compute_dtype] if self.engine else None

@@ -64,6 +64,7 @@ class Rollout:
     group: Tensor  # (S,) which prompt of this step
     rewards: Tensor  # (S,) float32, NaN if nothing could score the sample
     written: int = 0  # tokens that were written for it, those of baselines and discarded groups included
+    scored: int = 0  # answers that rewards judged for it, counted likewise
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,)
     baselines: Tensor | None = None  # (S,) rewards of each prompt's greedy sample, if the algorithm asked for one
     figures: dict[str, float] = field(default_factory=dict)  # what its source says of it, for the metrics
@@ -83,35 +84,6 @@ class Rollout:
         part = self.group * count // (int(self.group.max()) + 1)
         for i in range(count):
             yield part == i
-
-    def followed_by(self, other: Rollout) -> Rollout:
-        """Both, with the other's groups numbered on."""
-        baselines = None
-        if self.baselines is not None and other.baselines is not None:
-            baselines = torch.cat([self.baselines, other.baselines])
-        return Rollout(
-            samples=self.samples + other.samples,
-            group=torch.cat([self.group, other.group + self.group.max() + 1]),
-            rewards=torch.cat([self.rewards, other.rewards]),
-            written=self.written + other.written,
-            columns={name: torch.cat([column, other.columns[name]]) for name, column in self.columns.items()},
-            baselines=baselines,
-        )
-
-    def groups(self, chosen: list[int]) -> Rollout:
-        """These groups, numbered anew in the order given."""
-        index = torch.cat([(self.group == g).nonzero().flatten() for g in chosen])
-        tokens = torch.arange(int(self.lengths.sum())).split(self.lengths.tolist())  # of each sample
-        at = torch.cat([tokens[i] for i in index.tolist()])
-        sizes = torch.tensor([int((self.group == g).sum()) for g in chosen])
-        return Rollout(
-            samples=[self.samples[i] for i in index.tolist()],
-            group=torch.arange(len(chosen)).repeat_interleave(sizes),
-            rewards=self.rewards[index],
-            written=self.written,
-            columns={name: column[at] for name, column in self.columns.items()},
-            baselines=None if self.baselines is None else self.baselines[index],
-        )
 
 
 @dataclass(slots=True)

@@ -204,7 +204,7 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     if algorithm not in ALGORITHMS:
         raise UsageError(f"unknown algorithm {algorithm!r}: {nearest(algorithm, ALGORITHMS)}")
     parts = [part for part in re.split(r",(?![^\[{]*[\]}])", details) if part]
-    options = [part for part in parts if re.match(r"[A-Za-z_]+=", part)]
+    options = [part for part in parts if re.match(r"[\w-]+=", part)]
     recipes = [name for name in [*recipe.split(","), *(part for part in parts if part not in options)] if name]
     words = [*(["--recipe", ",".join(recipes)] if recipes else []), *rest, *(f"--{option}" for option in options)]
     if taken := next((name for name in names(words) if name in OURS), None):
@@ -221,7 +221,7 @@ def read_entry(text: str, recipe: str, rest: Sequence[str]) -> Entry:
     if not entered.rewards:
         raise UsageError(f"{text}: without reward_funcs there is no reward to compare")
     made = entered.algorithm(config)
-    each = made.samples().each if isinstance(made, OnPolicy) else made.together
+    each = made.samples().each + made.samples().greedy if isinstance(made, OnPolicy) else made.together
     return Entry(text, algorithm, tuple(words), entered.config, each * config.prompts_per_step)
 
 

@@ -207,6 +207,8 @@ def set_up_checkout(extras: set[str], newest: bool) -> bool:
     newest = newest or was_newest
     if not PYTHON.exists():
         say(f"Python {platform.python_version()} -> .venv")
+        VENV.mkdir(exist_ok=True)
+        UNFINISHED.touch()  # from here on what is interrupted is begun afresh
         create_venv()
     UNFINISHED.touch()
     try:

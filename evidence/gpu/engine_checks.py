@@ -229,7 +229,7 @@ def grpo(bench: Bench) -> None:
 
 def steps(bench: Bench) -> None:
     """Trains to the end, completions of drawn lengths; no phase may take more than was planned."""
-    parts.drawn(bench.trainer.engine, 8 if bench.tiny else 1000)
+    parts.drawn(bench.trainer.sampler, 8 if bench.tiny else 1000)
     over = 0.0
     for metrics in bench.trainer.steps():
         figures = {n: v for n, v in metrics.items() if n.split("/")[0] in METRICS and v is not None}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import itertools
 import math
 import random
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from transformers import AutoConfig
 
 from evidence.speed.ours import Given, as_rollout
 from evidence.speed.workloads import Meter, Workload
-from nanorlhf.engines.base import Completion, Enough, Request, Sampling, never
+from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.learning.learner import Part
@@ -34,7 +34,9 @@ from nanorlhf.policy import recomputation
 from nanorlhf.policy.logprobs import head_of, token_logprobs
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
-from nanorlhf.types import Rollout
+from nanorlhf.rollouts.sampler import Sampler
+from nanorlhf.system.device import taken
+from nanorlhf.types import Rollout, Sample
 
 LORA_R, PROMPT, REPEATS = 16, 64, 3
 ROW = 4096  # tokens that parity has pass at once
@@ -222,20 +224,16 @@ def questions(count: int, letters: int) -> list[dict[str, str]]:
     return [{"prompt": "".join(draw.choices("abcdefghij", k=letters))} for _ in range(count)]
 
 
-def drawn(engine: Any, limit: int) -> None:
-    """Has the engine end every completion at a length of its own: log-normal, its median a quarter of the limit."""
-    generate = engine.generate
+def drawn(sampler: Sampler, limit: int) -> None:
+    """Has every answer end at a length of its own: log-normal, its median a quarter of the limit."""
+    plain = sampler.request
 
-    def limited(
-        requests: Sequence[Request], seed: int, sampling: Sampling | None = None, enough: Enough = never
-    ) -> Iterator[Completion]:
-        draw = random.Random(seed)
-        lengths = [max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8)))) for _ in requests]
-        left = [min(n, limit, r.max_tokens or limit) for r, n in zip(requests, lengths, strict=True)]
-        asked = [dataclasses.replace(r, max_tokens=n) for r, n in zip(requests, left, strict=True)]
-        return generate(asked, seed, sampling, enough)
+    def request(number: int, sample: Sample, greedy: bool, longest: int) -> Request:
+        draw = random.Random(f"{sample.prompt.index}/{number % EACH}")
+        length = max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8))))
+        return plain(number, sample, greedy, min(longest, length))  # less what is there already
 
-    engine.generate = limited
+    sampler.request = request  # type: ignore[method-assign]
 
 
 def ingredients(tiny: bool) -> dict[str, Any]:
@@ -251,13 +249,13 @@ def ours(folder: Path, device: str, tiny: bool, length: int, draw: bool, **other
     trainer = GRPOTrainer(
         **ingredients(tiny),
         args=options(
-            folder, device, engine="hf" if device == "cpu" else "vllm", prompts_per_step=prompts, num_generations=8,
+            folder, device, engine="hf" if device == "cpu" else "vllm", prompts_per_step=prompts, num_generations=EACH,
             max_prompt_length=letters, max_completion_length=length, max_steps=1 + REPEATS, keep_rollouts=False,
             **others,
         ),
     )  # fmt: skip
     if draw:
-        drawn(trainer.engine, length)
+        drawn(trainer.sampler, length)
     return [row for row in trainer.train() if row["step"] > 0]
 
 
@@ -277,12 +275,32 @@ def versus_trl(folder: Path, device: str, tiny: bool, length: int, side: str) ->
     """Whole steps of 16 x 8 completions of one length, by ours or by TRL."""
     length = max(8, length // 1000) if tiny else length
     if side == "ours":
-        metrics = ours(folder, device, tiny, length, draw=False)
-        seconds = median(m["time/step"] for m in metrics[1:])
-        return {"seconds_per_step": seconds, "peak_gib": max(m["memory/peak_gib"] for m in metrics)}
-    times = trl_steps(folder, device, tiny, length)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    return {"seconds_per_step": median(b - a for a, b in itertools.pairwise(times[1:])), "peak_gib": peak}
+        with Watch(device) as watch:
+            metrics = ours(folder, device, tiny, length, draw=False)
+        return {"seconds_per_step": median(m["time/step"] for m in metrics[1:]), "peak_gib": watch.peak_gib}
+    with Watch(device) as watch:
+        times = trl_steps(folder, device, tiny, length)
+    return {"seconds_per_step": median(b - a for a, b in itertools.pairwise(times[1:])), "peak_gib": watch.peak_gib}
+
+
+class Watch(threading.Thread):
+    """Looks every few milliseconds at how much of the card is taken, CUDA's own part included; None on a CPU."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(daemon=True)
+        self.device, self.ended, self.peak_gib = torch.device(device), threading.Event(), None
+
+    def __enter__(self) -> Watch:
+        if self.device.type == "cuda":
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.005):
+            self.peak_gib = max(self.peak_gib or 0.0, taken(self.device) / 2**30)
 
 
 def trl_steps(folder: Path, device: str, tiny: bool, length: int) -> list[float]:
@@ -308,7 +326,9 @@ def trl_steps(folder: Path, device: str, tiny: bool, length: int) -> list[float]
         "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": True, "vllm_gpu_memory_utilization": 0.4,
         "vllm_max_model_length": letters + length, "generation_kwargs": {"ignore_eos": True},
     }  # fmt: skip
-    adapter = ModelConfig(use_peft=True, lora_r=LORA_R, lora_alpha=LORA_R, lora_target_modules=["all-linear"])
+    adapter = ModelConfig(
+        use_peft=True, lora_r=LORA_R, lora_alpha=LORA_R, lora_dropout=0.0, lora_target_modules=["all-linear"]
+    )
     trainer = Trainer(
         model=str(folder / "model"),
         reward_funcs=coin,
@@ -320,7 +340,7 @@ def trl_steps(folder: Path, device: str, tiny: bool, length: int) -> list[float]
             output_dir=str(folder / "trl"), use_cpu=cpu, bf16=not cpu, max_steps=1 + REPEATS, learning_rate=1e-5,
             per_device_train_batch_size=8, gradient_accumulation_steps=prompts, gradient_checkpointing=True,
             num_generations=8, max_completion_length=length, beta=0.0, loss_type="dapo", logging_steps=1,
-            report_to=[], save_strategy="no", disable_tqdm=True,
+            report_to=[], save_strategy="no", disable_tqdm=True, vllm_importance_sampling_correction=False,
             model_init_kwargs={"dtype": "float32" if cpu else "bfloat16"},
             **served,
         ),

@@ -14,16 +14,27 @@ import yaml
 from evidence.results import RESULTS, ROOT, where, write
 from nanorlhf.scripts import evaluate as script
 
+RUNS = ROOT / "runs" / "evidence"
+TRIALS = RUNS / "trials"
 
-def command_line(about: str | None, name: str, runs: str) -> argparse.ArgumentParser:
-    """The command line of a measurement with seeds: the file of results, and the folder of runs, by their names."""
+
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """The command line of a measurement with seeds."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    folder = ROOT / "runs" / "evidence" / runs
-    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="(default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=folder, help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="file of results (default: in results/)")
+    parser.add_argument("--runs", type=Path, help="folder of runs (default: in runs/evidence/)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> argparse.Namespace:
+    """What was said; the file and the folder are named after the measurement, and those of a trial lie apart."""
+    args = parser.parse_args(argv)
+    full = args.size == "full"
+    args.output = args.output or (RESULTS if full else TRIALS) / f"{name}.json"
+    args.runs = args.runs or (RUNS if full else TRIALS) / name
+    return args
 
 
 def each_seed(path: Path, count: int, measure: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from evidence.learning.commands import command_line, curve, each_seed, train
+from evidence.learning.commands import command_line, curve, each_seed, parsed, train
 from evidence.results import spread
 
 LAST = 10  # steps whose answers' lengths are looked at
@@ -21,7 +21,7 @@ TINY = ("--max_steps", "2", "--max_completion_length", "64", "--eval_prompts", "
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the seeds that are missing, and prints the table."""
-    args = command_line(__doc__, "counting", "counting").parse_args(argv)
+    args = parsed(command_line(__doc__), argv, "counting")
     options = TINY if args.size == "tiny" else ()
     print(table(each_seed(args.output, args.seeds, lambda seed: measure(args.runs / f"seed{seed}", seed, options))))
     return 0

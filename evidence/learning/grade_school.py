@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from evidence.learning.commands import command_line, curve, each_seed, evaluate, train
+from evidence.learning.commands import command_line, curve, each_seed, evaluate, parsed, train
 from nanorlhf.rewards.numeric import numeric
 from nanorlhf.scripts.statistics import pass_at
 from nanorlhf.tasks.grade_school import gsm_symbolic
@@ -35,7 +35,7 @@ SHORT = ("--max_completion_length", "16")  # of what is sampled, not of what SFT
 
 def main(argv: list[str] | None = None) -> int:
     """Goes through what is missing, seed after seed, and keeps each seed's figures as it ends."""
-    args = command_line(__doc__, "smollm2_gsm", "gsm").parse_args(argv)
+    args = parsed(command_line(__doc__), argv, "smollm2_gsm")
     tiny = args.size == "tiny"
     print(table(each_seed(args.output, args.seeds, lambda seed: measure(args.runs / f"seed{seed}", seed, tiny))))
     return 0

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="(default: results/RECIPE.json)")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
     args = parser.parse_args(argv)
-    path: Path = args.output or RESULTS / f"{args.recipe}.json"
+    path: Path = args.output or (RESULTS if args.size == "full" else commands.TRIALS) / f"{args.recipe}.json"
     wanted = RUNS[args.recipe]
     if unknown := set(args.only or []) - wanted.keys():
         parser.error(f"{args.recipe} has no run {', '.join(sorted(unknown))}: choose from {'; '.join(wanted)}")

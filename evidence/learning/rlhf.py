@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.learning.commands import command_line, curve, each_seed, evaluate, train
+from evidence.learning.commands import command_line, curve, each_seed, evaluate, parsed, train
 from evidence.results import ROOT
 
 ANSWERS = 4  # of each prompt, to choose from and to compare
@@ -54,12 +54,13 @@ JUDGES = "[model:{}, lexical_richness]"
 
 def main(argv: list[str] | None = None) -> int:
     """Goes through what is missing, seed after seed, and keeps each seed's figures as it ends."""
-    parser = command_line(__doc__, "smollm2_rlhf", "rlhf")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "rlhf.png", help="(default: %(default)s)")
-    args = parser.parse_args(argv)
+    parser = command_line(__doc__)
+    parser.add_argument("--picture", type=Path, help="(default: docs/rlhf.png, of a trial beside its results)")
+    args = parsed(parser, argv, "smollm2_rlhf")
+    picture = args.picture or (ROOT / "docs" if args.size == "full" else args.output.parent) / "rlhf.png"
     size = SIZES[args.size]
     done = each_seed(args.output, args.seeds, lambda seed: pipeline(args.runs / f"seed{seed}", seed, size))
-    draw(done, args.picture)
+    draw(done, picture)
     print(table(done))
     return 0
 

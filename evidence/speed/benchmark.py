@@ -202,8 +202,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works.")
     parser.add_argument("--alone", action="store_true", help="Measure our side only, without TRL.")
     parser.add_argument("--limit_gib", type=float, default=20.0, help="TRL's memory in outlier (default: 20).")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="Folder (default: results).")
+    parser.add_argument("--output", type=Path, help="Folder (default: results; of one side or tiny runs/benchmarks).")
     options = parser.parse_args(argv)
+    whole = options.size == "full" and not options.alone
+    options.output = options.output or Path("results" if whole else "runs/benchmarks")
     if options.limit_gib <= 0:
         parser.error("argument --limit_gib: it must be above 0")
     if options.output.exists() and not options.output.is_dir():
@@ -222,15 +224,17 @@ def reports(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, writes results/benchmark_<name>.json as figures come in, prints a table; 1 if something is off."""
+    """Measures, writes benchmark_<name>.json (a draft while figures come in), prints a table; 1 if something is off."""
     options = parse(argv)
     options.output.mkdir(parents=True, exist_ok=True)
     everything_holds = True
     for name in options.only:
         now = argparse.Namespace(**vars(options) | {"repeats": options.repeats or REPEATS[name]})
         path, described, report = options.output / f"benchmark_{name}.json", about(options.threads), {}
+        draft = path.with_suffix(".draft")
         for report in reports(name, now):
-            write(path, {"benchmark": name} | described | report)
+            write(draft, {"benchmark": name} | described | report)
+        draft.replace(path)
         print(f"\n{contest.table(report) if name in CONTESTS else scaling.as_table(report)}\n-> {path}")
         everything_holds &= report["holds"]
     return 0 if everything_holds else 1

@@ -100,14 +100,14 @@ def refresh(folder: Path, work: Workload, setting: Setting) -> Run:
 
 def reach(folder: Path, work: Goal, setting: Setting) -> Run:
     """Trains by the recipe's numbers on our prompts until held-out reward is high enough; only training counts."""
+    meter = Meter()
+    meter.start()  # before its libraries, as ours is
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
     from nanorlhf.rewards.exact_answer import exact_answer
 
-    meter = Meter()
-    meter.start()
     start = time.perf_counter()
     judge, course = time_to_reward.Judge(folder, work, setting.seed), time_to_reward.Course(work, meter)
     course.apart = time.perf_counter() - start

@@ -106,7 +106,7 @@ def summary(history: list[dict[str, Any]], run: Path) -> str:
         lines.append(f"held-out {held_out.removeprefix('eval/')} {number(evaluations[0])} -> {number(evaluations[-1])}")
     if steps:
         tokens = sum(row["tokens/rollout"] or row["tokens/trained"] for row in steps)
-        peak = steps[-1]["memory/peak_gib"]
+        peak = max(row["memory/peak_gib"] for row in steps)
         lines.append(f"{len(steps)} steps in {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s, peak {peak:.1f} GiB")
     lines.append(f"everything is in {run} (adapter: {run}/checkpoints, curve: {run}/learning_curve.png)")
     return "\n".join(lines)

@@ -64,14 +64,15 @@ def truncation(row: Row, _: Sequence[Row]) -> str | None:
 
 
 def no_spread(row: Row, _: Sequence[Row]) -> str | None:
-    if row.get("groups/no_spread_fraction") != 1:
+    elsewhere = row.get("grad_norm") and not row.get("kl_coef")  # other baselines than the group's teach all the same
+    if row.get("groups/no_spread_fraction") != 1 or elsewhere:
         return None
     return "no group has two different rewards, so nothing can be learned from this step"
 
 
 def entropy_collapse(row: Row, before: Sequence[Row]) -> str | None:
     """Little is left of it; if groups are compared, also so little variety that most of them agree."""
-    first = typical("entropy", before[: FEW + 1])
+    first = typical("entropy", before[: FEW + 1], least=3)  # a step that trained on nothing has none
     entropy, alike = row.get("entropy"), row.get("groups/no_spread_fraction")
     if first is None or entropy is None or entropy > first / 10 or (alike is not None and alike < 0.8):
         return None
@@ -103,10 +104,10 @@ def stale_engine(row: Row, _: Sequence[Row]) -> str | None:
     )
 
 
-def typical(name: str, rows: Sequence[Row]) -> float | None:
+def typical(name: str, rows: Sequence[Row], least: int = FEW) -> float | None:
     """The median of the last rows that have it, if there are enough."""
     values = [row[name] for row in rows[-WINDOW:] if row.get(name) is not None]
-    return median(values) if len(values) >= FEW else None
+    return median(values) if len(values) >= least else None
 
 
 CHECKS: dict[str, Callable[[Row, Sequence[Row]], str | None]] = {

@@ -63,6 +63,7 @@ class OnPolicySource(Source):
             group=torch.arange(len(samples)) // self.wanted.each,
             rewards=as_tensor(samples),
             written=sum(s.trained for s in [*samples, *greedy]),
+            scored=len(samples) + len(greedy),
             baselines=as_tensor(greedy).repeat_interleave(self.wanted.each) if greedy else None,
             columns={"engine_logprobs": torch.tensor([x for s in samples for x in s.engine_logprobs])},
         )

@@ -80,10 +80,11 @@ const runs = report.runs.map((run, number) => {
   };
   const seconds = metrics["time/step"] || [];
   const speed = metrics["throughput/episodes_per_s"] || [];
+  const taught = { seconds: metrics["value_init/seconds"] || [], samples: metrics["value_init/episodes"] || [] };
   const x = {
     step: metrics.step || [],
-    time: metrics.step ? total((i) => seconds[i] || 0) : [],
-    samples: metrics.step ? total((i) => Math.round((speed[i] || 0) * (seconds[i] || 0))) : [],
+    time: metrics.step ? total((i) => (seconds[i] || 0) + (taught.seconds[i] || 0)) : [],
+    samples: metrics.step ? total((i) => Math.round((speed[i] || 0) * (seconds[i] || 0)) + (taught.samples[i] || 0)) : [],
   };
   return { ...run, number, x, dash: number < COLOURS ? [] : [6, 3] };
 });

@@ -22,7 +22,7 @@ function overview() {
       training && ends(run, training),
       duration(run.x.time.at(-1) ?? 0),
       speed.length ? el("span", { title: "median of the steps" }, brief(speed[speed.length >> 1])) : "–",
-      figure(last(run, "memory/peak_gib")),
+      figure(most(run, "memory/peak_gib")),
       String(run.remarks.length || "none"),
     ];
     return el("tr", {}, cells.filter((cell) => cell !== undefined).map((cell, i) => el("td", { "data-head": heads[i] }, cell)));
@@ -30,6 +30,9 @@ function overview() {
   listeners.push(() => rows.forEach((row, i) => (row.querySelector(".swatch").style.backgroundColor = colourOf(runs[i]))));
   return el("section", { id: "runs" }, table(heads, rows));
 }
+
+/** The largest of a metric's values; null if it has none. */
+const most = (run, name) => points(run, name, "step").y.reduce((a, b) => Math.max(a ?? b, b), null);
 
 const table = (heads, rows) =>
   el("div", { class: "scroll" }, el("table", { class: "data" }, el("thead", {}, el("tr", {}, heads.map((head) => el("th", {}, head)))), el("tbody", {}, rows)));

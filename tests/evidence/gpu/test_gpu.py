@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from evidence.gpu import __main__, shapes
 from evidence.gpu import parts as gpu_parts
-from nanorlhf.engines.base import Request
+from nanorlhf.rollouts.sampler import Sampler
+from nanorlhf.types import Prompt, Sample
 
 
 def tiny(folder: Path, part: str, **options: Any) -> dict[str, Any]:
@@ -82,18 +83,20 @@ def test_the_head(tmp_path: Path) -> None:
     assert tiny(tmp_path, "head")["ours"]["logprobs"] == {"mean_abs": 0, "max_abs": 0}
 
 
-def test_lengths_are_the_same_for_the_same_seed() -> None:
-    class Engine:
-        def generate(self, requests: Any, seed: int, sampling: Any = None, enough: Any = None) -> list[int]:
-            return [r.max_tokens for r in requests]
+def test_an_answer_has_one_length_however_often_it_is_asked_for() -> None:
+    class Asked:
+        request = Sampler.request
 
-    engine: Any = Engine()
-    gpu_parts.drawn(engine, 8000)
-    asked = [Request(i, [1]) for i in range(200)]
-    lengths = engine.generate(asked, 3)
-    assert lengths == engine.generate(asked, 3) != engine.generate(asked, 4)
-    assert max(lengths) == 8000 and 1500 < sorted(lengths)[100] < 2600
-    assert max(engine.generate([Request(i, [1], max_tokens=40) for i in range(200)], 3)) == 40  # what is left
+    sampler: Any = Asked()
+    gpu_parts.drawn(sampler, 8000)
+
+    def room(prompt: int, number: int, written: int = 0) -> int | None:
+        sample = Sample(Prompt(prompt, [1], "", {}), [2] * written, [], False, "")
+        return sampler.request(number, sample, False, 8000).max_tokens
+
+    lengths = [room(prompt, number) or 0 for prompt in range(50) for number in range(8)]
+    assert max(lengths) == 8000 and 1500 < sorted(lengths)[200] < 2600
+    assert room(3, 5, written=7) == lengths[29] - 7, "what is left of it"
 
 
 @pytest.mark.parametrize(
