@@ -151,10 +151,11 @@ class OnPolicy(Algorithm):
             self.kl_coef = adapted(self.kl_coef, kl, target)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl_coef}
+        return {"kl_coef": self.kl_coef, "from": self.config.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kl_coef = (self.config.kl_target and state["kl_coef"]) or self.kl_coef  # unsteered, what options say now
+        if self.config.kl_target is not None and state.get("from", self.kl_coef) == self.kl_coef:
+            self.kl_coef = state["kl_coef"]  # else what the options say now
 
 
 class PolicyGradient(OnPolicy):

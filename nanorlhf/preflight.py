@@ -107,6 +107,14 @@ def check(
     return Preflight(config, about, rewards, train, held_out, chosen, environment_class, source, generates)
 
 
+def of_kind(args: Any, kind: type[C]) -> C:
+    """The options, or their defaults; refuses those of another algorithm, or of another trainer."""
+    if args is not None and not isinstance(args, kind):
+        given, own = type(args), kind.__module__.removesuffix(".config")
+        raise UsageError(f"args is a {given.__module__}.{given.__name__}: it takes {kind.__name__} of {own}")
+    return kind() if args is None else args
+
+
 def with_steps(config: TrainConfig, train: Rows) -> TrainConfig:
     """The steps that so many passes over the rows are; each row counts, whether it turns out to be of use or not."""
     if config.num_train_epochs is None:

@@ -80,7 +80,7 @@ class Trainer:
         peft_config: Any = None,
         tools: Any = None,
     ) -> None:
-        args = args or self.config_class()
+        args = preflight.of_kind(args, self.config_class)
         if isinstance(model, str):
             args, model = dataclasses.replace(args, model_name_or_path=model), None
         entry = preflight.check(

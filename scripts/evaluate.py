@@ -114,6 +114,16 @@ def task_part(recipe: Path) -> dict[str, Any]:
     return rename({name: value for name, value in given.items() if name in names}, known)
 
 
+def as_read_only(task: TrainConfig) -> TrainConfig:
+    """The options under which a model is only asked; refuses a run's tools that no name leads to."""
+    from nanorlhf.system.device import pick_device
+
+    why = "the run had tools that were given in Python; name them, as in tools.py:add,tools.py:look"
+    task.require("tools" not in task.chat_template_kwargs or bool(task.tools), "tools", why)
+    half = task.dtype == "auto" and pick_device(task.device).type == "cuda"  # no master weights are needed
+    return dataclasses.replace(task, dtype="bfloat16") if half else task
+
+
 def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Every figure by its name, and every completion."""
     import transformers  # here, and what imports torch, so that --help is quick
@@ -129,17 +139,14 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     from nanorlhf.policy.policy import Policy
     from nanorlhf.scoring.scorer import Scorer
     from nanorlhf.system import gpu_memory
-    from nanorlhf.system.device import pick_device
 
     transformers.utils.logging.disable_progress_bar()
     chosen.require(bool(chosen.model_name_or_path), "model_name_or_path", "give a run, a checkpoint or a model first")
     shared = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(TaskConfig)}
-    task = TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none")
+    task = as_read_only(TrainConfig(**shared, lora="all-linear" if chosen.adapter_name_or_path else "none"))
     preflight.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
     entry = preflight.check(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
-    if task.dtype == "auto" and pick_device(task.device).type == "cuda":  # nothing learns here
-        task = dataclasses.replace(task, dtype="bfloat16")
     tokenizer = load_tokenizer(task, None)
     use_template(tokenizer, task)
     seen = prompts_of(entry.train, tokenizer, task)

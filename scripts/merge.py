@@ -45,7 +45,7 @@ def merge(run: str, output: Path, dtype: str | None = None, where: str = "", bas
     import torch  # here, and what imports it, so that --help is quick
     import transformers
 
-    from nanorlhf.assembly import load_tokenizer
+    from nanorlhf.data.templates import read_tokenizer
     from nanorlhf.policy.policy import Policy
     from nanorlhf.records import checkpoint
     from nanorlhf.system.files import whole_folder
@@ -66,7 +66,7 @@ def merge(run: str, output: Path, dtype: str | None = None, where: str = "", bas
     kind = getattr(torch, dtype) if dtype else saved.dtype or torch.float32
     with whole_folder(output) as draft:
         merged.to(kind).save_pretrained(str(draft))
-        load_tokenizer(config, None).save_pretrained(str(draft))
+        read_tokenizer(str(folder), "run", config.trust_remote_code).save_pretrained(str(draft))  # with its template
         record, step = read_run(run_of(str(folder))), checkpoint.step_of(folder)
         base = base or model_card.hub_name(record.options["model_name_or_path"])
         model_card.write(model_card.Saved(record, step, adapter=False, where=where or str(output), base=base), draft)

@@ -169,6 +169,9 @@ def test_adaptive_kl_is_remembered() -> None:
     assert again.kl_coef == algorithm.kl_coef
     again.observe({"kl": math.nan})
     assert again.kl_coef == algorithm.kl_coef, "what was not measured steers nothing"
+    other = GRPO(GRPOConfig(kl_coef=0.5, kl_target=0.01))
+    other.load_state_dict(algorithm.state_dict())
+    assert other.kl_coef == 0.5, "an option that was changed counts here, too"
     unsteered = GRPO(GRPOConfig(kl_coef=0.3))
     unsteered.load_state_dict(algorithm.state_dict())
     assert unsteered.kl_coef == 0.3, "an option that was changed counts"

@@ -18,9 +18,11 @@ from nanorlhf.cli import parse
 from nanorlhf.config.aliases import ALIASES, Became
 from nanorlhf.config.option import split_names
 from nanorlhf.config.training import CriticConfig
+from nanorlhf.dpo import DPOConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.scoring.reward import find_rewards
 from tests.test_wrong_input import config_class
 
 RECIPES = Path(__file__).parents[1] / "grpo" / "recipes"
@@ -118,6 +120,23 @@ def test_names_of_the_trainer_from_transformers(capsys: pytest.CaptureFixture[st
     assert GRPOConfig(bf16=True, logging_steps=1, fp16=False).dtype == "bfloat16"  # type: ignore[call-arg]
     with pytest.raises(UsageError, match=r"fp16 has no counterpart here: .* use bf16"):
         options("--fp16", "true")
+
+
+def test_options_of_trl_that_belong_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options("--use_peft", "true", "--lora_target_modules", "q_proj,v_proj").lora == "q_proj,v_proj"
+    assert options("--torch_dtype", "bfloat16", "--bf16", "true").dtype == "bfloat16"
+    assert options("--vllm_mode", "colocate", "--importance_sampling_level", "token").policy_loss == "clipped"
+    assert "vllm_mode" not in capsys.readouterr().out
+    for words, advice in (
+        (("--loss_type", "cispo"), "loss_type=cispo is policy_loss=cispo here"),
+        (("--importance_sampling_level", "sequence"), "policy_loss gspo"),
+        (("--max_length", "512"), "max_prompt_length and max_completion_length"),
+        (("--reward_funcs", "org/judge"), "a classifier is model:org/judge"),
+    ):
+        with pytest.raises(UsageError, match=advice):
+            find_rewards(options(*words).rewards)
+    with pytest.raises(UsageError, match="loss_type is norm in other algorithms"):
+        DPOConfig(loss_type="sigmoid")  # type: ignore[call-arg]
 
 
 def test_options_that_earlier_runs_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

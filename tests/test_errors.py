@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nanorlhf.config.training import CriticConfig
-from nanorlhf.errors import nearest
+from nanorlhf.errors import UsageError, nearest
+from nanorlhf.grpo import GRPOTrainer
+from nanorlhf.sft import SFTConfig
 
 OPTIONS = CriticConfig().to_dict()
 
@@ -26,3 +30,12 @@ def test_a_few_are_listed_once() -> None:
     assert nearest("x", ["one", "two", "_own"]) == "known are one, two"
     assert nearest("x", ["one", "two"], listed=True) == "none is like it"
     assert nearest("x", ["_own"]) == "there is none yet"
+
+
+def test_options_of_another_trainer_are_named(tmp_path: Path) -> None:
+    class GRPOConfig:
+        """TRL's, say."""
+
+    for args in (GRPOConfig(), SFTConfig(output_dir=str(tmp_path))):
+        with pytest.raises(UsageError, match=r"args is a .*: it takes GRPOConfig of nanorlhf\.grpo"):
+            GRPOTrainer(args=args)  # type: ignore[arg-type]

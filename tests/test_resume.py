@@ -98,3 +98,14 @@ def test_fewer_cards_may_be_seen_than_before(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.extend)
     restore_random(random_state() | {"cuda": ["of the first", "of the second"]})
     assert restored == ["of the first"]
+
+
+def test_all_weights_can_get_a_reference_later(tmp_path: Path) -> None:
+    full = small(tmp_path / "run") | {"lora": "none", "learning_rate": 1e-4}
+    first = GRPOTrainer(args=GRPOConfig(**full))
+    start = {name: p.detach().clone() for name, p in first.policy.base.named_parameters()}
+    take(first, 1)
+    again = GRPOTrainer(args=GRPOConfig(**full | {"resume": str(tmp_path / "run"), "kl_coef": 0.1}))
+    assert again.policy.frozen is not None
+    assert all(p.equal(start[name]) for name, p in again.policy.frozen.named_parameters()), "it is the start"
+    assert any(not p.equal(start[name]) for name, p in again.policy.base.named_parameters())

@@ -38,7 +38,7 @@ from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.system.device import taken
 from nanorlhf.types import Rollout, Sample
 
-LORA_R, PROMPT, REPEATS = 16, 64, 3
+LORA_R, EACH, PROMPT, REPEATS = 16, 8, 64, 3
 ROW = 4096  # tokens that parity has pass at once
 SMALL = 128  # what --tiny divides lengths by
 

@@ -54,7 +54,19 @@ def _columns(prompt: Any, options: Mapping[str, Any]) -> dict[str, str]:
     return given if prompt == "prompt" else {**given, "prompt": prompt}
 
 
-_NORMS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
+def _lora(peft: Any, options: Mapping[str, Any]) -> str:
+    """The layers that are named, if an adapter is asked for."""
+    if peft not in YES:
+        return "none"
+    return options["lora"] if options["lora"] != "none" else "all-linear"
+
+
+def _norm(loss: Any, _: Mapping[str, Any]) -> str:
+    """The weights of tokens that a loss is named for; other losses are an option of their own."""
+    if loss in ("cispo", "sapo"):
+        raise UsageError(f"loss_type={loss} is policy_loss={loss} here; say that")
+    return {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}.get(loss, loss)
+
 
 ALIASES: dict[str, Became | Gone | Moot] = {
     # model
@@ -63,7 +75,6 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "sft_model_path": Became("model_name_or_path"),
     "lora_rank": Became("lora_r"),
     "lora_target_modules": Became("lora", lambda v, _: v if isinstance(v, str) else ",".join(v)),
-    "use_peft": Became("lora", lambda v, _: "all-linear" if v in YES else "none"),
     "torch_dtype": Became("dtype"),
     "fp16": Gone("its gradients would need scaling; use bf16, or dtype float32"),
     # rollout
@@ -76,7 +87,7 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "use_vllm": Became("engine", lambda v, _: "vllm" if v in YES else "hf"),
     "vllm_gpu_memory_utilization": Gone("the memory plan sizes the engine; gpu_memory_gib says how much there is"),
     "vllm_enable_sleep_mode": Became("offload", lambda v, _: "auto" if v in YES else "never"),
-    "vllm_mode": Gone("the engine always runs inside the trainer's process"),
+    "vllm_mode": Gone("the engine always runs inside the trainer's process", ("colocate",)),
     "rollout_batch_size": Became("prompts_per_step"),
     "train_batch_size": Became("prompts_per_step"),
     "top_p": Gone("completions are sampled from the whole distribution; use temperature", (1,)),
@@ -103,7 +114,9 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "num_mini_batches": Became("updates_per_step"),
     "num_steps": Became("max_steps"),
     "total_steps": Became("max_steps"),
-    "loss_type": Became("norm", lambda v, _: _NORMS.get(v, v)),
+    "loss_type": Became("norm", _norm),
+    "importance_sampling_level": Gone("policy_loss gspo has one ratio for a sequence", ("token",)),
+    "max_length": Gone("max_prompt_length and max_completion_length bound the two parts of it", (None,)),
     "max_token_len_per_gpu": Became("token_budget"),
     "per_device_train_batch_size": Gone(
         "a step is prompts_per_step x num_generations; micro-batches follow from token_budget"
@@ -116,6 +129,7 @@ ALIASES: dict[str, Became | Gone | Moot] = {
     "eval_every": Became("eval_steps"),
     "save_every": Became("save_steps"),
     # what depends on other options comes after them
+    "use_peft": Became("lora", _lora),
     "bf16": Became("dtype", _kind),
     "prompt_column": Became("columns", _columns),
     "total_episodes": Became("max_steps", _steps),
@@ -125,26 +139,34 @@ ALIASES: dict[str, Became | Gone | Moot] = {
 def rename(options: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Options under the names they have here, each translation said; `below` are all names here, with values so far."""
     foreign = {name: options[name] for name in ALIASES if name in options and name not in below}
-    ours = {name: value for name, value in options.items() if name not in foreign}
+    ours, translated = {name: value for name, value in options.items() if name not in foreign}, dict[str, Any]()
     for name, value in foreign.items():
         match ALIASES[name]:
             case Moot(why):
                 log.info(f"{name} changes nothing here: {why}")
             case Gone(instead, nothing):
-                if value in nothing:
+                if value not in nothing:
+                    raise UsageError(f"{name} has no counterpart here: {instead}")
+            case Became(target) as alias:
+                became = translation(name, alias, value, {**below, **ours})
+                if target in translated and became == translated[target]:
                     continue
-                raise UsageError(f"{name} has no counterpart here: {instead}")
-            case Became(target, translate):
-                try:
-                    became = translate(value, {**below, **ours})
-                except (TypeError, ValueError, OverflowError):
-                    raise UsageError(f"{name}={value!r} is of the wrong type to become {target}") from None
                 if target in ours and not extends(became, ours[target]):
                     raise UsageError(f"{name} is {target} here, and both are given; keep {target}")
                 if became != ours.get(target):
                     log.info(f"{name} is {target} here: {became}")
-                ours[target] = became
+                ours[target] = translated[target] = became
     return ours
+
+
+def translation(name: str, alias: Became, value: Any, options: Mapping[str, Any]) -> Any:
+    """The value that an option of another name has here, beside all other options."""
+    if alias.name not in options:
+        raise UsageError(f"{name} is {alias.name} in other algorithms, and this one has nothing of the kind")
+    try:
+        return alias.value(value, options)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{name}={value!r} is of the wrong type to become {alias.name}") from None
 
 
 def extends(became: Any, given: Any) -> bool:

@@ -62,6 +62,8 @@ def with_adapter(
 ) -> PreTrainedModel | PeftModel:
     """The model with a new adapter, with the one named to go on from, or as it came; only adapters learn."""
     if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise UsageError("the model has an adapter already: give it, or peft_config, and not both")
         if POLICY not in model.peft_config:
             raise UsageError(
                 f"the model's adapter is to be called {POLICY!r}, and there is {', '.join(model.peft_config)}"

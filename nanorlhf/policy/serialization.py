@@ -40,5 +40,5 @@ def restore(policy: Policy, folder: Path) -> None:
         return
     kind, how = type(policy.base), {"dtype": policy.base.dtype, "use_safetensors": True}
     policy.model.load_state_dict(kind.from_pretrained(folder, **how).state_dict())
-    if policy.frozen is not None:
+    if policy.frozen is not None and beside.is_dir():  # else it was not needed before, and is the start
         policy.frozen.load_state_dict(kind.from_pretrained(beside, **how).state_dict())

@@ -16,7 +16,7 @@ def punish_overlong(samples: Sequence[Sample], limit: int, buffer: int) -> None:
     for s in samples if buffer else ():
         excess = max(0, len(s.completion_ids) - (limit - buffer))
         if s.reward is not None:
-            s.reward -= excess / buffer
+            s.reward -= min(1.0, excess / buffer)
 
 
 def refilled(rollout: Rollout, fresh: Rollout) -> Rollout:

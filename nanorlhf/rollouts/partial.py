@@ -17,6 +17,7 @@ from nanorlhf.records.metrics import Clock
 from nanorlhf.rollouts.on_policy import OnPolicySource
 from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.system.seeds import derive
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Progress, Prompt, Rollout, Sample
 
 State = dict[str, Any]
@@ -149,17 +150,22 @@ class PartialRollouts(OnPolicySource):
 
     def unpacked(self, state: State) -> list[Group]:
         """The groups as they were when they were packed."""
-        groups, lengths = list[Group](), state["lengths"].tolist()
+        groups, lengths, rows = list[Group](), state["lengths"].tolist(), self.wanted.each + self.wanted.greedy
         flat = (state[name].split(lengths) for name in ("ids", "logprobs", "versions"))
         parts = zip(*flat, state["stopped"].tolist(), strict=True)
         for place, begun, done in zip(*(state[name].tolist() for name in ("place", "begun", "done")), strict=True):
             group = Group(place, begun, [], done)
-            for ids, logprobs, versions, stopped in (next(parts) for _ in done):
+            for i, (ids, logprobs, versions, stopped) in enumerate([next(parts) for _ in done]):
                 sample = Sample(self.prompt(place), ids.tolist(), logprobs.tolist(), stopped, "")
                 sample.text, sample.versions = self.sampler.text(sample, sample.completion_ids), versions.tolist()
                 group.samples.append(sample)
+                done[i] = done[i] or len(ids) >= self.sampler.limit  # which may be lower than it was
             groups.append(group)
-        return groups
+        asked = state.get("asked", [group.samples[0].prompt.ids for group in groups])
+        same = [len(g.done) == rows and g.samples[0].prompt.ids == ids for g, ids in zip(groups, asked, strict=True)]
+        if not all(same):
+            log.warning(f"{same.count(False)} prompts in flight are other ones by now, or have more answers: left out")
+        return [group for group, fits in zip(groups, same, strict=True) if fits]
 
     def state_dict(self, step: int) -> State:
         """The groups that wait after this step."""
@@ -174,6 +180,7 @@ def packed(groups: Sequence[Group], following: int) -> State:
     samples = [sample for group in groups for sample in group.samples]
     return {
         "following": following,
+        "asked": [group.samples[0].prompt.ids for group in groups],
         "place": torch.tensor([group.place for group in groups]),
         "begun": torch.tensor([group.begun for group in groups]),
         "done": torch.tensor([group.done for group in groups]),

@@ -9,9 +9,10 @@ import json
 import math
 import pkgutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from threading import Thread
 from traceback import walk_tb
 from typing import Any
 
@@ -113,7 +114,7 @@ def judge(reward: Reward, arguments: Mapping[str, Any], count: int) -> Verdict:
     }
     try:
         returned = reward.function(**reward.wanted({**arguments, **tools}))
-        values = list(asyncio.run(awaited(returned)) if inspect.isawaitable(returned) else returned)
+        values = list(finished(returned) if inspect.isawaitable(returned) else returned)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  SystemExit too must cost no more than this
@@ -125,9 +126,25 @@ def judge(reward: Reward, arguments: Mapping[str, Any], count: int) -> Verdict:
     return Verdict([score for score, _ in checked], [fault for _, fault in checked], seconds, logged, extras)
 
 
-async def awaited(scores: Any) -> Any:
-    """An awaitable as the coroutine that asyncio.run wants."""
-    return await scores
+def finished(scores: Awaitable[Any]) -> Any:
+    """The result of an async reward."""
+    return asyncio.run_coroutine_threadsafe(awaited(scores), event_loop()).result()
+
+
+async def awaited(scores: Awaitable[Any]) -> Any:
+    """An awaitable as a coroutine, which does not end the loop that others need."""
+    try:
+        return await scores
+    except SystemExit as error:
+        raise RuntimeError(f"SystemExit: {error}") from error
+
+
+@cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for all calls of this process, for connections and locks belong to the loop that first used them."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
 
 
 def raised(error: BaseException, reward: Reward) -> str:
@@ -210,7 +227,8 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
     if name.endswith(".py"):
         raise UsageError(f"reward {spec!r}: say which function of the file, {name}:FUNCTION")
     if name not in known_rewards():
-        raise UsageError(f"unknown reward {spec!r}: {nearest(name, known_rewards())}")
+        hint = f"a classifier is model:{spec}" if "/" in spec else nearest(name, known_rewards())
+        raise UsageError(f"unknown reward {spec!r}: {hint}")
     module = importlib.import_module(f"nanorlhf.rewards.{name}")
     function = getattr(module, name)
     makes = not inspect.signature(function).parameters.keys() & ALWAYS
@@ -219,7 +237,7 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
     function = function(argument) if argument else function
     known = defaults_of(function)
     given = ({"unsafe_code": unsafe_code} if "unsafe_code" in known else {}) | dict(options)
-    made = with_options(function, given)
+    made = with_options(function, known | given)  # all of them: no column replaces one
     if hasattr(module, "check"):
         module.check(**known | given)
     return made

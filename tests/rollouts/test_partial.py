@@ -392,3 +392,31 @@ def test_prompts_come_in_the_order_of_the_run() -> None:
 
     prompts = Prompts(datasets.Dataset.from_list(rows), TOKENIZER, GRPOConfig(reward_workers=0))
     assert [prompts.batch(place, 1)[0].index for place in range(4, 8)] == [p.index for p in prompts.batch(1, 4)]
+
+
+def test_answers_in_flight_never_meet_another_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows may be other ones after a resume, and so may the number of answers and their limit."""
+    made = source(lambda place, row: 40 if place == 2 and row == 1 else 4)
+    played(made, 1)
+    state = made.state_dict(1)
+
+    class Moved(Endless):
+        def batch(self, step: int, size: int) -> list[Prompt]:
+            return [Prompt(p.index, [p.ids[0] + (p.index == 2)], "p", {}) for p in super().batch(step, size)]
+
+    for change in ("prompts", "answers"):
+        again = source(lambda place, row: 4, num_generations=3 if change == "prompts" else 2)
+        again.load_state_dict(state)
+        if change == "prompts":
+            again.prompts = Moved()  # type: ignore[assignment]
+        caplog.clear()
+        again.sampler.engine.version = 2
+        step = again.rollout(2, Clock(), lambda tokens: None)
+        assert not any(s.completion_ids[0] == 10 for s in step.samples), "none is what the first weights began"
+        assert "prompts in flight are other ones by now" in caplog.text
+    shorter = source(lambda place, row: 4)
+    shorter.sampler.limit = 4
+    shorter.load_state_dict(state)
+    shorter.sampler.engine.version = 2
+    cut = [s for s in shorter.rollout(2, Clock(), lambda tokens: None).samples if s.prompt.index == 2]
+    assert [len(s.completion_ids) for s in cut] == [4, 4, 4] and not cut[1].stopped

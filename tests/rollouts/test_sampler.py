@@ -39,6 +39,10 @@ def test_overlong_answers_pay_linearly_over_the_buffer() -> None:
     for s in samples:
         s.reward = 1.0
     punish_overlong(samples, limit=10, buffer=4)
+    far = [sample(1, 40)]
+    far[0].reward = 1.0
+    punish_overlong(far, limit=10, buffer=4)  # kept rollouts may be longer than the limit of now
+    assert far[0].reward == 0.0
     expect_close(torch.tensor([s.reward for s in samples]), [1.0, 0.5, 0.0])
 
 

@@ -227,6 +227,49 @@ def test_wrong_count(make: Make) -> None:
         make(lambda completions: [1.0], reward_workers=0).score(samples("a", "b"))
 
 
+ONE_AT_A_TIME = """
+import asyncio
+
+one = asyncio.Semaphore(1)
+
+
+async def judged(text):
+    async with one:
+        await asyncio.sleep(0.001)
+        if text == "exits":
+            raise SystemExit(text)
+        return float(len(text))
+
+
+async def judge(completions):
+    return await asyncio.gather(*map(judged, completions))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_an_async_reward_keeps_between_calls_goes_on_working(make: Make, tmp_path: Path, workers: int) -> None:
+    """Locks and connections belong to the event loop of their first use; and a notebook's runs already."""
+    (tmp_path / "mine.py").write_text(ONE_AT_A_TIME)
+    scorer = make(f"{tmp_path}/mine.py:judge", reward_workers=workers, reward_failure_limit=1.0)
+
+    async def in_a_notebook() -> list[float | None]:
+        found = []
+        for texts in (("a", "bb"), ("exits",), ("ccc", "dddd", "e")):
+            scorer.score(batch := samples(*texts))
+            found += [s.reward for s in batch]
+        return found
+
+    assert asyncio.run(in_a_notebook()) == [1, 2, None, 3, 4, 1]
+
+
+def test_no_column_replaces_an_option_of_a_reward_that_comes_with_it(make: Make) -> None:
+    batch = samples("four", "a word more")
+    for s in batch:
+        s.prompt.columns |= {"target": 24, "min": 3}
+    make("length", reward_options={"length": {"max": 400}}).score(batch)
+    assert [s.reward for s in batch] == [0, 0]
+
+
 def test_no_process_is_left_behind(make: Make, tmp_path: Path) -> None:
     def mother(completions: list[str]) -> list[float]:
         import subprocess

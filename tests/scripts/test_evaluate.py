@@ -98,6 +98,7 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path, monkeypatch: pyt
     [
         ([], "give a run, a checkpoint or a model first"),
         (["nanorlhf:adder"], "no reward"),
+        (["nanorlhf:adder", "--chat_template_kwargs", "{tools: [{}]}"], "tools that were given in Python"),
         (["/nowhere", "--recipe", "grpo/recipes/tiny.yaml"], "model_name_or_path='/nowhere' cannot be loaded"),
         (["nanorlhf:adder", "--recipe", "nowhere.yaml"], "there is no recipe"),
         (["nanorlhf:adder", "--sample", "3"], "did you mean 'samples'"),

@@ -88,6 +88,14 @@ def test_vllm_says_the_same(trained: Trained, tmp_path: Path) -> None:
     assert [found[i] for i in range(len(ASKED))] == trained.adapter
 
 
+def test_the_template_is_that_of_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    GRPOTrainer(args=config(run, max_steps=1, eval_steps=0, chat_template="plain")).train()
+    assert main([str(run), str(tmp_path / "merged")]) == 0
+    merged, saved = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "merged", names.latest(run)))
+    assert merged.chat_template == saved.chat_template != AutoTokenizer.from_pretrained(BASE).chat_template
+
+
 def test_weights_are_of_the_wanted_kind(trained: Trained, tmp_path: Path) -> None:
     assert main([str(trained.run), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
     assert main([str(trained.run), str(tmp_path / "whole")]) == 0
