@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nanorlhf.grpo import GRPO, GRPOConfig
+from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
 from nanorlhf.learning.critic import Critic
 from nanorlhf.learning.packing import pack
 from nanorlhf.loop import Loop
@@ -19,6 +20,7 @@ from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.types import MicroBatch
 from tests.models import tiny
 from tests.samples import rollout, sample, updated
+from tests.test_trainer import small
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # PEFT adapts to GPT-2 by itself
 
@@ -110,3 +112,13 @@ def test_at_no_learning_rate_no_token_is_clipped_in_a_second_epoch(critic: bool)
     metrics = updated(loop, step, loop.algorithm.credit(step), everyone)
     assert metrics["clip_fraction"] == 0.0
     assert metrics["mismatch/max_abs"] < 1e-4
+
+
+def test_dropout_is_not_taken_for_a_stale_engine(tmp_path: Path) -> None:
+    """Old log-probabilities of an update's own pass have it; those for several updates are measured without."""
+    for updates, measured in ((1, False), (2, True)):
+        options = small(tmp_path / str(updates)) | {"lora_dropout": 0.3, "updates_per_step": updates}
+        history = GRPOTrainer(args=GRPOConfig(**options | {"max_steps": 2})).train()
+        gaps = [row["mismatch/mean_abs"] for row in history[1:]]
+        assert [gap is not None for gap in gaps] == [measured] * 2
+        assert all(gap < 1e-4 for gap in gaps if gap is not None)

@@ -15,6 +15,7 @@ from nanorlhf.algorithm import Algorithm
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.learning.optimizer import Optimizer, sound
 from nanorlhf.learning.passes import Rows
+from nanorlhf.policy.loading import drops_out
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
 from nanorlhf.system.device import ran_out
@@ -98,7 +99,7 @@ class PolicyLearner(Learner):
     whose, phase = "policy", "update"
 
     def __init__(self, config: TrainConfig, algorithm: Algorithm, policy: Policy) -> None:
-        self.algorithm, self.body = algorithm, policy
+        self.algorithm, self.body, self.drops = algorithm, policy, drops_out(policy.model)
         self.optimizer = Optimizer(config, policy.trainable.values(), config.learning_rate, policy.device)
 
     def learning(self) -> AbstractContextManager[None]:
@@ -116,13 +117,14 @@ class PolicyLearner(Learner):
         if not len(row.targets):  # idle: for the others' sake it goes back through the layers
             logprobs.sum().backward()
             return 0.0
+        like_engine = "old_logprobs" in row.columns or not self.drops  # dropout is no mismatch
         old = row.columns.setdefault("old_logprobs", logprobs.detach())
         loss = self.algorithm.loss(logprobs, entropy, row)
         weighted = (row.weights * loss.tokens).sum()
         weighted.backward()
         for name, values in {"entropy": entropy, **loss.stats}.items():
             averages.add(name, values)
-        if part.first and "engine_logprobs" in row.columns:
+        if part.first and like_engine and "engine_logprobs" in row.columns:
             gap = (old - row.columns["engine_logprobs"]).abs()
             gap = gap[row.columns["age"] == 0] if "age" in row.columns else gap  # older weights said otherwise
             averages.add("mismatch/mean_abs", gap)

@@ -113,6 +113,12 @@ def let_lora_drop(model: nn.Module) -> None:
             module.lora_dropout.train()
 
 
+def drops_out(model: nn.Module) -> bool:
+    """Whether LoRA has a dropout of its own."""
+    adapted = (module for module in model.modules() if isinstance(module, LoraLayer))
+    return any(not isinstance(dropout, nn.Identity) for module in adapted for dropout in module.lora_dropout.values())
+
+
 def expert_blocks(model: nn.Module) -> set[str]:
     """Names of the blocks that hold experts, such as mlp; none in a dense model."""
     return {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".experts")}
