@@ -116,6 +116,8 @@ def register(residency: Residency, policy: Policy, critic: Critic | None, reward
         residency.add("critic", Offloadable(critic.tensors))
     for reward in rewards:
         if movable := getattr(reward.function, "classifier", None):
+            if residency.device.type == "cuda":
+                movable.enter(residency.device)  # it stays there, unless the plan moves it
             residency.add("reward model", movable)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
@@ -52,6 +53,10 @@ class Restarting:
         if world().size > 1:  # engines start together
             raise RunError(f"the engine ran out of memory ({failure}); {HELP}")
         self.part = SMALLER
+        if "vllm" in sys.modules:
+            from nanorlhf.engines.vllm import forget_failed
+
+            forget_failed()
         empty_cache()
 
     @property
@@ -148,7 +153,15 @@ class Restarting:
         self.engine.sleep()
 
     def wake(self) -> None:
-        self.engine.wake()
+        try:
+            self.engine.wake()
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            go_on = f"go on from the last checkpoint with --resume {self.resume}"
+            raise RunError(
+                f"no room on the card for the engine to wake ({error_line(error)}); {HELP}; {go_on}"
+            ) from error
 
     def close(self) -> None:
         self.engine.close()

@@ -176,7 +176,8 @@ class Policy:
     def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """PEFT's adapter config as a dict, and its tensors by PEFT's names."""
         assert isinstance(self.model, PeftModel), "without an adapter only merged weights can be served"
-        return self.model.peft_config[POLICY].to_dict(), get_peft_model_state_dict(self.model)
+        tensors = get_peft_model_state_dict(self.model, save_embedding_layers=False)  # auto would ask the hub each time
+        return self.model.peft_config[POLICY].to_dict(), tensors
 
     def merged(self, everything: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of the plain model by its Hugging Face name; or only what an adapter changes."""

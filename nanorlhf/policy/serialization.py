@@ -22,7 +22,7 @@ def save(policy: Policy, folder: Path) -> None:
     """The adapter in PEFT's format (or the whole model), as PEFT and vLLM load it; a kept reference beside it."""
     if isinstance(policy.model, PeftModel):
         kept = [name for name in (POLICY, REFERENCE) if name in policy.model.peft_config]
-        policy.model.save_pretrained(str(folder), selected_adapters=kept)
+        policy.model.save_pretrained(str(folder), selected_adapters=kept, save_embedding_layers=False)
         return
     policy.model.save_pretrained(str(folder))
     if policy.frozen is not None:

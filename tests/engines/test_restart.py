@@ -136,3 +136,14 @@ def test_memory_that_runs_out_over_the_first_weights_halves_the_cache_too() -> N
     engine.update(Weights())  # type: ignore[arg-type]
     assert PARTS == [1.0, 0.5]
     assert engine.engine is second and engine.version == 3
+
+
+def test_memory_that_runs_out_as_it_wakes_is_said_in_a_line() -> None:
+    class Asleep(Engine):
+        def wake(self) -> None:
+            raise self.failures.pop(0)
+
+    with pytest.raises(RunError, match=r"no room on the card for the engine to wake .*--resume runs/mine"):
+        restarting(Asleep(FULL)).wake()
+    with pytest.raises(ValueError, match="another"):
+        restarting(Asleep(ValueError("another"))).wake()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -70,3 +71,19 @@ def test_logits_are_rounded_to_16_bits_or_not(head: Literal["model", "float32"],
         engine.engine.apply_model(lambda model: model.logits_processor.register_forward_hook(note) and None)
         list(engine.generate([Request(0, TOKENIZER.encode("1+2="))], 0))
     assert set(rounded) == {head == "model"}
+
+
+def test_what_an_engine_that_never_came_up_left_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo import convert_frame
+    from vllm.device_allocator.cumem import CuMemAllocator
+    from vllm.model_executor.layers import rotary_embedding
+
+    from nanorlhf.engines.vllm import forget_failed
+
+    pools, hooks, ropes = SimpleNamespace(release_pools=lambda: released.append(True)), {0: print}, {(): print}
+    released: list[bool] = []
+    monkeypatch.setattr(CuMemAllocator, "instance", pools)
+    monkeypatch.setattr(convert_frame, "_bytecode_hooks", hooks)
+    monkeypatch.setattr(rotary_embedding, "_ROPE_DICT", ropes)
+    forget_failed()
+    assert (hooks, ropes, released) == ({}, {}, [True])

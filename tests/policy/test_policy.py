@@ -222,3 +222,13 @@ def test_model_objects_that_cannot_learn_are_refused() -> None:
         check_model(TrainConfig(), copy.deepcopy(base).half())
     with pytest.raises(UsageError, match="to be called 'default'"):
         Policy(TrainConfig(device="cpu"), get_peft_model(base, LoraConfig(target_modules=["q_proj"]), "mine"))
+
+
+def test_no_hub_is_asked_for_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are sent at every step, and saved at some."""
+    policy = make()
+    assert isinstance(policy.model, PeftModel)
+    policy.model.peft_config["default"].base_model_name_or_path = "org/model"
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *_, **__: pytest.fail("asked"))
+    assert policy.adapter()[1].keys() == {name.replace(".default", "") for name in policy.trainable}
+    save(policy, tmp_path)
