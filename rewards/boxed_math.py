@@ -32,7 +32,7 @@ TOGETHER = re.compile(
 SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b")
 PERCENT = re.compile(r"[\s$]*(?:\\?%|[Pp]ercent|[Pp]ct)")
 BOX = re.compile(r"\\+(?:boxed|fbox)\s*(?=\{)")
-MARKED = re.compile(r"\$|\\[(\[]|\\boxed|\\fbox")
+MARKED = re.compile(r"(?<!\\)\$|\\[(\[]|\\boxed|\\fbox")
 PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d*)\.?\d*\s*%?")
 
 
@@ -65,7 +65,7 @@ def answer_in(text: str, need_boxed: bool) -> str | None:
     """The LaTeX or the text to be judged, if there is any that can be."""
     found = boxes(text)
     if found:
-        said = together(text, found)
+        said = " ".join(together(text, found).split())  # math-verify reads no formula across lines
         return f"${said}$" if len(said) <= LONGEST and is_modest(said) else None
     if need_boxed:
         return None
@@ -94,7 +94,7 @@ def gold(right: str) -> tuple[Any, ...]:
     if MARKED.search(right):
         said = answer_in(right, need_boxed=False)
     elif len(right) <= LONGEST and is_modest(right):
-        said = right if PLAIN.fullmatch(right) else f"${right}$"
+        said = right if PLAIN.fullmatch(right) else f"${' '.join(right.split())}$"
     else:
         said = None
     parsed = read(said) if said else []

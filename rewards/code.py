@@ -29,6 +29,8 @@ def code(
     completions: list[Any],
     tests: list[Any],
     entry_point: Sequence[str | None] | None = None,
+    test_imports: Sequence[Any] | None = None,
+    test_setup_code: Sequence[Any] | None = None,
     *,
     all_or_nothing: bool = False,
     seconds: float = 5.0,
@@ -39,8 +41,10 @@ def code(
     """Runs each completion's program on its row's tests, for `seconds` at most; None if the row has no tests."""
     method, limits = run.find_method(unsafe_code), Limits(seconds=seconds, memory_mb=memory_mb)
     scores: list[float | None] = []
-    for completion, row, entry in zip(completions, tests, entry_point or [None] * len(tests), strict=True):
-        exam = read_tests(row, entry)
+    none = [None] * len(tests)
+    columns = zip(entry_point or none, test_imports or none, test_setup_code or none, strict=True)
+    for completion, row, (entry, imports, first) in zip(completions, tests, columns, strict=True):
+        exam = read_tests(row, entry, "\n".join(filter(None, [as_text(imports or ""), first])))
         program = program_in(text_of(completion))
         if exam is None or program is None:
             scores.append(None if exam is None else 0.0)
@@ -66,10 +70,11 @@ class Texts:
 
     texts: Sequence[str]
     entry_point: str | None
+    setup: str = ""  # what comes before them
 
     def results(self, program: str, limits: Limits, method: str) -> list[bool]:
         """Of each test whether it passed, but those that no program could be asked; what was not reached has failed."""
-        tests = {"texts": list(self.texts), "entry_point": self.entry_point}
+        tests = {"texts": list(self.texts), "entry_point": self.entry_point, "setup": self.setup}
         said = examine("t", program, tests, limits, method)
         planned = [int(line.split()[1]) for line in said if line.startswith("cases")]
         found = [line for line in said if not line.startswith("cases")]
@@ -108,7 +113,7 @@ def trimmed(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def read_tests(row: Any, entry_point: str | None = None) -> Texts | Pairs | None:
+def read_tests(row: Any, entry_point: str | None = None, setup: str = "") -> Texts | Pairs | None:
     """A row's tests in whichever of the usual forms; None if there are none."""
     if isinstance(row, str) and row.lstrip()[:1] in {"[", "{"}:
         with suppress(ValueError):  # then it is Python
@@ -116,10 +121,10 @@ def read_tests(row: Any, entry_point: str | None = None) -> Texts | Pairs | None
     if row is None or row in ("", [], {}):
         return None
     if isinstance(row, str):
-        return Texts([row], entry_point)
+        return Texts([row], entry_point, setup)
     tests = in_pairs(row) if isinstance(row, dict) else row
     if isinstance(tests, list) and all(isinstance(test, str) for test in tests):
-        return Texts(tests, entry_point)
+        return Texts(tests, entry_point, setup)
     if isinstance(tests, list) and all(isinstance(test, dict) and test.keys() >= {"input", "output"} for test in tests):
         return Pairs([as_text(test["input"]) for test in tests], [as_text(test["output"]) for test in tests])
     raise ValueError(f"these tests are in no known form: {str(row)[:200]}; known are {FORMS}")
@@ -151,12 +156,12 @@ def program_in(text: str) -> str | None:
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
     """Each fenced block that is closed: its language, and its text."""
-    language, lines = None, []
+    language, lines, deep = None, [], 0
     for line in text.splitlines():
-        mark = line.strip()
+        mark, indent = line.strip(), len(line) - len(line.lstrip())
         if language is None and mark.startswith("```"):
-            language, lines = (mark.strip("`").split() or [""])[0].lower(), []
-        elif language is not None and len(mark) >= 3 and not mark.strip("`"):
+            language, lines, deep = (mark.strip("`").split() or [""])[0].lower(), [], indent + 4
+        elif language is not None and len(mark) >= 3 and not mark.strip("`") and indent < deep:  # not in a docstring
             yield language, textwrap.dedent("\n".join(lines))
             language = None
         elif language is not None:

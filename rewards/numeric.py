@@ -1,17 +1,20 @@
 r"""1 if the completion's number is the one in the `answer` column, which may be written as GSM8K does.
 
-The number is the last one in <answer> tags, else after the last ####, else in the last \boxed{}, else in the whole
-text. A form that is there counts even if no number stands in it. Numbers are compared exactly, as fractions: 0.5 is
-1/2; $, units and % are not read, so 50% is 50.
+The number is the last one in <answer> tags, else right after the last ####, else in the last \boxed{}, else in the
+whole text. A form that is there counts even if no number stands in it. Numbers are compared exactly, as fractions:
+0.5 is 1/2; $, units and % are not read, so 50% is 50.
 """
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
 from nanorlhf.data.answers import after, last_boxed, last_number, last_tagged, numbers, text_of
 from nanorlhf.errors import UsageError
+
+LEADS = re.compile(r"[\s*_=:(\\$€£+\u2010-\u2013\u2212-]*(?:\d|\.\d|[dt]?frac)")  # to a number
 
 
 def numeric(
@@ -48,6 +51,8 @@ def form_of(text: str) -> str | None:
     """The text that is marked as the answer, if any is."""
     tagged = last_tagged(text)
     marked = after("####", text) if tagged is None else tagged
+    if tagged is None and marked and not LEADS.match(marked):  # a heading
+        marked = None
     return last_boxed(text) if marked is None else marked
 
 

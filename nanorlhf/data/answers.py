@@ -12,9 +12,9 @@ LATEX_SPACES = re.compile(r"\\[!,;: ]|(?<=\d)\{,\}(?=\d)")  # 10,\!000 and 10\,0
 BRACES = re.compile(r"\\+(?P<box>boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # \\boxed is what twice escaped text holds
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?"
 NUMBER = re.compile(
-    r"(?P<minus>(?<![\w)\]}])-)?(?:\\?[$€£](?P<inner>-)?)?"  # of -$5 and $-5, but not of 10-5
+    r"(?P<minus>(?<![\w)\]}^])(?<!\^\{)-)?(?:\\?[$€£](?P<inner>-)?)?"  # of -$5 and $-5, but not of 10-5
     rf"(?:\\[dt]?frac\s*(?:\{{\s*(?P<over>-?{DIGITS})\s*\}}\s*\{{\s*(?P<under>-?{DIGITS})\s*\}}|(?P<short>\d\d)(?!\d))"
-    rf"|(?<![\w.])(?P<whole>{DIGITS})(?:\s*/\s*(?P<part>{DIGITS}))?)"
+    rf"|(?<![\w.^])(?<!\^[{{-])(?<!\^\{{-)(?P<whole>{DIGITS})(?:\s*/\s*(?P<part>{DIGITS}))?)"
 )
 UNREAD = re.compile(r"\\?[$€£]|,")  # in a number
 

@@ -112,6 +112,8 @@ class Peer:
         try:
             Questioner(packed).dump((function, arguments, named))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
+            if "find_class" in str(error):  # a class of Python's that the program gave
+                raise TypeError(str(error)) from error
             raise UnposableError(str(error)) from error
         if self.gone:
             raise GoneError
@@ -238,19 +240,22 @@ def alone(*kept: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def examine(peer: Peer, texts: list[str], entry_point: str | None, say: Callable[[str], None]) -> None:
+def examine(peer: Peer, texts: list[str], setup: str, entry_point: str | None, say: Callable[[str], None]) -> None:
     """Runs tests that are Python, one after the other in one namespace, and says what came of each."""
-    namespace: dict[str, Any] = {"__name__": "__tests__"}
+    namespace: dict[str, Any] = {"__name__": "__tests__", "__builtins__": builtins}
     for name, module in peer.modules.items():
+        if name in namespace or hasattr(builtins, name):
+            continue
         if module.partition(".")[0] in sys.stdlib_module_names:
             __import__(module)
             namespace[name] = sys.modules[module]
-    own = {name for name in peer.names if name == entry_point or not hasattr(builtins, name)}
+    own = {name for name in peer.names if name == entry_point or not hasattr(builtins, name)} - namespace.keys()
     namespace |= {name: peer.names[name] for name in own}  # and not its `len`: that of a test is Python's
     solution = types.ModuleType("solution")  # where some datasets' tests import from
     vars(solution).update(namespace)
     sys.modules["solution"] = solution
     called: set[str] = set()
+    attempt(peer, lambda: exec(compile(setup, "test", "exec"), namespace))  # noqa: S102
     for text in texts:
         result = attempt(peer, lambda text=text: exec(compile(text, "test", "exec"), namespace))  # noqa: S102
         cases = find_cases(namespace, entry_point, called) if result else []
@@ -262,14 +267,19 @@ def examine(peer: Peer, texts: list[str], entry_point: str | None, say: Callable
 
 
 def find_cases(namespace: dict[str, Any], entry_point: str | None, called: set[str]) -> list[Callable[[], Any]]:
-    """The cases that a text of tests defines, and that must be called: `test_...()`, or `check(entry_point)`."""
+    """The cases that a text defines, and that must be called: `test_...()`, those of classes, `check(entry_point)`."""
     cases = []
     for name, value in list(namespace.items()):
-        if name in called or not isinstance(value, types.FunctionType) or value.__globals__ is not namespace:
+        if name in called:
             continue
-        if name.startswith("test_") or name == "check":
+        if isinstance(value, types.FunctionType) and value.__globals__ is namespace:
+            if name.startswith("test_") or name in {"test", "check"}:
+                called.add(name)
+                cases.append(lambda value=value: call(value, namespace, entry_point))
+        elif isinstance(value, type) and value.__module__ == namespace["__name__"]:
             called.add(name)
-            cases.append(lambda value=value: call(value, namespace, entry_point))
+            methods = (method for method in dir(value) if method.startswith("test"))
+            cases += [lambda value=value, method=method: call_method(value, method) for method in methods]
     return cases
 
 
@@ -278,15 +288,33 @@ def call(function: types.FunctionType, namespace: dict[str, Any], entry_point: s
     wanted = function.__code__.co_argcount - len(function.__defaults__ or ())
     if wanted > (function.__name__ == "check" and entry_point is not None):
         raise UnposableError("nobody says what to test")
-    function(*[namespace[entry_point] for _ in range(wanted) if entry_point is not None])
+    finish(function(*[eval(entry_point, namespace) for _ in range(wanted) if entry_point is not None]))  # noqa: S307
+
+
+def call_method(kind: type, method: str) -> None:
+    """Calls a test of a class: unittest's with its set-up, or one by itself."""
+    cases = getattr(sys.modules.get("unittest"), "TestCase", ())
+    if issubclass(kind, cases):
+        kind(method).debug()  # type: ignore[attr-defined]
+    else:
+        finish(getattr(kind(), method)())
+
+
+def finish(result: Any) -> None:
+    """Refuses a test that only begins when it is called."""
+    if isinstance(result, types.CoroutineType):
+        result.close()
+        raise UnposableError("nobody awaits it")
 
 
 def attempt(peer: Peer, act: Callable[[], Any]) -> bool | None:
     """Whether it goes through; None if that says nothing about the program."""
     try:
         act()
-    except (UnposableError, SyntaxError):
+    except UnposableError:
         return None
+    except SyntaxError as error:
+        return None if error.filename == "test" else False  # others are of what the program says
     except ModuleNotFoundError as error:
         return None if error.name else False  # one that the program raised has no name
     except BaseException:  # noqa: BLE001  whatever a test raises
@@ -343,7 +371,7 @@ def main() -> None:
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         peer.begin()
-        examine(peer, tests["texts"], tests["entry_point"], say)
+        examine(peer, tests["texts"], tests["setup"], tests["entry_point"], say)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ class Reward:
         return inspect.iscoroutinefunction(self.inner) or inspect.iscoroutinefunction(type(self.inner).__call__)
 
     @property
+    def ships(self) -> bool:
+        """Whether it comes with the package."""
+        return (getattr(self.inner, "__module__", None) or "").startswith("nanorlhf.rewards.")
+
+    @property
     def in_trainer(self) -> bool:
         """Whether it must run in the trainer's own process, for it uses the GPU."""
         return getattr(self.function, "in_trainer", False)

@@ -59,7 +59,7 @@ class Scorer:
         given = without_secrets(os.environ, config.reward_secrets)
         self.pool = Pool(chosen, config.workers, int(config.reward_memory_gib * 2**30), given) if chosen else None
         self.alone = {r.name for r in chosen if not r.is_async and r.name not in config.reward_together}
-        self.unproven = set(self.alone)  # to judge one completion like several
+        self.unproven = {r.name for r in chosen if r.name in self.alone and not r.ships}  # to judge one like several
         self.begun: dict[int, dict[str, Future[Verdict]]] = {}
         self.forget()
 

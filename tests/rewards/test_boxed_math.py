@@ -226,6 +226,19 @@ def attack(draw: random.Random) -> str:
     return inside if kind == 4 else rf"\boxed{{{inside}}}"
 
 
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        (r"\boxed{18.90}", r"\$18.90"),
+        (r"\boxed{32348}", r"\$32,\!348"),
+        ("\\boxed{\n\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}\n}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("\\boxed{\n\\frac{1}{2}\n}", "\\frac{1}\n{2}"),
+    ],
+)
+def test_dollars_and_ends_of_lines_hide_no_answer(said: str, right: str) -> None:
+    assert boxed_math([said, r"\boxed{77}"], [right, right]) == [1, 0]
+
+
 @pytest.mark.slow
 def test_a_thousand_attacks_are_answered_in_time_by_workers() -> None:
     draw, start = random.Random(0), time.perf_counter()

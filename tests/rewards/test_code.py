@@ -207,6 +207,16 @@ def test_finding_the_program_takes_time_in_proportion() -> None:
 
 
 CHEATS = {
+    "raises what a faulty test would": "def f(x):\n    raise SyntaxError('x')",
+    "gives the tests other builtins": """
+def f(x): return 1
+def fake(*a, **k): return 0
+class Name(str):
+    def startswith(self, *a): return False
+    __hash__ = str.__hash__
+globals().pop("__builtins__")
+globals()[Name("__builtins__")] = {"abs": fake, "sorted": lambda x: [6], "__import__": lambda *a: f}
+""",
     "ends well": "import sys; sys.exit(0)",
     "ends at once": "import os; os._exit(0)",
     "ends when called": "import os, sys\ndef f(x): sys.exit(0)",
@@ -331,3 +341,44 @@ def test_a_broken_sandbox_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(run, "INSIDE", run.INSIDE.parents[1] / "errors.py")
     with pytest.raises(SandboxError, match="did not start"):
         score(DOUBLE, ["assert f(1) == 2"])
+
+
+UNITTEST = """
+import unittest
+class TestF(unittest.TestCase):
+    def setUp(self): self.two = 2
+    def test_one(self): self.assertEqual(f(1), self.two)
+    def test_two(self): self.assertEqual(f(2), 4)
+"""
+PLAIN_CLASS = "class TestF:\n    def test_one(self): assert f(1) == 2\n    def test_two(self): assert f(2) == 4"
+AWAITED = "async def test_one(): assert f(1) == 2"
+
+
+@pytest.mark.parametrize(
+    ("tests", "want"), [(UNITTEST, 0.5), (PLAIN_CLASS, 0.5), ("def test(): assert f(2) == 4", 0.0), (AWAITED, None)]
+)
+def test_tests_of_every_form_are_called(tests: str, want: float | None) -> None:
+    assert score("def f(x): return 2", tests) == want
+
+
+def test_a_test_begins_with_its_imports() -> None:
+    tests, imports = ["assert math.isclose(f(2), 4.0)"], ["import math"]
+    fake = "class math: isclose = staticmethod(lambda *a: True)\ndef f(x): return 0"
+    for program, want in (("def f(x): return x * 2.0", 1.0), (fake, 0.0)):
+        assert code([f"```python\n{program}\n```"], [tests], test_imports=[imports]) == [want]
+    assert code(["```python\ndef f(x): return y\n```"], [["assert f(1) == 3"]], test_setup_code=["y = 3"]) == [0.0]
+
+
+def test_an_entry_point_may_be_a_method() -> None:
+    tests = "def check(candidate): assert candidate(nums=[2, 7], target=9) == [0, 1]"
+    program = "class Solution:\n    def twoSum(self, nums, target): return [0, 1]"
+    assert score(program, tests, entry_point="Solution().twoSum") == 1
+
+
+def test_classes_of_pythons_that_a_program_gives_are_no_faulty_tests() -> None:
+    assert score("def encode(s): return int\ndef decode(s): return s", ["assert decode(encode('ab')) == 'ab'"]) == 0
+
+
+def test_a_fence_in_a_docstring_closes_nothing() -> None:
+    program = 'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return 2 * x'
+    assert program_in(f"```python\n{program}\n```\nDone.") == program

@@ -42,6 +42,12 @@ GSM8K = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<4
         (r"<answer>72</answer> \boxed{73} #### 74", "72", 1, 1),
         (r"\boxed{73} #### 72", "72", 1, 1),
         ("#### 71\n#### 72", "72", 1, 1),
+        ("#### **$72**", "72", 1, 1),
+        ("#### Step 2: total\n48+24=72\nso \\boxed{72}", "72", 1, 1),  # a heading
+        ("#### Step 2: total\n48+24=72", "2", 0, 0),
+        ("<answer>72 cm^2</answer>", "72", 1, 1),
+        (r"\boxed{72\text{ m}^{-2}}", "72", 1, 1),
+        (r"<answer>72</answer>", "72 m^3", 1, 1),
         ("72, 73", "72", 0, 0),
         ("<answer>72 or 73</answer>", "72", 0, 0),
         ("72 <answer>seventy-two</answer>", "72", 0, 0),

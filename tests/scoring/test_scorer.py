@@ -328,6 +328,18 @@ def test_a_reward_that_compares_completions_is_found_out(make: Make) -> None:
     assert [s.reward for s in batch] == pytest.approx([0, 2 / 3, 1 / 3])
 
 
+def test_a_program_that_is_random_is_no_reward_that_is(make: Make) -> None:
+    batch = [
+        Sample(Prompt(i, [1], "?", {"tests": ["assert f(1) == 1"]}), [5], [0.0], True, f"```python\n{RANDOM}\n```")
+        for i in range(6)
+    ]
+    make("code", reward_failure_limit=1.0).score(batch)
+    assert {s.reward for s in batch} <= {0.0, 1.0}
+
+
+RANDOM = "import random\ndef f(x): return random.randint(0, 1)"
+
+
 def test_what_cannot_travel_runs_in_the_trainer(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     import threading
 
