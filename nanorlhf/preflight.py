@@ -92,7 +92,7 @@ def check(
     about = check_model(config, model)
     check_rank(config, about)
     if environment_class and train is None and not config.dataset_name:
-        train, own = own_questions(environment_class, config)
+        train, own = own_questions(environment_class, config, held_out is None)
         held_out = own if held_out is None else held_out
     train, held_out = load_datasets(config, rewards, reader, train, held_out)
     config = with_steps(config, train)

@@ -46,7 +46,9 @@ class Classifier:
     """A sequence classifier with its tokenizer: in main memory, unless it is moved."""
 
     def __init__(self, name: Any) -> None:
-        self.name, self.loaded, self.tokenizer = name, None, None
+        self.name = name
+        self.loaded: Any = None
+        self.tokenizer: Any = None
 
     def load(self) -> Any:
         """The model, read from where it lies the first time."""
@@ -59,8 +61,7 @@ class Classifier:
         elif self.loaded is None:
             self.loaded = self.name.eval()
             self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.loaded.config.pad_token_id = self.tokenizer.pad_token_id
+        name_padding(self.tokenizer, self.loaded.config)
         return self.loaded
 
     def leave(self) -> None:
@@ -105,6 +106,15 @@ class Classifier:
         if not skeleton._supports_sdpa:  # noqa: SLF001  its attention holds every token's scores for every other
             values += 4 * text.num_attention_heads * min(longest, text.max_position_embeddings)
         return size, TOKENS * values * item
+
+
+def name_padding(tokenizer: Any, about: Any) -> None:
+    """Chooses what pads, if nothing is named: a token that ends no conversation, for the score is read before it."""
+    if tokenizer.pad_token is None and about.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(about.pad_token_id)
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+    about.pad_token_id = tokenizer.pad_token_id
 
 
 def classify(classifier: Any, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> list[float]:

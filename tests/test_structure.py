@@ -31,7 +31,7 @@ ROOMS = (  # of the core: each imports only those that stand below it
 )
 LAYERS = ("nanorlhf", "rewards", "algorithms", "scripts", "evidence")  # each may import those before it, and itself
 IMPORTERS = {
-    "vllm": "nanorlhf/engines/vllm.py",
+    "vllm": "nanorlhf/engines/vllm",
     "peft": "nanorlhf/policy/",
     "wandb": "nanorlhf/records/tracking.py",
     "reasoning_gym": "nanorlhf/tasks/reasoning_gym.py",

@@ -165,6 +165,8 @@ def translation(name: str, alias: Became, value: Any, options: Mapping[str, Any]
         raise UsageError(f"{name} is {alias.name} in other algorithms, and this one has nothing of the kind")
     try:
         return alias.value(value, options)
+    except UsageError:
+        raise
     except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{name}={value!r} is of the wrong type to become {alias.name}") from None
 

@@ -44,6 +44,7 @@ class Restarting:
                     raise
                 failure = error_line(error)
             self.shrink(failure)  # here nothing refers to what failed
+            give_back()
             log.warning(f"the engine ran out of memory as it started ({failure}); once more with half the cache")
 
     def shrink(self, failure: str) -> None:
@@ -53,11 +54,6 @@ class Restarting:
         if world().size > 1:  # engines start together
             raise RunError(f"the engine ran out of memory ({failure}); {HELP}")
         self.part = SMALLER
-        if "vllm" in sys.modules:
-            from nanorlhf.engines.vllm import forget_failed
-
-            forget_failed()
-        empty_cache()
 
     @property
     def name(self) -> str:
@@ -137,6 +133,8 @@ class Restarting:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with suppress(Exception):  # it is broken
             self.engine.close()
+        if full:
+            give_back()
         try:
             with kept_random_state(devices):
                 self.engine = self.start(self.part)
@@ -165,3 +163,13 @@ class Restarting:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def give_back() -> None:
+    """Gives the card what an engine that has gone still holds."""
+    if "vllm" in sys.modules:
+        with suppress(Exception):  # these are internals of torch's and vLLM's
+            from nanorlhf.engines.vllm_leftovers import forget
+
+            forget()
+    empty_cache()

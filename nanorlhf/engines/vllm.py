@@ -274,18 +274,6 @@ def start(cpu: bool, **engine_args: Any) -> Any:
     return engine
 
 
-def forget_failed() -> None:
-    """Lets go of an engine that never came up: torch and vLLM still refer to it, and hold its memory."""
-    from torch._dynamo import convert_frame
-    from vllm.device_allocator.cumem import CuMemAllocator
-    from vllm.model_executor.layers import rotary_embedding
-
-    getattr(convert_frame, "_bytecode_hooks", {}).clear()  # each is a method of its model
-    getattr(rotary_embedding, "_ROPE_DICT", {}).clear()  # as vLLM does when an engine ends
-    gc.collect()
-    getattr(CuMemAllocator.instance, "release_pools", lambda: None)()
-
-
 def team_kept() -> contextlib.AbstractContextManager[None]:
     """Lets vLLM end its groups, and not the one that the run's processes have."""
     return group_kept() if world().size > 1 else contextlib.nullcontext()

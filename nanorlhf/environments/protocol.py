@@ -51,7 +51,9 @@ def stops(environment: type[Environment] | None) -> tuple[str, ...]:
     return strings(getattr(environment, "stop", ()))
 
 
-def own_questions(environment: type[Environment], config: TrainConfig) -> tuple[Rows, Rows | None]:
+def own_questions(
+    environment: type[Environment], config: TrainConfig, evaluates: bool = True
+) -> tuple[Rows, Rows | None]:
     """The rows that an environment brings, to train on and to evaluate on, with what it asks as their prompts."""
     if not hasattr(environment, "rows"):
         raise UsageError(f"environment {environment.__name__} has no questions of its own (rows): say dataset_name")
@@ -68,7 +70,7 @@ def own_questions(environment: type[Environment], config: TrainConfig) -> tuple[
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UsageError(f"environment {environment.__name__} gives no questions for {split!r}: {why}") from error
 
-    test = config.dataset_test_split if not config.dataset_test_name else None
+    test = config.dataset_test_split if evaluates and not config.dataset_test_name else None
     return asked(config.dataset_train_split), asked(test) if test else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ class Optimizer:
         """The state that a resumed run must know."""
         return {"adam": self.adam.state_dict(), "scheduler": self.scheduler.state_dict()}
 
-    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         """Takes back what `state_dict` gave; learning rate, decay and betas are those of now."""
         (highest,), (shape,) = self.scheduler.base_lrs, self.scheduler.lr_lambdas
         rate = highest * shape(state["scheduler"]["last_epoch"])

@@ -12,7 +12,7 @@ from nanorlhf.config.training import TrainConfig
 def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """Warm-up, then cosine to `lr_min_ratio`, linear to nothing, or constant, over the whole run."""
     names = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup", "linear": "linear"}
-    return get_scheduler(
+    made = get_scheduler(
         names[config.lr_scheduler_type],
         optimizer,
         num_warmup_steps=config.warmup_steps,
@@ -21,3 +21,5 @@ def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LambdaLR:
         if config.lr_scheduler_type == "cosine"
         else None,
     )
+    assert isinstance(made, LambdaLR), "all of these are"
+    return made

@@ -64,8 +64,7 @@ def truncation(row: Row, _: Sequence[Row]) -> str | None:
 
 
 def no_spread(row: Row, _: Sequence[Row]) -> str | None:
-    elsewhere = row.get("grad_norm") and not row.get("kl_coef")  # other baselines than the group's teach all the same
-    if row.get("groups/no_spread_fraction") != 1 or elsewhere:
+    if row.get("groups/no_spread_fraction") != 1 or "value/loss" in row:  # a critic tells the answers apart
         return None
     return "no group has two different rewards, so nothing can be learned from this step"
 

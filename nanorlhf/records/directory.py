@@ -106,6 +106,9 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
             clear(run, config.overwrite_output_dir or without_a_step(run))
         write_head(run, config, algorithm)
         hold(run)
+    except UsageError:
+        release(run)
+        raise
     except OSError as error:
         raise UsageError(f"output_dir={str(run)!r} cannot be written: {error.strerror}") from None
     return run
@@ -151,8 +154,7 @@ def without_a_step(run: Path) -> bool:
 
 def hold(run: Path) -> bool:
     """Whether no other process has the run; from now on this one has, as long as it lives."""
-    if (key := run.resolve()) in _held:
-        os.close(_held.pop(key))
+    release(run)
     folder = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,8 +163,14 @@ def hold(run: Path) -> bool:
         return False
     except OSError:
         pass  # a file system without locks
-    _held[key] = folder
+    _held[run.resolve()] = folder
     return True
+
+
+def release(run: Path) -> None:
+    """Lets other processes have the run."""
+    if (key := run.resolve()) in _held:
+        os.close(_held.pop(key))
 
 
 def clear(run: Path, allowed: bool) -> None:

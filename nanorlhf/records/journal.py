@@ -65,7 +65,8 @@ class Journal:
             self.tracker.settle()
 
     def close(self) -> None:
-        """Ends the trackers' runs and closes the files."""
+        """Ends the trackers' runs and closes the files; the run is free for another process."""
+        directory.release(self.run)
         if self.tracker:
             self.tracker.close()
             self.tracker = None

@@ -47,7 +47,8 @@ class SavedRollouts(Source):
                 punish_overlong(mine, self.config.max_completion_length, self.config.overlong_buffer)
                 rollout.samples, kept = shared(mine), rollout.rewards
                 rollout.rewards = as_tensor(rollout.samples)
-            if self.wanted.greedy and not torch.allclose(kept, rollout.rewards, equal_nan=True):
+            both = ~(kept.isnan() | rollout.rewards.isnan())
+            if self.wanted.greedy and not torch.allclose(kept[both], rollout.rewards[both]):
                 raise UsageError(
                     f"rollouts_from={self.config.rollouts_from!r}: greedy answers, this run's baseline, are not kept, "
                     "so their rewards are that run's, and the samples' must be too; name no rewards, or the same"

@@ -10,6 +10,7 @@ import math
 import pkgutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from threading import Thread
@@ -140,15 +141,21 @@ async def awaited(scores: Awaitable[Any]) -> Any:
     """An awaitable as a coroutine, which does not end the loop that others need."""
     try:
         return await scores
-    except SystemExit as error:
-        raise RuntimeError(f"SystemExit: {error}") from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 @cache
 def event_loop() -> asyncio.AbstractEventLoop:
     """One loop for all calls of this process, for connections and locks belong to the loop that first used them."""
     loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+
+    def run() -> None:
+        while True:
+            with suppress(SystemExit, KeyboardInterrupt):  # of a task, which has them too
+                loop.run_forever()
+
+    Thread(target=run, name="async rewards", daemon=True).start()
     return loop
 
 

@@ -35,6 +35,7 @@ def pick_device(name: str) -> torch.device:
     if name != "auto":
         kinds = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         there = [kind for kind, here in kinds.items() if here]
+        name = "cuda" if name == "cuda:0" else name
         if name not in there:
             other = "; CUDA_VISIBLE_DEVICES chooses a card" if name.startswith("cuda:") else ""
             raise UsageError(f"device={name!r} cannot work: here there are {', '.join(there)}, and auto{other}")

@@ -78,12 +78,12 @@ def test_what_an_engine_that_never_came_up_left_is_let_go(monkeypatch: pytest.Mo
     from vllm.device_allocator.cumem import CuMemAllocator
     from vllm.model_executor.layers import rotary_embedding
 
-    from nanorlhf.engines.vllm import forget_failed
+    from nanorlhf.engines.vllm_leftovers import forget
 
     pools, hooks, ropes = SimpleNamespace(release_pools=lambda: released.append(True)), {0: print}, {(): print}
     released: list[bool] = []
     monkeypatch.setattr(CuMemAllocator, "instance", pools)
     monkeypatch.setattr(convert_frame, "_bytecode_hooks", hooks)
     monkeypatch.setattr(rotary_embedding, "_ROPE_DICT", ropes)
-    forget_failed()
+    forget()
     assert (hooks, ropes, released) == ({}, {}, [True])

@@ -182,5 +182,6 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path, capsys: py
     assert main([*where, "--reward_funcs", "exact_answer"]) == 2
     assert "writes nothing that could be judged" in capsys.readouterr().err
     assert main([*where, "--adapter_name_or_path", "x"]) == 2
-    assert main([*where, "--shard_base"]) == 2
     assert "merge it first" in capsys.readouterr().err
+    assert main([*where, "--shard_base"]) == 2
+    assert "written as a whole" in capsys.readouterr().err

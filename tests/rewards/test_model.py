@@ -58,7 +58,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: P
     tokenizer.save_pretrained(bare)
     judge = module.Classifier(str(bare))
     classifier = judge.load()
-    assert judge.tokenizer.pad_token == judge.tokenizer.eos_token
+    assert judge.tokenizer.pad_token_id == classifier.config.pad_token_id
     texts = ["2", "a longer answer"]
     scores = module.classify(classifier, judge.tokenizer, ["1+1="] * 2, texts)
     alone = [module.classify(classifier, judge.tokenizer, ["1+1="], [text])[0] for text in texts]

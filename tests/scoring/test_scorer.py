@@ -265,7 +265,7 @@ def test_what_an_async_reward_keeps_between_calls_goes_on_working(make: Make, tm
 def test_no_column_replaces_an_option_of_a_reward_that_comes_with_it(make: Make) -> None:
     batch = samples("four", "a word more")
     for s in batch:
-        s.prompt.columns |= {"target": 24, "min": 3}
+        s.prompt.columns.update({"target": 24, "min": 3})
     make("length", reward_options={"length": {"max": 400}}).score(batch)
     assert [s.reward for s in batch] == [0, 0]
 
