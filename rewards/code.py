@@ -70,11 +70,10 @@ class Texts:
 
     texts: Sequence[str]
     entry_point: str | None
-    setup: str = ""  # what comes before them
 
     def results(self, program: str, limits: Limits, method: str) -> list[bool]:
         """Of each test whether it passed, but those that no program could be asked; what was not reached has failed."""
-        tests = {"texts": list(self.texts), "entry_point": self.entry_point, "setup": self.setup}
+        tests = {"texts": list(self.texts), "entry_point": self.entry_point}
         said = examine("t", program, tests, limits, method)
         planned = [int(line.split()[1]) for line in said if line.startswith("cases")]
         found = [line for line in said if not line.startswith("cases")]
@@ -121,10 +120,10 @@ def read_tests(row: Any, entry_point: str | None = None, setup: str = "") -> Tex
     if row is None or row in ("", [], {}):
         return None
     if isinstance(row, str):
-        return Texts([row], entry_point, setup)
+        return Texts([f"{setup}\n{row}"], entry_point)
     tests = in_pairs(row) if isinstance(row, dict) else row
     if isinstance(tests, list) and all(isinstance(test, str) for test in tests):
-        return Texts(tests, entry_point, setup)
+        return Texts([f"{setup}\n{tests[0]}", *tests[1:]], entry_point)  # which share a namespace
     if isinstance(tests, list) and all(isinstance(test, dict) and test.keys() >= {"input", "output"} for test in tests):
         return Pairs([as_text(test["input"]) for test in tests], [as_text(test["output"]) for test in tests])
     raise ValueError(f"these tests are in no known form: {str(row)[:200]}; known are {FORMS}")

@@ -1,9 +1,9 @@
 """Examines a program without trusting it: tests run in this process, the program in another, and only values pass.
 
-Never imported by the trainer: `nanorlhf.rewards.code` hands this text to the sandbox as the program to run, and on its
-stdin the length of the real program, that program, and its tests. The program's process is forked before the tests are
-read, so of these it sees what they call it with and nothing else; it cannot look into this process; what it sends makes
-plain values, so no object whose `==` always says yes gets here; and verdicts leave by a file that it never had.
+Never imported by the trainer: `nanorlhf.rewards.code` gives this text to the sandbox, and on its stdin the program's
+length, the program, and its tests. The program's process is forked before the tests are read, so of these it sees what
+they call it with and nothing else; it cannot look into this process; what it sends makes plain values, so no object
+whose `==` always says yes gets here; and verdicts leave by a file that it never had.
 """
 
 from __future__ import annotations
@@ -23,15 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PR_SET_DUMPABLE = 4
+PR_SET_DUMPABLE, ASYNC = 4, 0x80  # of a code object: its function is a coroutine's
 PLAIN: tuple[Any, ...] = (int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice)
-VALUES = {
-    "builtins": {"bool", *(kind.__name__ for kind in PLAIN)},
-    "collections": {"deque"},
-    "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
-    "decimal": {"Decimal"},
-    "fractions": {"Fraction"},
-}
+VALUES = {"builtins": {"bool", *(kind.__name__ for kind in PLAIN)}, "collections": {"deque"}, "decimal": {"Decimal"}}
+VALUES |= {"fractions": {"Fraction"}, "datetime": {"date", "datetime", "time", "timedelta", "timezone"}}
 ERRORS = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 
 
@@ -112,9 +107,8 @@ class Peer:
         try:
             Questioner(packed).dump((function, arguments, named))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            if "find_class" in str(error):  # a class of Python's that the program gave
-                raise TypeError(str(error)) from error
-            raise UnposableError(str(error)) from error
+            given = "find_class" in str(error)  # a class of Python's, which the program gave
+            raise (TypeError if given else UnposableError)(str(error)) from error
         if self.gone:
             raise GoneError
         try:
@@ -122,11 +116,9 @@ class Peer:
             self.requests.flush()
             kinds, result, after = self.receive()
             for mine, theirs in zip([*arguments, *named.values()], after, strict=False):
-                if type(mine) is type(theirs) is list:
-                    mine[:] = theirs
-                elif type(mine) is type(theirs) and isinstance(mine, dict | set):
+                if type(mine) is type(theirs) and isinstance(mine, list | dict | set):
                     mine.clear()
-                    mine.update(theirs)
+                    (mine.extend if isinstance(mine, list) else mine.update)(theirs)
             error = None if kinds is None else next((ERRORS[kind] for kind in kinds if kind in ERRORS), RuntimeError)
         except (OSError, TypeError, ValueError) as failure:
             self.gone = True
@@ -211,8 +203,7 @@ def serve(source: bytes, requests: Any, replies: Any) -> None:
         replies.write(packed.getvalue())
         replies.flush()
 
-    program = types.ModuleType("program")
-    sys.modules["program"] = program
+    sys.modules["program"] = program = types.ModuleType("program")
     try:
         exec(compile(source, "program.py", "exec"), program.__dict__)  # noqa: S102  what a sandbox is for
     except BaseException:  # noqa: BLE001  a program that ends while it is loaded has nothing to be asked
@@ -240,22 +231,18 @@ def alone(*kept: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def examine(peer: Peer, texts: list[str], setup: str, entry_point: str | None, say: Callable[[str], None]) -> None:
+def examine(peer: Peer, texts: list[str], entry_point: str | None, say: Callable[[str], None]) -> None:
     """Runs tests that are Python, one after the other in one namespace, and says what came of each."""
-    namespace: dict[str, Any] = {"__name__": "__tests__", "__builtins__": builtins}
+    own = {n: v for n, v in peer.names.items() if n == entry_point or not hasattr(builtins, n)}  # not its `len`
+    namespace: dict[str, Any] = own | {"__name__": "__tests__", "__builtins__": builtins}
     for name, module in peer.modules.items():
-        if name in namespace or hasattr(builtins, name):
-            continue
-        if module.partition(".")[0] in sys.stdlib_module_names:
+        known = module.partition(".")[0] in sys.stdlib_module_names
+        if known and not hasattr(builtins, name) and name not in namespace:
             __import__(module)
             namespace[name] = sys.modules[module]
-    own = {name for name in peer.names if name == entry_point or not hasattr(builtins, name)} - namespace.keys()
-    namespace |= {name: peer.names[name] for name in own}  # and not its `len`: that of a test is Python's
-    solution = types.ModuleType("solution")  # where some datasets' tests import from
+    sys.modules["solution"] = solution = types.ModuleType("solution")  # where some datasets' tests import from
     vars(solution).update(namespace)
-    sys.modules["solution"] = solution
     called: set[str] = set()
-    attempt(peer, lambda: exec(compile(setup, "test", "exec"), namespace))  # noqa: S102
     for text in texts:
         result = attempt(peer, lambda text=text: exec(compile(text, "test", "exec"), namespace))  # noqa: S102
         cases = find_cases(namespace, entry_point, called) if result else []
@@ -268,43 +255,31 @@ def examine(peer: Peer, texts: list[str], setup: str, entry_point: str | None, s
 
 def find_cases(namespace: dict[str, Any], entry_point: str | None, called: set[str]) -> list[Callable[[], Any]]:
     """The cases that a text defines, and that must be called: `test_...()`, those of classes, `check(entry_point)`."""
-    cases = []
-    for name, value in list(namespace.items()):
-        if name in called:
-            continue
-        if isinstance(value, types.FunctionType) and value.__globals__ is namespace:
-            if name.startswith("test_") or name in {"test", "check"}:
-                called.add(name)
-                cases.append(lambda value=value: call(value, namespace, entry_point))
-        elif isinstance(value, type) and value.__module__ == namespace["__name__"]:
+    cases: list[Callable[[], Any]] = []
+    for name, value in [(name, value) for name, value in namespace.items() if name not in called]:
+        test = name.startswith("test_") or name in {"test", "check"}
+        if test and isinstance(value, types.FunctionType) and value.__globals__ is namespace:
             called.add(name)
-            methods = (method for method in dir(value) if method.startswith("test"))
-            cases += [lambda value=value, method=method: call_method(value, method) for method in methods]
+            cases.append(lambda value=value: call(value, namespace, entry_point))
+        elif isinstance(value, type) and value.__module__ == "__tests__":
+            called.add(name)
+            methods = [method for method in dir(value) if method.startswith("test")]
+            cases += [lambda value=value, m=m: call(bound(value, m), namespace, entry_point) for m in methods]
     return cases
 
 
-def call(function: types.FunctionType, namespace: dict[str, Any], entry_point: str | None) -> None:
+def bound(kind: type, method: str) -> Any:
+    """A test of a class: unittest's with its set-up, or one by itself."""
+    unittest: Any = sys.modules.get("unittest")
+    return kind(method).debug if unittest and issubclass(kind, unittest.TestCase) else getattr(kind(), method)
+
+
+def call(function: Any, namespace: dict[str, Any], entry_point: str | None) -> None:
     """Calls a test, with the function that is tested if it takes one."""
-    wanted = function.__code__.co_argcount - len(function.__defaults__ or ())
-    if wanted > (function.__name__ == "check" and entry_point is not None):
-        raise UnposableError("nobody says what to test")
-    finish(function(*[eval(entry_point, namespace) for _ in range(wanted) if entry_point is not None]))  # noqa: S307
-
-
-def call_method(kind: type, method: str) -> None:
-    """Calls a test of a class: unittest's with its set-up, or one by itself."""
-    cases = getattr(sys.modules.get("unittest"), "TestCase", ())
-    if issubclass(kind, cases):
-        kind(method).debug()  # type: ignore[attr-defined]
-    else:
-        finish(getattr(kind(), method)())
-
-
-def finish(result: Any) -> None:
-    """Refuses a test that only begins when it is called."""
-    if isinstance(result, types.CoroutineType):
-        result.close()
-        raise UnposableError("nobody awaits it")
+    wanted = function.__code__.co_argcount - len(function.__defaults__ or ()) - isinstance(function, types.MethodType)
+    if wanted > (function.__name__ == "check" and entry_point is not None) or function.__code__.co_flags & ASYNC:
+        raise UnposableError("nobody says what to test, or nobody awaits it")
+    function(*[eval(entry_point, namespace) for _ in range(wanted) if entry_point is not None])  # noqa: S307
 
 
 def attempt(peer: Peer, act: Callable[[], Any]) -> bool | None:
@@ -313,10 +288,8 @@ def attempt(peer: Peer, act: Callable[[], Any]) -> bool | None:
         act()
     except UnposableError:
         return None
-    except SyntaxError as error:
-        return None if error.filename == "test" else False  # others are of what the program says
-    except ModuleNotFoundError as error:
-        return None if error.name else False  # one that the program raised has no name
+    except (SyntaxError, ModuleNotFoundError) as error:  # one that the program raised has neither file nor name
+        return None if getattr(error, "filename", "") == "test" or getattr(error, "name", "") else False
     except BaseException:  # noqa: BLE001  whatever a test raises
         return False
     return not peer.gone
@@ -332,8 +305,7 @@ def answer(source: bytes, stdin: str, largest: int) -> tuple[int, bytes]:
         os.dup2(given, 0)
         os.dup2(end, 1)
         alone(0, 1)
-        program = types.ModuleType("__main__")
-        sys.modules["__main__"] = program
+        sys.modules["__main__"] = program = types.ModuleType("__main__")
         exec(compile(source, "program.py", "exec"), program.__dict__)  # noqa: S102  what a sandbox is for
         sys.exit()
     os.close(given)
@@ -371,7 +343,7 @@ def main() -> None:
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         peer.begin()
-        examine(peer, tests["texts"], tests["setup"], tests["entry_point"], say)
+        examine(peer, tests["texts"], tests["entry_point"], say)
 
 
 if __name__ == "__main__":
