@@ -135,8 +135,10 @@ def made(claim: str, seeds: int) -> bool:
 
 
 def keep(claim: str, folder: Path) -> None:
-    """Keeps what docs/measured.md, and the algorithms' pages, show of a comparison."""
+    """Keeps what pages show of a comparison."""
     shutil.copy(folder / "comparison.json", RESULTS / f"{claim}.json")
+    if claim == "smollm2_algorithms":
+        shutil.copy(folder / "reward_by_time.png", ROOT / "docs" / "smollm2_reward_by_time.png")
     if claim == "algorithms":
         for name in PICTURES:
             shutil.copy(folder / f"{name}.png", ROOT / "docs" / f"{name}.png")

@@ -37,6 +37,7 @@ def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.filterwarnings("ignore")
 def test_the_pipeline_goes_from_pairs_to_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "rlhf.json"), "--runs", str(tmp_path / "runs")]
@@ -93,6 +94,7 @@ def test_a_number_is_right_with_and_without_its_mark(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_grade_school_stages_are_judged_by_held_out_templates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_run_that_was_stopped_has_not_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_counting_keeps_rewards_and_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--seeds", "1", "--size", "tiny", "--output", str(tmp_path / "runs.json"), "--runs", str(tmp_path / "runs")]
     assert counting.main(argv) == 0

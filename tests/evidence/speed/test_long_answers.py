@@ -29,6 +29,7 @@ def test_the_reward_is_the_share_of_good_words() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_partial_rollouts(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     words = ["--size", "tiny", "--engine", "hf", "--seeds", "2", "--output", str(output)]
@@ -40,6 +41,7 @@ def test_partial_rollouts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_lengths(tmp_path: Path) -> None:
     lengths.main(["--size", "tiny", "--repeats", "1", "--output", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
