@@ -117,8 +117,8 @@ def test_at_no_learning_rate_no_token_is_clipped_in_a_second_epoch(critic: bool)
 def test_dropout_is_not_taken_for_a_stale_engine(tmp_path: Path) -> None:
     """Old log-probabilities of an update's own pass have it; those for several updates are measured without."""
     for updates, measured in ((1, False), (2, True)):
-        options = small(tmp_path / str(updates)) | {"lora_dropout": 0.3, "updates_per_step": updates}
-        history = GRPOTrainer(args=GRPOConfig(**options | {"max_steps": 2})).train()
+        more: dict[str, Any] = {"lora_dropout": 0.3, "updates_per_step": updates, "max_steps": 2}
+        history = GRPOTrainer(args=GRPOConfig(**small(tmp_path / str(updates)) | more)).train()
         gaps = [row["mismatch/mean_abs"] for row in history[1:]]
         assert [gap is not None for gap in gaps] == [measured] * 2
         assert all(gap < 1e-4 for gap in gaps if gap is not None)

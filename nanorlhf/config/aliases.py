@@ -61,7 +61,7 @@ def _lora(peft: Any, options: Mapping[str, Any]) -> str:
     return options["lora"] if options["lora"] != "none" else "all-linear"
 
 
-def _norm(loss: Any, _: Mapping[str, Any]) -> str:
+def _norm(loss: Any, _: Mapping[str, Any]) -> Any:
     """The weights of tokens that a loss is named for; other losses are an option of their own."""
     if loss in ("cispo", "sapo"):
         raise UsageError(f"loss_type={loss} is policy_loss={loss} here; say that")

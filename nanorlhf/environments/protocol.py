@@ -9,7 +9,7 @@ import datasets
 
 from nanorlhf.config.option import strings
 from nanorlhf.config.training import TrainConfig
-from nanorlhf.data.sources import Rows, part
+from nanorlhf.data.sources import part
 from nanorlhf.errors import UsageError, first_line, nearest
 from nanorlhf.system.user_code import from_file, is_file_spec
 from nanorlhf.tasks.calculator import Calculator
@@ -53,19 +53,19 @@ def stops(environment: type[Environment] | None) -> tuple[str, ...]:
 
 def own_questions(
     environment: type[Environment], config: TrainConfig, evaluates: bool = True
-) -> tuple[Rows, Rows | None]:
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The rows that an environment brings, to train on and to evaluate on, with what it asks as their prompts."""
     if not hasattr(environment, "rows"):
         raise UsageError(f"environment {environment.__name__} has no questions of its own (rows): say dataset_name")
 
     column = config.columns.get("prompt", "prompt")
 
-    def asked(split: str) -> Rows:
+    def asked(split: str) -> datasets.Dataset:
         try:
             rows = list(cast(Any, environment).rows(split.partition("[")[0]))
             prompts = [[{"role": "user", "content": environment().reset(**row)}] for row in rows]
             made = datasets.Dataset.from_list([row | {column: p} for row, p in zip(rows, prompts, strict=True)])
-            return part(made, split)
+            return cast(datasets.Dataset, part(made, split))
         except Exception as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UsageError(f"environment {environment.__name__} gives no questions for {split!r}: {why}") from error

@@ -231,7 +231,7 @@ def cached_tokens(config: TrainConfig, algorithm: Algorithm) -> int:
 def asked(config: TrainConfig, algorithm: Algorithm) -> list[tuple[int, int]]:
     """Prompts and answers that a step, or an evaluation, asks for at once."""
     if not isinstance(algorithm, OnPolicy):
-        return [(max(1, config.eval_prompts),) * 2]
+        return [(config.eval_prompts, config.eval_prompts)]
     evaluated = config.eval_prompts if config.dataset_test_split or config.dataset_test_name else 0
     wanted, prompts = algorithm.samples(), algorithm.config.prompts_in_flight
     return [(prompts, prompts * (wanted.each + wanted.greedy)), (evaluated, evaluated)]

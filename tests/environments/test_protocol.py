@@ -248,9 +248,10 @@ def test_questions_of_its_own_are_cut_and_whatever_is_wrong_with_them_is_said() 
             return str(columns["number"])
 
     train, held_out = own_questions(
-        Lines, GRPOConfig(dataset_train_split="train[:20]", dataset_test_split="test[50%:]")
+        Lines,
+        GRPOConfig(dataset_train_split="train[:20]", dataset_test_split="test[50%:]"),  # type: ignore[arg-type]
     )
-    assert (len(train), held_out and held_out[0]["number"]) == (20, 5)  # type: ignore[arg-type, index]
+    assert (len(train), held_out and held_out[0]["number"]) == (20, 5)
     elsewhere = GRPOConfig(dataset_test_split="test", dataset_test_name="arithmetic")
     assert own_questions(Lines, elsewhere)[1] is None, "they are those of the dataset that is named"
     with pytest.raises(UsageError, match="Lines gives no questions for 'validation': KeyError"):
