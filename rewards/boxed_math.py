@@ -5,16 +5,17 @@ answer in the text, unless `need_boxed` is set. The column holds a number, LaTeX
 math-verify can read nothing in it the reward is None.
 
 What is too large to work out or too deep to parse scores 0 unseen. The rest is given SECONDS to be read and as many to
-be compared, by math-verify's own alarm, which only a process's main thread has.
+be compared, by an alarm, which only a process's main thread has.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -107,21 +108,43 @@ def read(said: str) -> list[Any]:
 
     latex, numbers = LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()
     whole = said.startswith("$") and said.endswith("$")  # then a number in what cannot be parsed is no answer
-    with quiet():
-        return parse(said, (latex,) if whole else (latex, numbers), parsing_timeout=seconds())  # type: ignore[arg-type]
+    ways = (latex,) if whole else (latex, numbers)
+    return within_time(lambda: parse(said, ways, parsing_timeout=None)) or []  # type: ignore[arg-type]
 
 
 def same(expected: tuple[Any, ...], said: list[Any], decimals: int) -> bool:
     """Whether math-verify takes the two for the same; its arguments do not commute."""
     from math_verify import verify
 
-    with quiet():
-        return bool(verify(list(expected), said, float_rounding=decimals, timeout_seconds=seconds()))
+    return bool(within_time(lambda: verify(list(expected), said, float_rounding=decimals, timeout_seconds=None)))
 
 
-def seconds() -> int | None:
-    """Its time limit, which is a signal, and signals are for main threads."""
-    return SECONDS if threading.current_thread() is threading.main_thread() else None
+class LateError(BaseException):
+    """Time is up; no `except Exception` of a library's stops this."""
+
+
+def within_time(act: Callable[[], Any]) -> Any:
+    """The result of a call that has SECONDS, or None; in other threads than the main one there is no alarm."""
+    if threading.current_thread() is not threading.main_thread():
+        with quiet():
+            return act()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS / 4)  # again, if all the same something stopped it
+            with quiet():
+                return act()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except LateError:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it may have rung just before that was said
+        return None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def ring(*_: object) -> None:
+    raise LateError
 
 
 @contextmanager
