@@ -29,7 +29,7 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> argparse.Namespace:
-    """What was said; the file and the folder are named after the measurement, and those of a trial lie apart."""
+    """Reads the line; file and folder are named after the measurement, and those of a trial lie apart."""
     args = parser.parse_args(argv)
     full = args.size == "full"
     args.output = args.output or (RESULTS if full else TRIALS) / f"{name}.json"
