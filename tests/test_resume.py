@@ -49,7 +49,8 @@ def test_options_of_the_optimizer_may_change(tmp_path: Path) -> None:
     first = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run")))
     take(first, 2)
     changed: dict[str, Any] = {"learning_rate": 3e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
-    again = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run") | changed | {"resume": str(tmp_path / "run")}))
+    changed["resume"] = str(tmp_path / "run")
+    again = GRPOTrainer(args=GRPOConfig(**small(tmp_path / "run") | changed))
     before, after = (trainer.loop.learner.optimizer for trainer in (first, again))
     assert after.learning_rate == pytest.approx(3 * before.learning_rate)
     group = after.adam.param_groups[0]
