@@ -180,7 +180,7 @@ class Trainer:
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
-        with files.room(self.run):
+        with files.room(self.run), directory.released(self.run):
             yield from self.all_steps()
 
     def all_steps(self) -> Generator[dict[str, Any], None, None]:

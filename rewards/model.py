@@ -54,14 +54,15 @@ class Classifier:
         """The model, read from where it lies the first time."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        if self.loaded is None and isinstance(self.name, str):
-            kind = AutoModelForSequenceClassification
-            self.loaded = kind.from_pretrained(self.name, num_labels=1, trust_remote_code=False).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
-        elif self.loaded is None:
-            self.loaded = self.name.eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
-        name_padding(self.tokenizer, self.loaded.config)
+        if self.loaded is None:
+            if isinstance(self.name, str):
+                kind = AutoModelForSequenceClassification
+                self.loaded = kind.from_pretrained(self.name, num_labels=1, trust_remote_code=False).eval()
+                self.tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
+            else:
+                self.loaded = self.name.eval()
+                self.tokenizer = AutoTokenizer.from_pretrained(self.name.config.name_or_path)
+            name_padding(self.tokenizer, self.loaded.config)
         return self.loaded
 
     def leave(self) -> None:

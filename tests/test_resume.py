@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,22 @@ def test_all_weights_can_get_a_reference_later(tmp_path: Path) -> None:
     assert again.policy.frozen is not None
     assert all(p.equal(start[name]) for name, p in again.policy.frozen.named_parameters()), "it is the start"
     assert any(not p.equal(start[name]) for name, p in again.policy.base.named_parameters())
+
+
+def test_a_run_is_free_once_it_is_saved_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, free, save = tmp_path / "run", list[bool](), Trainer.save
+    trainer = GRPOTrainer(args=GRPOConfig(**small(run)))
+
+    def is_free() -> bool:
+        folder = os.open(run, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(folder)
+        return True
+
+    monkeypatch.setattr(Trainer, "save", lambda self: (free.append(is_free()), save(self))[1])
+    take(trainer, 1)
+    assert free == [False] and is_free()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from evidence.speed.ours import Given, as_rollout
-from evidence.speed.workloads import Meter, Workload
+from evidence.speed.workloads import Meter, Workload, end_answers
 from nanorlhf.engines.base import Completion, Request, Sampling
 from nanorlhf.engines.launch import build_engine, engine_name
 from nanorlhf.grpo import GRPO, GRPOConfig, GRPOTrainer
@@ -36,7 +36,7 @@ from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Averages
 from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.system.device import taken
-from nanorlhf.types import Rollout, Sample
+from nanorlhf.types import Rollout
 
 LORA_R, EACH, PROMPT, REPEATS = 16, 8, 64, 3
 ROW = 4096  # tokens that parity has pass at once
@@ -226,14 +226,11 @@ def questions(count: int, letters: int) -> list[dict[str, str]]:
 
 def drawn(sampler: Sampler, limit: int) -> None:
     """Has every answer end at a length of its own: log-normal, its median a quarter of the limit."""
-    plain = sampler.request
 
-    def request(number: int, sample: Sample, greedy: bool, longest: int) -> Request:
-        draw = random.Random(f"{sample.prompt.index}/{number % EACH}")
-        length = max(1, round(limit / 4 * math.exp(draw.gauss(0, 0.8))))
-        return plain(number, sample, greedy, min(longest, length))  # less what is there already
+    def length(prompt: int, number: int) -> int:
+        return max(1, round(limit / 4 * math.exp(random.Random(f"{prompt}/{number % EACH}").gauss(0, 0.8))))
 
-    sampler.request = request  # type: ignore[method-assign]
+    end_answers(sampler, length)
 
 
 def ingredients(tiny: bool) -> dict[str, Any]:

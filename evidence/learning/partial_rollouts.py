@@ -21,13 +21,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from evidence.results import RESULTS, where, write
-from evidence.speed.workloads import Workload, aligned, prepare
-from nanorlhf.engines.base import Request
+from evidence.speed.workloads import Workload, aligned, end_answers, prepare
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
 from nanorlhf.records.directory import RunRecord, read_run
-from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scripts.comparing.verdicts import Run, read, verdicts
-from nanorlhf.types import Sample
 
 WORDS, LONGEST, EACH, RATE = 2048, 768, 8, 2.5e-3
 MODEL: dict[str, Any] = {"hidden": 64, "intermediate": 160, "layers": 2, "heads": 2, "vocabulary": WORDS}
@@ -60,16 +57,6 @@ def length_of(prompt: int, number: int, longest: int) -> int:
     return min(longest, max(1, round(longest / 10 * math.exp(draw.gauss(0, 1)))))
 
 
-def with_a_tail(sampler: Sampler, longest: int) -> None:
-    """Has every answer end at a length of its own, and asks for the rest of one that was cut off."""
-    plain = sampler.request
-
-    def request(number: int, sample: Sample, greedy: bool, limit: int) -> Request:
-        return plain(number, sample, greedy, min(limit, length_of(sample.prompt.index, number % EACH, longest)))
-
-    sampler.request = request  # type: ignore[method-assign]
-
-
 def trained(folder: Path, good: Sequence[bool], side: str, seed: int, engine: Any, size: dict[str, int]) -> RunRecord:
     """A run of one side, in a folder of its own."""
     run = folder / f"{side}-{seed}"
@@ -86,7 +73,7 @@ def trained(folder: Path, good: Sequence[bool], side: str, seed: int, engine: An
         reward_funcs=earning(good), args=args, train_dataset=Dataset.from_list(rows[:448]),
         eval_dataset=Dataset.from_list(rows[448:]),
     )  # fmt: skip
-    with_a_tail(trainer.sampler, size["longest"])
+    end_answers(trainer.sampler, lambda prompt, number: length_of(prompt, number % EACH, size["longest"]))
     trainer.train()
     return read_run(run)
 

@@ -8,7 +8,7 @@ import random
 import resource
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
@@ -215,3 +215,13 @@ def prepare(folder: Path, work: Workload) -> None:
     tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="w0", pad_token="w1").save_pretrained(folder)
     (folder / "rollout.json").write_text(json.dumps(work.rollout()))
+
+
+def end_answers(sampler: Any, length: Callable[[int, int], int]) -> None:
+    """Has each answer end at a length of its own, by its prompt and its number; one that was cut off gets the rest."""
+    plain = sampler.request
+
+    def request(number: int, sample: Any, greedy: bool, limit: int) -> Any:
+        return plain(number, sample, greedy, min(limit, length(sample.prompt.index, number)))
+
+    sampler.request = request

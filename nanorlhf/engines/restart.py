@@ -80,6 +80,11 @@ class Restarting:
         return f"{ways[self.sync]}, {others}"
 
     @property
+    def go_on(self) -> str:
+        """The way on after a failure that ends the run."""
+        return f"go on from the last checkpoint with --resume {self.resume}"
+
+    @property
     def pace(self) -> Pace:
         return self.engine.pace
 
@@ -124,11 +129,10 @@ class Restarting:
         """A new engine with the policy's weights; a second failure with the same weights ends the run."""
         if full:
             self.shrink(failure)
-        go_on = f"go on from the last checkpoint with --resume {self.resume}"
         if self.failed == self.version:
-            raise RunError(f"the engine failed again after it was started anew ({failure}); {go_on}")
+            raise RunError(f"the engine failed again after it was started anew ({failure}); {self.go_on}")
         if world().size > 1:  # engines start together
-            raise RunError(f"the engine failed ({failure}); {go_on}")
+            raise RunError(f"the engine failed ({failure}); {self.go_on}")
         self.failed = self.version
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with suppress(Exception):  # it is broken
@@ -141,7 +145,7 @@ class Restarting:
                 self.engine.update(self.weights)
         except Exception as error:
             raise RunError(
-                f"the engine failed ({failure}) and could not be started anew ({error_line(error)}); {go_on}"
+                f"the engine failed ({failure}) and could not be started anew ({error_line(error)}); {self.go_on}"
             ) from error
         self.version = self.engine.version
         how = "started anew" if self.part == 1 else "started anew with half its cache"
@@ -156,9 +160,8 @@ class Restarting:
         except Exception as error:
             if not ran_out(error):
                 raise
-            go_on = f"go on from the last checkpoint with --resume {self.resume}"
             raise RunError(
-                f"no room on the card for the engine to wake ({error_line(error)}); {HELP}; {go_on}"
+                f"no room on the card for the engine to wake ({error_line(error)}); {HELP}; {self.go_on}"
             ) from error
 
     def close(self) -> None:

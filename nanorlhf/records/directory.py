@@ -9,8 +9,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,15 @@ def release(run: Path) -> None:
     """Lets other processes have the run."""
     if (key := run.resolve()) in _held:
         os.close(_held.pop(key))
+
+
+@contextmanager
+def released(run: Path) -> Iterator[None]:
+    """Lets them have it in the end."""
+    try:
+        yield
+    finally:
+        release(run)
 
 
 def clear(run: Path, allowed: bool) -> None:

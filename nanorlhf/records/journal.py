@@ -65,8 +65,7 @@ class Journal:
             self.tracker.settle()
 
     def close(self) -> None:
-        """Ends the trackers' runs and closes the files; the run is free for another process."""
-        directory.release(self.run)
+        """Ends the trackers' runs and closes the files."""
         if self.tracker:
             self.tracker.close()
             self.tracker = None

@@ -248,10 +248,10 @@ def find(spec: Any, options: Mapping[str, Any], unsafe_code: bool) -> RewardFunc
         raise UsageError(f"reward {spec!r}: " + (f"say {name}:WHICH" if makes else f"{name} takes no :{argument}"))
     function = function(argument) if argument else function
     known = defaults_of(function)
-    given = ({"unsafe_code": unsafe_code} if "unsafe_code" in known else {}) | dict(options)
-    made = with_options(function, known | given)  # all of them: no column replaces one
+    given = known | ({"unsafe_code": unsafe_code} if "unsafe_code" in known else {}) | dict(options)
+    made = with_options(function, given)  # all of them: no column replaces one
     if hasattr(module, "check"):
-        module.check(**known | given)
+        module.check(**given)
     return made
 
 
