@@ -40,7 +40,7 @@ from nanorlhf.rollouts.demonstrations import Demonstrations
 from nanorlhf.rollouts.on_policy import OnPolicySource
 from nanorlhf.rollouts.sampler import Sampler
 from nanorlhf.scoring.scorer import Scorer
-from nanorlhf.system import files, signals
+from nanorlhf.system import files, garbage, signals
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.distributed import LostError, join
 from nanorlhf.system.random_state import random_state
@@ -180,7 +180,7 @@ class Trainer:
 
     def steps(self) -> Generator[dict[str, Any], None, None]:
         """Trains step by step; stop whenever you like, what is done is saved."""
-        with files.room(self.run), directory.released(self.run):
+        with files.room(self.run), directory.released(self.run), garbage.settled():
             yield from self.all_steps()
 
     def all_steps(self) -> Generator[dict[str, Any], None, None]:

@@ -134,19 +134,42 @@ class PromptFormatter:
 
     def __call__(self, prompt: Text) -> tuple[Text, list[int], str]:
         """The prompt as rewards see it, its tokens, and what the template has opened the answer with."""
+        asked, opened = self.opened(prompt)
+        if isinstance(asked, str):
+            begun = self.config.prompt_template or ""
+        else:
+            closed = render(self.tokenizer, asked, self.config.chat_template_kwargs)
+            begun = opened[agreement(opened, closed) :]
+        return asked, self.encoded([(asked, opened)])[0], opened_tags(begun)
+
+    def opened(self, prompt: Text) -> tuple[Text, str]:
+        """The prompt as rewards see it, and as the model does."""
         before = [(question, answer) for question, answer in self.examples if question != prompt]
         before = before[: self.config.few_shot]
         if isinstance(prompt, str) and not self.chats:
             if self.tools:
                 raise UsageError("tools are told to the model by its chat template, so prompt_format must be chat")
-            text = self.text(prompt, before)
-            prefill = opened_tags(self.config.prompt_template or "")
-            return text, encoded(self.tokenizer, text), prefill
-        messages = self.messages(prompt, before)
-        opened = render(self.tokenizer, messages, self.config.chat_template_kwargs, opens=True)
-        closed = render(self.tokenizer, messages, self.config.chat_template_kwargs)
-        begun = opened[agreement(opened, closed) :]
-        return messages, encoded(self.tokenizer, opened, add_special_tokens=False), opened_tags(begun)
+            asked: Text = self.text(prompt, before)
+            opened = asked
+        else:
+            asked = self.messages(prompt, before)
+            opened = render(self.tokenizer, asked, self.config.chat_template_kwargs, opens=True)
+        try:
+            opened.encode()
+        except UnicodeEncodeError:
+            raise UnfitError("with half a character (a lone surrogate)") from None
+        return asked, opened
+
+    def encoded(self, prompts: Sequence[tuple[Text, str]]) -> list[list[int]]:
+        """The tokens of such pairs; a chat template has written special tokens, plain text gets the tokenizer's."""
+        ids: dict[int, list[int]] = {}
+        for plain in (True, False):
+            places = [i for i, (asked, _) in enumerate(prompts) if isinstance(asked, str) == plain]
+            texts = [prompts[i][1] for i in places]
+            if texts:
+                found = cast(list[list[int]], self.tokenizer(texts, add_special_tokens=plain)["input_ids"])
+                ids |= zip(places, map(list, found), strict=True)
+        return [ids[i] for i in range(len(prompts))]
 
     def text(self, prompt: str, before: Sequence[tuple[Text, str]]) -> str:
         """Blocks of plain text: system prompt, solved examples, the question."""
@@ -168,15 +191,6 @@ class PromptFormatter:
         for question, answer in reversed(before):
             turns = [*apart(as_messages(question))[1], {"role": "assistant", "content": answer}, *turns]
         return [*system, *turns]
-
-
-def encoded(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    """The tokens of a text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UnfitError("with half a character (a lone surrogate)") from None
-    return list(cast(list[int], tokenizer(text, **options)["input_ids"]))
 
 
 def as_messages(prompt: Text) -> Messages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -135,6 +136,7 @@ class Restarting:
             raise RunError(f"the engine failed ({failure}); {self.go_on}")
         self.failed = self.version
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        gc.unfreeze()  # collections during a run do not look at what was there before, as this engine was
         with suppress(Exception):  # it is broken
             self.engine.close()
         if full:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,6 +37,14 @@ class Engine:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class Ring(list[Exception]):
+    """A list that is garbage only for a collection."""
+
+    def __init__(self, items: list[Exception]) -> None:
+        super().__init__(items)
+        self.own = self
 
 
 class Weights:
@@ -78,6 +88,18 @@ def test_one_that_has_is_started_anew() -> None:
     engine.update(Weights())  # type: ignore[arg-type]
     assert engine.engine is second and engine.version == second.version == 3
     assert "weight_sync lora (with an adapter)" in engine.instead
+
+
+def test_one_that_failed_is_garbage_although_a_run_does_not_look_at_it() -> None:
+    first = Engine()
+    first.failures = Ring([RuntimeError("an illegal memory access")])  # type: ignore[assignment]
+    ref = weakref.ref(first.failures)
+    engine = restarting(first, Engine())
+    gc.freeze()  # as a run does before its first step
+    assert len(list(engine.generate([Request(i, [1, 2]) for i in range(2)], 0))) == 2
+    del first
+    gc.collect()
+    assert ref() is None
 
 
 def test_memory_that_runs_out_at_the_start_halves_the_cache_once(capsys: pytest.CaptureFixture[str]) -> None:
