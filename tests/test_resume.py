@@ -13,10 +13,7 @@ import torch
 
 from nanorlhf.config.training import OnPolicyConfig
 from nanorlhf.grpo import GRPOConfig, GRPOTrainer
-from nanorlhf.raft import RAFTConfig, RAFTTrainer
 from nanorlhf.reinforce import REINFORCEConfig, REINFORCETrainer
-from nanorlhf.remax import ReMaxConfig, ReMaxTrainer
-from nanorlhf.rloo import RLOOConfig, RLOOTrainer
 from nanorlhf.system.random_state import random_state, restore_random
 from nanorlhf.trainer import Trainer
 from tests.test_trainer import assert_same_outcome, small, take
@@ -25,9 +22,6 @@ REMEMBERS = {"kl_coef": 0.05, "kl_target": 0.001, "ref_refresh_steps": 1}
 CASES: dict[str, tuple[type[Trainer], type[OnPolicyConfig], dict[str, Any]]] = {
     "adaptive kl and refreshed reference": (GRPOTrainer, GRPOConfig, REMEMBERS),
     "dynamic sampling": (GRPOTrainer, GRPOConfig, {"dynamic_sampling": 2, "overlong_buffer": 4}),
-    "rloo": (RLOOTrainer, RLOOConfig, {}),
-    "remax": (ReMaxTrainer, ReMaxConfig, {"num_generations": 2}),
-    "raft": (RAFTTrainer, RAFTConfig, {}),
     "ema": (REINFORCETrainer, REINFORCEConfig, {"baseline": "ema", "num_generations": 2}),
 }
 

@@ -44,7 +44,6 @@ def test_credit_by_hand() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"updates_per_step": 2, "epochs_per_step": 2, "lora_dropout": 0.1},
         {"critic_model_name_or_path": "nanorlhf:adder"},
     ],

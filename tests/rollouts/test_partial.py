@@ -298,8 +298,7 @@ def test_the_first_update_has_ratios_of_exactly_1_for_fresh_and_old_tokens(
 
 
 CASES: dict[str, tuple[type[Trainer], Any, dict[str, Any]]] = {
-    "grpo": (GRPOTrainer, GRPOConfig, {}),
-    "drop": (GRPOTrainer, GRPOConfig, {"partial_too_old": "drop", "partial_max_age": 1, "updates_per_step": 2}),
+    "grpo": (GRPOTrainer, GRPOConfig, {"partial_too_old": "drop", "partial_max_age": 1, "updates_per_step": 2}),
     "ppo": (PPOTrainer, PPOConfig, {"value_init_prompts": 0, "num_generations": 1, "epochs_per_step": 2}),
     "remax": (ReMaxTrainer, ReMaxConfig, {"num_generations": 2}),
 }

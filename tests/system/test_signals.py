@@ -201,8 +201,7 @@ MOMENTS: dict[str, Callable[[Start], bool]] = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says which signals a process hears")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("moment", "number"), zip(MOMENTS, [signal.SIGINT, signal.SIGTERM] * 2, strict=True))
 def test_a_signal_ends_the_start(moment: str, number: int, start: Begin) -> None:
     begun = start()
     begun.wait_for(lambda: MOMENTS[moment](begun))
@@ -223,14 +222,13 @@ def test_a_signal_is_heard_while_prompts_are_prepared(tmp_path: Path, start: Beg
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_evaluation_ends_in_a_line(number: int) -> None:
+def test_an_evaluation_ends_in_a_line() -> None:
     words = ["evaluate", "nanorlhf:adder", "--recipe", "grpo/recipes/tiny.yaml", "--engine", "hf", "--samples", "500"]
     line = [sys.executable, "-m", "nanorlhf", *words]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as evaluation:
         assert evaluation.stdout is not None and evaluation.stderr is not None
         assert evaluation.stdout.readline() == "evaluate: nanorlhf:adder\n"
-        evaluation.send_signal(number)
+        evaluation.send_signal(signal.SIGINT)
         assert evaluation.stderr.read() == "evaluate: interrupted; with --output the same command goes on from here\n"
     assert evaluation.returncode == 130
 

@@ -75,6 +75,7 @@ def test_the_workload_is_the_one_it_claims_to_be() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_our_side_for_real(tmp_path: Path) -> None:
     argv = ["--only", "update", "outlier", "--alone", "--repeats", "1", "--size", "tiny", "--threads", "1"]
     argv += ["--output", str(tmp_path / "new")]

@@ -89,6 +89,7 @@ def test_a_prompt_counts_once_however_large_its_group(extra: int, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.filterwarnings("ignore")
 def test_a_steps_parts_add_up_and_its_products_are_found(tmp_path: Path) -> None:
     assert step_times.main(["--size", "tiny", "--output", str(tmp_path / "times.json")]) == 0

@@ -70,6 +70,7 @@ def test_memory_and_handles_are_those_of_a_process() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_a_short_run(tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
     words = ["--engine", "hf", "--steps", "60", "--output", str(output)]
