@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pytest
+import wandb
 import yaml
 
 from nanorlhf.config import names
@@ -224,6 +225,7 @@ def test_wandb_without_a_connection_stays_on_disk(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     assert tracking.wandb_mode() == {"mode": "offline"}
     assert "wandb cannot be reached, so its run stays on disk for `wandb sync` (" in capsys.readouterr().out
+    wandb.teardown()  # which would wait for that address in the next run
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert tracking.wandb_mode() == {}
 
