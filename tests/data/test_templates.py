@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nanorlhf.config.names import shipped_model
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.prompts import Prompts
-from nanorlhf.data.templates import opened_tags, render, use_template
+from nanorlhf.data.templates import PromptFormatter, opened_tags, render, use_template
 from nanorlhf.errors import UsageError
 from nanorlhf.types import Prompt
 from tests.samples import R1, turns
@@ -150,15 +150,30 @@ def test_ready_templates(make: Make, tokenizer: PreTrainedTokenizerBase) -> None
     )
 
 
-def test_a_ready_template_begins_as_the_tokenizer_begins_any_text(tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.fixture
+def beginning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that begins any text with a token of its own."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.bos_token = "<|im_start|>"
     begin = ("<|im_start|>", tokenizer.bos_token_id)
     backend: Any = tokenizer
     backend.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
-    use_template(tokenizer, TrainConfig(chat_template="plain"))
-    assert render(tokenizer, turns("1"), {}, opens=True) == "<|im_start|>User: 1\n\nAssistant:"
+    return tokenizer
+
+
+def test_a_ready_template_begins_as_the_tokenizer_begins_any_text(beginning: PreTrainedTokenizerBase) -> None:
+    use_template(beginning, TrainConfig(chat_template="plain"))
+    assert render(beginning, turns("1"), {}, opens=True) == "<|im_start|>User: 1\n\nAssistant:"
+
+
+def test_plain_text_is_begun_by_the_tokenizer_and_a_conversation_by_its_template(
+    beginning: PreTrainedTokenizerBase,
+) -> None:
+    wording = PromptFormatter(beginning, TrainConfig(prompt_format="text"), asks=False)
+    asked = [wording.opened(prompt) for prompt in (turns("1"), "2", turns("3"))]
+    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    assert beginning.batch_decode(wording.encoded(asked)) == [chat.format(1), "<|im_start|>2", chat.format(3)]
 
 
 def test_a_template_of_ones_own(make: Make, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pytest
 from nanorlhf.errors import UsageError
 from nanorlhf.sandbox import run
 from nanorlhf.sandbox.run import METHODS, UNCONTAINED, Limits, Outcome
+from tests.waiting import eventually
 
 SECRET = "only the trainer knows"
 LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # the kernel's version of it, -1 without
@@ -55,13 +56,6 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 def attempt(program: str, method: str, **limits: float) -> Outcome:
     return run.run(program, limits=Limits(**limits), method=method)  # type: ignore[arg-type]
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
-    return holds()
 
 
 def processes(mark: Path) -> list[str]:

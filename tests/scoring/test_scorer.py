@@ -21,6 +21,7 @@ from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.user_code import from_file
 from nanorlhf.types import Prompt, Sample
 from tests.samples import snippet
+from tests.waiting import eventually
 
 Make = Callable[..., Scorer]
 
@@ -288,10 +289,7 @@ def test_no_process_is_left_behind(make: Make, tmp_path: Path) -> None:
 
 def expect_gone(pids: list[int]) -> None:
     """Every process has ended, or ends soon, even on a busy machine."""
-    deadline = time.monotonic() + 30
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in pids if alive(pid)]
+    assert eventually(lambda: not any(map(alive, pids)), 30)
 
 
 def alive(pid: int) -> bool:
@@ -312,10 +310,7 @@ def test_work_is_shared_and_begins_before_the_last_completion_is_there(make: Mak
     scorer.score(samples(*"abcd"))  # the workers have started
     for sample in batch:
         scorer.begin(sample)
-    deadline = time.monotonic() + 30  # the engine still writes
-    while not all((tmp_path / s.text).exists() for s in batch) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert all((tmp_path / s.text).exists() for s in batch), "scored before the last is there"
+    assert eventually(lambda: all((tmp_path / s.text).exists() for s in batch), 30), "while the engine still writes"
     scorer.finish(batch)
     assert len({s.reward for s in batch}) == 4
 

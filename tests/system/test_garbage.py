@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.system.garbage import settled
+from tests.test_trainer import config
 
 
 class Ring:
@@ -24,6 +27,14 @@ def thawed() -> Iterator[None]:
     gc.unfreeze()
     yield
     gc.freeze()
+
+
+def test_a_run_does_so_until_it_ends(tmp_path: Path) -> None:
+    steps = GRPOTrainer(args=config(tmp_path / "run")).steps()
+    next(steps)
+    assert gc.get_freeze_count() > 0
+    steps.close()
+    assert gc.get_freeze_count() == 0
 
 
 def gone(ring: weakref.ref[Ring]) -> bool:

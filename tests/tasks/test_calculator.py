@@ -54,7 +54,7 @@ def test_what_is_no_number_is_an_error(expression: str) -> None:
 def test_any_expression_takes_no_time_and_raises_nothing(expression: str) -> None:
     start = time.thread_time()  # of this thread: other processes' work says nothing
     said = calculated(expression)
-    assert time.thread_time() - start < 5
+    assert time.thread_time() - start < 0.5
     assert said == "error" or float(said) == float(said)
 
 

@@ -1,4 +1,4 @@
-"""Random input of every kind, a hundred examples of each."""
+"""Random input of every kind, some hundred examples of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nanorlhf.errors import UsageError
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_nothing_reaches_the_user_but_a_line(name: str) -> None:
-    fuzz.run(fuzz.TARGETS[name], 100)
+    fuzz.run(fuzz.TARGETS[name], 300)
 
 
 def test_what_it_would_find() -> None:
