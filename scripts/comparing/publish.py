@@ -35,6 +35,7 @@ COSTS = {
     "rollout tokens/s": ",.0f",
     "tokens/s": ",.0f",
     "completions/s": ",.1f",
+    "reward an hour": ",.2f",
     "peak GiB": ".2f",
     "rollout time in the tail": ".2f",  # fewer than a quarter of the sequences decode
 }

@@ -9,7 +9,8 @@ Three figures are compared, each over the seeds of an entry:
 The reward is the held-out one if there is any, else that of training. A single evaluation is noisy (256 prompts at
 .95 stray by .014), so each figure is the mean of the curve, straight lines between its points, over the last fifth of
 the way up to there; none is a final value. Training seconds are those of steps, and of a critic's value initialisation;
-evaluations and starting up are no algorithm's cost.
+evaluations and starting up are no algorithm's cost. Reward an hour is the last figure less the reward at the start, by
+a run's own training time.
 """
 
 from __future__ import annotations
@@ -56,11 +57,17 @@ class Run:
     def seconds(self) -> float:
         return sum(self.phases.values())
 
+    @property
+    def end(self) -> float:
+        """The reward over the last fifth of its own steps."""
+        return level(self.curve["step"], self.curve["reward"], self.curve["step"][-1])
+
     def costs(self) -> dict[str, float]:
         """Seconds, throughput and memory; throughput is that of steps."""
         stepping = self.seconds - self.phases["value init"]
         costs = {"training seconds": self.seconds, "peak GiB": self.peak_gib}
         rates = {"completions/s": self.samples / self.seconds, "tokens/s": self.tokens / stepping}
+        rates["reward an hour"] = 3600 * (self.end - self.curve["reward"][0]) / self.seconds
         writing = self.phases["rollout"]
         costs |= rates | ({"rollout tokens/s": self.tokens / writing} if writing else {})
         return costs | ({"rollout time in the tail": self.tail} if self.tail is not None else {})
@@ -135,15 +142,11 @@ def figures(runs: Sequence[Run]) -> dict[str, list[float]]:
     """Each of the three figures, a value for each run."""
     if len({run.reward for run in runs}) > 1:
         raise UsageError("some runs have a held-out reward and others none, so they cannot be compared")
-    ends = {
-        "time": ("seconds", [shared(runs, "seconds")] * len(runs)),
-        "samples": ("samples", [shared(runs, "samples")] * len(runs)),
-        "end": ("step", [run.curve["step"][-1] for run in runs]),
+    ends = {"time": ("seconds", shared(runs, "seconds")), "samples": ("samples", shared(runs, "samples"))}
+    found = {
+        figure: [level(run.curve[axis], run.curve["reward"], at) for run in runs] for figure, (axis, at) in ends.items()
     }
-    return {
-        figure: [level(run.curve[axis], run.curve["reward"], at) for run, at in zip(runs, where, strict=True)]
-        for figure, (axis, where) in ends.items()
-    }
+    return found | {"end": [run.end for run in runs]}
 
 
 def entries(runs: Iterable[Run]) -> list[str]:

@@ -60,6 +60,13 @@ def test_equal_time_is_that_of_the_shortest_run() -> None:
     assert found["samples"] == found["end"] == pytest.approx([0.9, 0.72])
 
 
+def test_reward_an_hour_is_what_training_time_bought() -> None:
+    """From .2 to .8 on a straight line, .74 over its last fifth: .54 in ten seconds, and in twice ten."""
+    rising = replace(a_run(), curve=a_run().curve | {"reward": [0.2, 0.8]})
+    slower = replace(rising, phases={phase: 2 * seconds for phase, seconds in rising.phases.items()})
+    assert [run.costs()["reward an hour"] for run in (rising, slower)] == pytest.approx([0.54 * 360, 0.54 * 180])
+
+
 def test_a_run_as_a_trainer_leaves_it(tmp_path: Path) -> None:
     record = read_run(write_run(tmp_path / "run", steps=20))
     run = read(record, "grpo", "python -m nanorlhf grpo")
