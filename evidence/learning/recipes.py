@@ -33,6 +33,7 @@ class Command:
 
 
 NO_PENALTY = ("--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}")
+LIGHT_KL = ("--kl_coef", "0.0006")  # .01 by the spread of advantages that are not whitened, which is .06
 REINFORCE = {name: [Command("reinforce", ("--baseline", name))] for name in ("none", "mean", "ema", "greedy")}
 RICHNESS = {
     **{f"reinforce, {name}": stages for name, stages in REINFORCE.items()},
@@ -47,7 +48,11 @@ RUNS: dict[str, dict[str, list[Command]]] = {  # of each recipe
         "ppo": [Command("ppo")],
     },
     "richness": RICHNESS | {"reinforce, mean, no penalty": [Command("reinforce", NO_PENALTY)]},
-    "smollm2_richness": RICHNESS,
+    "smollm2_richness": RICHNESS
+    | {
+        f"reinforce, {name}, light KL": [Command("reinforce", ("--baseline", name, *LIGHT_KL))]
+        for name in ("mean", "ema", "greedy")
+    },
 }
 TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--max_steps", "2", "--eval_prompts", "4")
 
