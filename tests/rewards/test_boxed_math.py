@@ -175,6 +175,7 @@ def test_in_a_thread_there_is_no_alarm_and_all_else_is_the_same() -> None:
     assert scores == [1, 0]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # rung in a collector's callback
 def test_nothing_is_said_and_nothing_takes_longer_than_its_time(caplog: pytest.LogCaptureFixture) -> None:
     start = time.perf_counter()
     with caplog.at_level(logging.DEBUG):
