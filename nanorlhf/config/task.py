@@ -26,7 +26,9 @@ class TaskConfig:
         None, "An adapter to go on from, such as an earlier stage's checkpoint.", "model", first=True
     )
     dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "Of the base weights: auto is bfloat16 on CUDA unless all of them learn, else float32.", "model"
+        "auto",
+        "Of the base weights, a model object's too: auto is bfloat16 on CUDA unless all of them learn, else float32.",
+        "model",
     )
     device: str = option("auto", "cuda, mps or cpu; auto takes the first there is.", "model")
     gpu_memory_gib: float | Literal["auto"] = option(

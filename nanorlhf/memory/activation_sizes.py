@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.memory.workspace import Line, Workspace, between
 from nanorlhf.policy import attention, recomputation
-from nanorlhf.policy.loading import let_lora_drop, speed_up, with_adapter
+from nanorlhf.policy.loading import dtype_of, let_lora_drop, speed_up, with_adapter
 from nanorlhf.policy.logprobs import CHUNK, Head, head_of, plain, token_logprobs
 from nanorlhf.segments import Segments
 
@@ -65,11 +65,10 @@ def skeleton(
     config: TrainConfig, about: PretrainedConfig, peft_config: Any = None, layers: int | None = None
 ) -> nn.Module:
     """The model with its adapter as on CUDA, shapes without weights; with fewer `layers` if that is said."""
-    half = config.dtype == "bfloat16" or (config.dtype == "auto" and not config.full_finetuning)
     about = shortened(about, layers) if layers else about
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            about, dtype=torch.bfloat16 if half else torch.float32, trust_remote_code=config.trust_remote_code
+            about, dtype=dtype_of(config, "cuda"), trust_remote_code=config.trust_remote_code
         )
         fresh = dataclasses.replace(config, adapter_name_or_path=None)
         model = with_adapter(fresh, model, copy.deepcopy(peft_config))

@@ -33,17 +33,30 @@ REFERENCE = "reference"  # a second adapter, if the first one does not start fro
 def load(
     config: TrainConfig, device: torch.device, kind: Any = AutoModelForCausalLM, **options: Any
 ) -> PreTrainedModel:
-    """The base model: bfloat16 under an adapter on CUDA, float32 elsewhere and for full fine-tuning."""
-    half = config.dtype == "bfloat16" or (
-        config.dtype == "auto" and device.type == "cuda" and not config.full_finetuning
-    )
+    """The base model, in the dtype that it learns in."""
     with reading("model_name_or_path", config.model_name_or_path):
         return kind.from_pretrained(
             shipped_model(config.model_name_or_path),
-            dtype=torch.bfloat16 if half else torch.float32,
+            dtype=dtype_of(config, device.type),
             trust_remote_code=config.trust_remote_code,
             **options,
         )
+
+
+def dtype_of(config: TrainConfig, device: str) -> torch.dtype:
+    """That of base weights: bfloat16 under an adapter on CUDA, float32 elsewhere and for full fine-tuning."""
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and device == "cuda" and not config.full_finetuning)
+    return torch.bfloat16 if half else torch.float32
+
+
+def convert(base: PreTrainedModel, dtype: torch.dtype, adapted: bool) -> None:
+    """Gives the weights of a model object the dtype that files are read in, and what learns over them float32."""
+    came = base.dtype
+    for name, p in base.named_parameters() if came in {torch.float32, torch.bfloat16} else ():
+        if adapted and (p.requires_grad or "lora_" in name):
+            p.data = p.data.float()
+        elif p.dtype == came:  # not what its makers keep finer
+            p.data = p.data.to(dtype)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from nanorlhf.policy import attention, merging, recomputation, self_check
 from nanorlhf.policy.loading import (
     POLICY,
     REFERENCE,
+    convert,
+    dtype_of,
     let_lora_drop,
     load,
     rank_of,
@@ -51,6 +53,8 @@ class Policy:
         self.model = with_adapter(config, model, peft_config)
         speed_up(self.model)
         self.base: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[assignment]
+        if self.came_as_object:
+            convert(self.base, dtype_of(config, self.device.type), self.has_adapter)
         if config.shard_base:
             shard(self.base, self.device)
         self.model.to(self.device)  # type: ignore[arg-type]

@@ -120,9 +120,9 @@ def loop_of(case: Case, device: str) -> Loop:
     name = next(n for n in module.__all__ if n.endswith("Config"))
     config, model = getattr(module, name)(**given | options), None
     if not case.architecture.startswith("nanorlhf:"):
-        half = config.dtype == "bfloat16" or (config.dtype == "auto" and not config.full_finetuning)
-        model: Any = tiny(case.architecture, num_hidden_layers=case.layers)
-        model.to(torch.bfloat16 if half else torch.float32)
+        model = tiny(case.architecture, num_hidden_layers=case.layers)
+        if device == "cpu" and config.dtype == "auto" and not config.full_finetuning:
+            config = replace(config, dtype="bfloat16")  # as it is on the card
     torch.manual_seed(0)
     policy = Policy(config, model)
     for p in policy.trainable.values():

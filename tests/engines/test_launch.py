@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nanorlhf.config.training import TrainConfig
@@ -16,16 +18,16 @@ FEW = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
 def test_adapters_are_merged_for_vllm_on_a_cpu(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot serve those of models with experts there, and others cost much time."""
-    model = tiny(architecture, **FEW).bfloat16()
-    options = {"engine": "vllm", "device": "cpu", "lora_r": 4}
+    model = tiny(architecture, **FEW)
+    options = {"engine": "vllm", "device": "cpu", "lora_r": 4, "dtype": "bfloat16"}
     with pytest.raises(UsageError, match=r"weight_sync='lora' .* for models with experts; use merged"):
         check_engine(TrainConfig(**options, weight_sync="lora"), model.config)  # type: ignore[arg-type]
     auto = TrainConfig(**options)  # type: ignore[arg-type]
     check_engine(auto, model.config)
     assert sync_way(auto, Policy(auto, model)) == "merged"
-    dense = tiny("qwen3").bfloat16()
+    dense = tiny("qwen3")
     check_engine(TrainConfig(**options, weight_sync="lora"), dense.config)  # type: ignore[arg-type]
-    half, full = Policy(auto, dense), Policy(auto, tiny("qwen3"))
+    half, full = Policy(auto, dense), Policy(replace(auto, dtype="auto"), tiny("qwen3"))
     assert sync_way(auto, half) == "merged"
     without = TrainConfig(**options | {"engine": "hf"})  # type: ignore[arg-type]
     assert (sync_way(without, half), sync_way(without, full)) == ("lora", "merged")

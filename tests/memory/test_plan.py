@@ -446,8 +446,7 @@ def test_the_real_bytes_of_a_small_models_weights_moments_and_cache() -> None:
 )
 def test_the_real_bytes_of_the_transformers_engines_copy_and_cache(options: dict[str, Any]) -> None:
     config = GRPOConfig(device="cpu", engine="hf", max_prompt_length=10, max_completion_length=38, **options)
-    model: Any = tiny("qwen3", num_hidden_layers=3)
-    policy = Policy(config, model.to(torch.bfloat16 if config.dtype == "bfloat16" else torch.float32))
+    policy = Policy(config, tiny("qwen3", num_hidden_layers=3))
     if policy.has_adapter:
         policy.add_adapter("critic")  # which nobody is served
     copy = HFEngine(policy, None, Sampling(1.0, 8, (0,)), sync_way(config, policy)).model  # type: ignore[arg-type]

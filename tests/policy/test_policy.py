@@ -140,6 +140,33 @@ def test_bfloat16_base_under_float32_adapters() -> None:
     assert 0 < (logprobs - exact).abs().mean() < 0.1
 
 
+@pytest.mark.parametrize("came", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lora", "said"), [("all-linear", "auto"), ("all-linear", "bfloat16"), ("none", "auto")])
+def test_a_model_object_gets_the_dtype_that_files_are_read_in(lora: str, said: str, came: torch.dtype) -> None:
+    folder, (one, other) = shipped_model("nanorlhf:adder"), (torch.float32, torch.bfloat16)
+    given = AutoModelForCausalLM.from_pretrained(folder, dtype=came)
+    rotations = [b.clone() for b in given.buffers()]
+    config = TrainConfig(model_name_or_path="nanorlhf:adder", device="cpu", lora=lora, dtype=said)  # type: ignore[arg-type]
+    policy = Policy(config, given)
+    read = Policy(config)
+    for (name, mine), (_, theirs) in zip(policy.model.named_parameters(), read.model.named_parameters(), strict=True):
+        assert mine.dtype == theirs.dtype == (other if said == "bfloat16" and "lora_" not in name else one), name
+        assert "lora_" in name or came == other or mine.equal(theirs), "and nothing was rounded on the way"
+    assert policy.compute_dtype == read.compute_dtype
+    assert all(a.equal(b) for a, b in zip(rotations, given.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("came", [torch.float32, torch.bfloat16])
+def test_a_model_object_with_an_adapter_learns_in_float32(came: torch.dtype) -> None:
+    """The base is that of files; an adapter of 16 bits would lose small updates."""
+    model = AutoModelForCausalLM.from_pretrained(shipped_model("nanorlhf:adder"), dtype=came)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]), autocast_adapter_dtype=False)
+    policy = Policy(TrainConfig(device="cpu", dtype="bfloat16"), adapted)  # type: ignore[arg-type]
+    assert {p.dtype for p in policy.trainable.values()} == {torch.float32}
+    assert {p.dtype for n, p in policy.base.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+    assert policy.base.lm_head.weight is policy.base.get_input_embeddings().weight, "tied weights stay tied"
+
+
 def test_a_routers_auxiliary_loss_is_refused_and_not_ignored() -> None:
     few = {"num_local_experts": 4, "num_experts_per_tok": 2}
     for asked in (True, False):
