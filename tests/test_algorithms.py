@@ -59,6 +59,17 @@ def test_reinforce_baselines(baseline: str, want: list[float]) -> None:
     expect_close(REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline=baseline)).credit(step).advantages, want)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("baseline", ["mean", "ema"])
+def test_whitened_a_baseline_that_all_answers_share_is_none(baseline: Any) -> None:
+    def shaped(name: Any) -> torch.Tensor:
+        step = made_up([1.0, 0.0, 0.25], [2, 1, 3], 1)
+        algorithm = REINFORCE(REINFORCEConfig(kl_coef=0.0, baseline=name, whiten_advantages="on"))
+        algorithm.average = 0.7
+        return algorithm.shape(algorithm.credit(step).advantages, step, torch.ones(6, dtype=torch.bool))
+
+    expect_close(shaped(baseline), shaped("none").tolist())
+
+
 @pytest.mark.parametrize("whitened", ["on", "off"])
 @pytest.mark.parametrize("baseline", ["none", "mean", "group"])
 def test_where_all_earn_the_same_reinforce_learns_nothing(baseline: Any, whitened: Any) -> None:

@@ -33,7 +33,6 @@ class Command:
 
 
 NO_PENALTY = ("--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}")
-LIGHT_KL = ("--kl_coef", "0.0006")  # .01 by the spread of advantages that are not whitened, which is .06
 REINFORCE = {name: [Command("reinforce", ("--baseline", name))] for name in ("none", "mean", "ema", "greedy")}
 RICHNESS = {
     **{f"reinforce, {name}": stages for name, stages in REINFORCE.items()},
@@ -50,8 +49,8 @@ RUNS: dict[str, dict[str, list[Command]]] = {  # of each recipe
     "richness": RICHNESS | {"reinforce, mean, no penalty": [Command("reinforce", NO_PENALTY)]},
     "smollm2_richness": RICHNESS
     | {
-        f"reinforce, {name}, light KL": [Command("reinforce", ("--baseline", name, *LIGHT_KL))]
-        for name in ("mean", "ema", "greedy")
+        "reinforce, mean, light KL": [Command("reinforce", ("--baseline", "mean", "--kl_coef", "0.0006"))],
+        "reinforce, greedy, whitened": [Command("reinforce", ("--baseline", "greedy", "--whiten_advantages", "on"))],
     },
 }
 TINY = ("--model_name_or_path", "nanorlhf:adder", "--engine", "hf", "--max_steps", "2", "--eval_prompts", "4")
