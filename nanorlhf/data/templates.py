@@ -208,7 +208,7 @@ def answer_ids(
     prompt: Prompt, answer: str, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], options: Mapping[str, Any]
 ) -> list[int]:
     """The tokens that follow the prompt's, with the end token that the chat template gives, or else the tokenizer's."""
-    text = answer.removeprefix(prompt.prefill)
+    text = continued(answer, prompt.prefill)
     if not isinstance(prompt.text, str):
         opened = render(tokenizer, prompt.text, options, opens=True)
         whole = render(tokenizer, [*prompt.text, {"role": "assistant", "content": answer}], options)
@@ -223,6 +223,14 @@ def answer_ids(
     if last is not None:
         return ids[: last + 1]
     return ids + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else list(ends[:1]))
+
+
+def continued(answer: str, prefill: str) -> str:
+    """The answer without what the template has opened it with, whichever white space stands around that."""
+    tags, own = prefill.strip(), answer.lstrip()
+    if answer.startswith(prefill) or not own.startswith(tags):
+        return answer.removeprefix(prefill)
+    return own.removeprefix(tags).lstrip()
 
 
 def conversation_ids(tokenizer: Any, prompt: Any, completion: Any) -> Any:

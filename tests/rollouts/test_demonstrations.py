@@ -66,6 +66,8 @@ def test_no_template_takes_thoughts_from_an_answer_or_opens_them_twice(tokenizer
     thinking.chat_template = twice.replace("<|im_end|>", "<|endoftext|>")
     assert answered(turns("1+1="), "<think>\n1</think>2", thinking, "<think>\n") == f"1</think>2<|endoftext|>{end}"
     assert answered(turns("1+1="), "<think>\n", thinking, "<think>\n") == end
+    for spelled in ("<think>1</think>2", " <think>  1</think>2", "<think>\n\n1</think>2"):
+        assert "<think>" not in answered("1+1=", spelled, tokenizer, "<think>\n"), "whatever white space it has"
     thinking.chat_template = R1.replace("<think>\n", "")
     assert answered(turns("1+1="), "<think>\n1</think>2", thinking) == f"<think>\n1</think>2{end}"
 
