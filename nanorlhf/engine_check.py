@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from nanorlhf.engines.base import MISMATCH_LIMIT, Request, refresh
+from nanorlhf.engines.base import MISMATCH_LIMIT, Request, Sampling, refresh
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.errors import RunError
 from nanorlhf.learning.packing import pack
@@ -27,8 +28,17 @@ NOBODYS = -2  # the version of random weights
 class EngineCheck:
     """A few tokens, and both log-probabilities of each."""
 
-    def __init__(self, policy: Policy, engine: Restarting, residency: Residency, prompt: Prompt, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Restarting,
+        residency: Residency,
+        prompt: Prompt,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
         self.policy, self.engine, self.residency = policy, engine, residency
+        self.sampling = replace(sampling, temperature=policy.temperature)
         self.prompt = Prompt(0, prompt.ids[-PROMPT:], "", {})
         self.seed = derive(seed, "engine check")
         self.version: int | None = None  # that the policy had before its first update
@@ -52,7 +62,7 @@ class EngineCheck:
         asked = [Request(i, self.prompt.ids, max_tokens=TOKENS) for i in range(COMPLETIONS)]
         with self.residency.phase("generate"):
             refresh(self.engine, self.policy)
-            written = list(self.engine.generate(asked, self.seed))
+            written = list(self.engine.generate(asked, self.seed, self.sampling))
         said = torch.tensor([x for c in written for x in c.logprobs])
         own = self.logprobs([Sample(self.prompt, c.token_ids, c.logprobs, c.stopped, "") for c in written])
         limit = MISMATCH_LIMIT[self.policy.compute_dtype]

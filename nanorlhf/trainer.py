@@ -149,7 +149,7 @@ class Trainer:
         self.residency.add("engine", ServedWeights(self.engine, self.policy))
         if args.engine_check == "on":
             first = self.prompts.batch(0, 1)[0]
-            self.check = EngineCheck(self.policy, self.engine, self.residency, first, args.seed)
+            self.check = EngineCheck(self.policy, self.engine, self.residency, first, self.sampling, args.seed)
 
     def serve(self) -> None:
         """The engine awake and up to date."""

@@ -104,7 +104,11 @@ class TaskConfig:
     engine_logs: bool = option(False, "Show the engine's own log.", "rollout")
     max_completion_length: int = option(512, "Tokens a completion may have.", "rollout", first=True, above=0)
     temperature: float = option(
-        1.0, "Sampling temperature; log-probabilities are those of this distribution.", "rollout", first=True, above=0
+        1.0,
+        "Sampling temperature; samples' log-probabilities are those of this distribution.",
+        "rollout",
+        first=True,
+        above=0,
     )
     environment: str | None = option(
         None, "Episodes of many turns: calculator, guessing, or path/to/file.py:Class.", "rollout"

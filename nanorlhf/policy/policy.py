@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from nanorlhf.config.training import TrainConfig
+from nanorlhf.config.training import OnPolicyConfig, TrainConfig
 from nanorlhf.policy import attention, merging, recomputation, self_check
 from nanorlhf.policy.loading import (
     POLICY,
@@ -47,6 +47,7 @@ class Policy:
         self.config = config
         self.device = pick_device(config.device)
         self.version = 0
+        self.temperature = config.temperature if isinstance(config, OnPolicyConfig) else 1.0  # of what it learns from
         self.came_as_object = model is not None
         if model is None:
             model = load(config, self.device)
@@ -171,7 +172,7 @@ class Policy:
         head = self.head if model is None else head_of(model)
         hidden = self.hidden(batch, model)[batch.predict_at]
         with self.autocast():
-            return token_logprobs(hidden, head, batch.targets, self.config.temperature, entropy_grad=entropy_grad)
+            return token_logprobs(hidden, head, batch.targets, self.temperature, entropy_grad=entropy_grad)
 
     def outputs(self, batch: MicroBatch, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
         """(N,) what losses are made of: log-probabilities, and entropy."""
