@@ -103,7 +103,7 @@ def prepare(config: TrainConfig, algorithm: str) -> Path:
         if run.is_dir() and not hold(run):
             raise UsageError(f"output_dir={str(run)!r}: another process trains there; wait for its end, or end it")
         if run.is_dir() and not config.resume and {path.name for path in run.iterdir()} - UNBEGUN:
-            clear(run, config.overwrite_output_dir or without_a_step(run))
+            clear(run, config.overwrite_output_dir or without_a_step(run), config)
         write_head(run, config, algorithm)
         hold(run)
     except UsageError:
@@ -182,8 +182,8 @@ def released(run: Path) -> Iterator[None]:
         release(run)
 
 
-def clear(run: Path, allowed: bool) -> None:
-    """Empties an earlier run's directory if that was asked for, and nothing but a run's."""
+def clear(run: Path, allowed: bool, config: TrainConfig) -> None:
+    """Empties an earlier run's directory if that was asked for, and nothing but a run's, or what this run needs."""
     if not allowed:
         raise UsageError(
             f"output_dir={str(run)!r} is not empty: --resume {run} goes on with it, --overwrite_output_dir replaces it"
@@ -192,12 +192,27 @@ def clear(run: Path, allowed: bool) -> None:
         raise UsageError(
             f"output_dir={str(run)!r} holds files that are no run of ours, so it is not deleted; choose another"
         )
+    for name, file in files_named(config):
+        if name not in OWN and file.resolve().is_relative_to(run.resolve()):
+            raise UsageError(
+                f"output_dir={str(run)!r} holds this run's {name} ({file}), so it is not emptied; choose another"
+            )
     for path in run.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "config.yaml":  # this last, for it alone shows that this is a run
             path.unlink()
     shutil.rmtree(run)
+
+
+def files_named(config: TrainConfig) -> Iterator[tuple[str, Path]]:
+    """The files and folders that options name, each with its option: `model:FOLDER` and `FILE.py:NAME` among them."""
+    for name, value in config.to_dict().items():
+        for words in value if isinstance(value, list) else [value]:
+            for word in words.split(",") if isinstance(words, str) else []:
+                path = re.sub(r"^model:|(?<=\.py):\w+$", "", word.strip())
+                if path and os.path.exists(path):  # which takes a text that is too long for a name
+                    yield name, Path(path)
 
 
 def training_seconds(rows: Iterable[dict[str, Any]]) -> float:

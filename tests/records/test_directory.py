@@ -84,6 +84,25 @@ def test_other_files_are_no_run(tmp_path: Path) -> None:
         directory.prepare(config(tmp_path, overwrite_output_dir=True), "grpo")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rollouts_from": "RUN"},
+        {"adapter_name_or_path": "RUN/checkpoints"},
+        {"reward_funcs": "exact_answer,model:RUN/checkpoints"},
+        {"reward_funcs": ["RUN/near.py:near"]},
+    ],
+)
+def test_what_a_run_begins_with_is_not_deleted(options: dict[str, Any], tmp_path: Path) -> None:
+    run = directory.prepare(config(tmp_path / "run"), "grpo")
+    (run / "near.py").touch()
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    named = json.loads(json.dumps(options).replace("RUN", str(run)))
+    with pytest.raises(UsageError, match=f"holds this run's {next(iter(options))} .*choose another"):
+        directory.prepare(config(run, overwrite_output_dir=True, prompt_template="{prompt}" * 500, **named), "grpo")
+    assert (run / "metrics.jsonl").exists()
+
+
 def test_a_run_without_a_step_is_taken(tmp_path: Path) -> None:
     run = directory.prepare(config(tmp_path / "run"), "grpo")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/reward": 0.1}) + "\n")
