@@ -242,7 +242,7 @@ def check_rows(
 ) -> None:
     """Refuses rows that lack what is needed, by the first that can be read; says how they are read."""
     first = first_rows(rows, 100)
-    reading = RowReader(config, first[0])
+    reading = RowReader(config, first[0], reader is not None)
     names = list(reading.named(first[0]))
     for row in first:
         with suppress(UnfitError):

@@ -126,7 +126,7 @@ class Prompts:
         examples: Sequence[tuple[Text, str]] | None = None,
     ) -> None:
         self.dataset, self.seed = dataset, config.seed
-        reading = RowReader(config, first_rows(dataset, 1)[0])
+        reading = RowReader(config, first_rows(dataset, 1)[0], reader is not None)
         if examples is None:
             examples = solved(dataset, reading, config)
         self.examples = examples

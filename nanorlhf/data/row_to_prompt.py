@@ -19,6 +19,7 @@ READY: dict[str, Callable[[str], str | None]] = {
     "boxed": last_boxed,
     "last_number": last_number_text,
 }
+LEARNED = ("completion", "chosen", "rejected")  # what a row may hold to copy or to prefer
 FIELD = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
 
 
@@ -40,15 +41,16 @@ def require(column: str, names: Collection[str], option: str, otherwise: str = "
 
 
 class RowReader:
-    """Rows to what they held; made for one dataset after one of its rows."""
+    """Rows to what they held; made for one dataset after one of its rows, and for who `learns` its answers or not."""
 
-    def __init__(self, config: TrainConfig, row: Row) -> None:
+    def __init__(self, config: TrainConfig, row: Row, learns: bool = False) -> None:
         self.template, self.names = config.prompt_template, list(row)
         self.renames = config.columns
         for column in self.renames.values():
             require(column, self.names, "columns")
         named = self.named(row)
-        self.form = recognised(named)
+        hidden = {"prompt"} if learns and self.begins_a_chat(named) else set[str]()
+        self.form = recognised({name: value for name, value in named.items() if name not in hidden})
         if self.form is None and self.template is None:
             require("prompt", named, "a prompt", "; name yours in columns, or make prompts with prompt_template")
         self.extract = None if config.answer_pattern is None else extractor(config.answer_pattern)
@@ -59,6 +61,10 @@ class RowReader:
                 "prompt_template",
                 " (a brace of its own is written twice)",
             )
+
+    def begins_a_chat(self, row: Row) -> bool:
+        """Whether a column `prompt` that nobody named only repeats how a chat begins, whose last turn is the answer."""
+        return "messages" in row and "prompt" not in self.renames and not any(name in row for name in LEARNED)
 
     def fields(self) -> list[str]:
         """The columns that the template names."""
@@ -77,7 +83,7 @@ class RowReader:
         columns |= {name: known[name] for name in ("answer", "ground_truth") if name in known}
         if self.extract:
             columns["answer"] = self.extract(row["answer"] if "answer" in row else known.get("answer"))
-        answers = {name: known[name] for name in ("completion", "chosen", "rejected") if name in known}
+        answers = {name: known[name] for name in LEARNED if name in known}
         return ReadRow(self.worded(row, known.get("prompt")), columns, answers, list(row))
 
     def worded(self, row: Row, prompt: Any) -> Text:

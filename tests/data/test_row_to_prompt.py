@@ -10,6 +10,7 @@ from nanorlhf.config.training import TrainConfig
 from nanorlhf.data.row_schemas import UnfitError
 from nanorlhf.data.row_to_prompt import ReadRow, RowReader, filled
 from nanorlhf.errors import UsageError
+from nanorlhf.rollouts.demonstrations import demonstration
 from tests.samples import turns
 
 SUM = {"question": "6*7?", "answer": "It is easy.\n#### 42", "nums": [6, 7]}
@@ -34,6 +35,18 @@ def test_a_prompt_that_is_named_is_taken_as_it_is_and_turns_recognition_off() ->
     assert read({"q": "a", "completion": "b"}, columns={"prompt": "q"}).answers == {"completion": "b"}
     assert read({"prompt": "a", "q": "b"}, columns={"prompt": "q"}).prompt == "b"
     assert read(SUM, prompt_column="question") == found, "as other trainers call it"
+
+
+def test_a_chat_with_its_first_turn_beside_it_is_learned_from_and_asked_by_its_prompt() -> None:
+    """As ultrachat_200k and no_robots have it."""
+    row = {"prompt": "1+1=", "messages": [*turns("1+1="), {"role": "assistant", "content": "2"}]}
+    learned = RowReader(TrainConfig(), row, learns=True)(row)
+    assert (learned.prompt, demonstration(learned)) == (turns("1+1="), ["2"])
+    assert read(row).prompt == "1+1="
+    for other in (row | {"completion": "3"}, row | {"chosen": "3", "rejected": "4"}):
+        assert RowReader(TrainConfig(), other, learns=True)(other).prompt == "1+1="
+    named = TrainConfig(columns={"prompt": "q"})
+    assert RowReader(named, row | {"q": "2+2="}, learns=True)(row | {"q": "2+2="}).prompt == "2+2="
 
 
 @pytest.mark.parametrize(
