@@ -82,10 +82,6 @@ def make_algorithm(entry: Preflight, policy: Policy) -> Algorithm:
     algorithm = entry.algorithm(entry.config)
     if policy.one_per_row and algorithm.together > 1:
         raise UsageError(f"{algorithm.name} packs pairs into rows, and this model's layers would mix the two")
-    if isinstance(entry.config, CriticConfig) and "values" not in algorithm.needs:
-        raise UsageError(
-            f"{algorithm.name} asks for no values, so a critic is of no use; train it with another trainer"
-        )
     if "ref_logprobs" in algorithm.needs:
         policy.keep_reference()
     return algorithm
@@ -158,7 +154,6 @@ def make_sampler(
 
 def make_source(
     entry: Preflight,
-    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     algorithm: Algorithm,
     prompts: Prompts,
@@ -174,8 +169,7 @@ def make_source(
         return answers(config, tokenizer, prompts, held_out, sampling.stop_token_ids)
     assert isinstance(config, OnPolicyConfig) and isinstance(algorithm, OnPolicy)
     if entry.source == "run":
-        vocabulary = policy.base.config.get_text_config().vocab_size
-        return SavedRollouts(config, scorer, algorithm.samples(), vocabulary)
+        return SavedRollouts(config, scorer, algorithm.samples())
     assert sampler is not None
     if isinstance(config, PolicyGradientConfig) and config.partial_rollouts:
         return PartialRollouts(config, algorithm.samples(), sampler, prompts)

@@ -23,7 +23,6 @@ from nanorlhf.policy.attention import AT_ONCE
 from nanorlhf.policy.policy import Policy
 from nanorlhf.records.metrics import Clock, rollout_metrics
 from nanorlhf.rollouts.source import Source
-from nanorlhf.scoring.reward import TrainerState
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.terminal import log
 from nanorlhf.types import Credit, Progress, Rollout, Step
@@ -69,7 +68,7 @@ class Loop:
         clock = Clock()
         self.warn_if_stale()
         if self.scorer:
-            self.scorer.state = TrainerState(number - 1, self.config.max_steps)
+            self.scorer.at(number - 1)
         if self.engine:
             self.engine.pace.clear()
         rollout = self.source.rollout(number, clock, progress)

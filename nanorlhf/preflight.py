@@ -19,7 +19,7 @@ from nanorlhf.algorithm import Algorithm, OnPolicy, PolicyGradient, Samples
 from nanorlhf.config.names import run_of
 from nanorlhf.config.option import split_names
 from nanorlhf.config.task import TaskConfig
-from nanorlhf.config.training import OnPolicyConfig, PolicyGradientConfig, TrainConfig
+from nanorlhf.config.training import CriticConfig, OnPolicyConfig, PolicyGradientConfig, TrainConfig
 from nanorlhf.data.prompts import AnswerPicker, first_rows
 from nanorlhf.data.row_schemas import UnfitError
 from nanorlhf.data.row_to_prompt import RowReader, require
@@ -34,8 +34,8 @@ from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.planning import plan_run
 from nanorlhf.policy import loading
 from nanorlhf.policy.loading import check_model
-from nanorlhf.records.rollout_files import find_rollouts
-from nanorlhf.scoring.reward import Reward, file_of, find_rewards
+from nanorlhf.records.rollout_files import check_rollouts
+from nanorlhf.scoring.reward import EPISODES, Reward, file_of, find_rewards
 from nanorlhf.system.device import pick_device
 from nanorlhf.system.terminal import launched, log
 from nanorlhf.system.user_code import from_file
@@ -84,12 +84,11 @@ def check(
     chosen = find_algorithm(config, algorithm)
     check_sizes(config, chosen)
     check_partial(config, chosen, environment_class)
-    if replays:
-        find_rollouts(replays)
     source = "dataset" if reader else "run" if replays else "policy"
     if source == "policy" and not rewards:
         find_rewards([])
     about = check_model(config, model)
+    check_replay(config, chosen, about)
     check_rank(config, about)
     if environment_class and train is None and not config.dataset_name:
         train, own = own_questions(environment_class, config, held_out is None)
@@ -152,6 +151,16 @@ def check_partial(config: TrainConfig, algorithm: type[Algorithm], environment_c
     config.require(config.partial_max_age >= least, "partial_max_age", f"{why} at least")
 
 
+def check_replay(config: TrainConfig, algorithm: type[Algorithm], about: PretrainedConfig) -> None:
+    """Refuses another run's rollouts where this one cannot learn from them."""
+    if not (isinstance(config, OnPolicyConfig) and config.rollouts_from and issubclass(algorithm, OnPolicy)):
+        return
+    drawn = "the samples of rollouts_from are drawn already, and none can take the place of groups without spread"
+    config.require(not config.dynamic_sampling, "dynamic_sampling", drawn)
+    wanted = algorithm(config).samples()
+    check_rollouts(config.rollouts_from, wanted.each, wanted.greedy, about.get_text_config().vocab_size)
+
+
 def check_size(config: TaskConfig, counts: Mapping[str, int]) -> None:
     """Refuses completions, as many as the product of `counts`, whose ids alone would not fit at their full length."""
     sizes = {**counts, "max_completion_length": config.max_completion_length}
@@ -175,6 +184,8 @@ def find_algorithm(config: TrainConfig, default: type[Algorithm]) -> type[Algori
         "algorithm",
         f"folders are named after its name, which is {found.name!r}; use letters, digits, . _ and -",
     )
+    if isinstance(config, CriticConfig) and "values" not in found(config).needs:
+        raise UsageError(f"{found.name} asks for no values, so a critic is of no use; train it with another trainer")
     return found
 
 
@@ -197,8 +208,11 @@ def rewards_of(config: TaskConfig, given: Any, environment_class: type[Environme
     names = [reward.name for reward in found]
     for name in split_names(config.reward_together):
         config.require(name in names, "reward_together", f"it is none of this run's rewards; {nearest(name, names)}")
+    played = environment_class is not None or (isinstance(config, OnPolicyConfig) and config.rollouts_from)
     for reward in found:
-        seconds = reward.options.get("seconds", 0)
+        if not played and (lacking := EPISODES.intersection(reward.required)):
+            raise UsageError(f"reward {reward.name!r} needs {' and '.join(sorted(lacking))}: say environment or tools")
+        seconds = reward.options.get("seconds", 0) if reward.ships else 0
         longer = f"reward {reward.name!r} itself takes up to {seconds:g} s (its option seconds), so it must be more"
         config.require(seconds < config.reward_timeout, "reward_timeout", longer)
     if environment_class is None or issubclass(environment_class, ToolCalls):
@@ -221,7 +235,7 @@ def load_datasets(
     """The datasets given or named, with every column that the rewards cannot do without."""
     if train is None and not config.dataset_name:
         raise UsageError("no dataset: say dataset_name (a hub name, a file, a folder, or arithmetic, built in)")
-    if held_out is None and (config.dataset_test_name or (train is None and config.dataset_test_split)):
+    if held_out is None and (config.dataset_test_name or (config.dataset_name and config.dataset_test_split)):
         name, subset = config.dataset_test_name or config.dataset_name, config.dataset_test_config
         subset = subset if config.dataset_test_name else subset or config.dataset_config
         held_out = load(name, subset, config.dataset_test_split or only_split(name) or "test", config.streaming)

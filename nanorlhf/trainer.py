@@ -32,7 +32,6 @@ from nanorlhf.memory.residency import Offloadable, Residency, ServedWeights
 from nanorlhf.policy import serialization
 from nanorlhf.policy.loading import coverage
 from nanorlhf.policy.policy import Policy
-from nanorlhf.preflight import plan_command
 from nanorlhf.records import checkpoint, directory
 from nanorlhf.records.console import ProgressBar, summary
 from nanorlhf.records.journal import Journal
@@ -125,7 +124,7 @@ class Trainer:
         if entry.generates:
             with self.residency.phase("generate"):  # there is room for it now
                 self.start_engine()
-        parts = self.policy, self.tokenizer, self.algorithm, self.prompts, self.held_out, self.scorer, self.sampling
+        parts = self.tokenizer, self.algorithm, self.prompts, self.held_out, self.scorer, self.sampling
         sampler = self.sampler if entry.generates else None
         self.source = assembly.make_source(entry, *parts, sampler, self.source_class)
         scorer = None if entry.source == "dataset" else self.scorer
@@ -136,7 +135,7 @@ class Trainer:
     @classmethod
     def plan_of(cls, config: TrainConfig) -> Plan:
         """The memory plan of a configuration, on any machine and without loading anything."""
-        return plan_command(config, cls.algorithm_class, cls.reader is not None)
+        return preflight.plan_command(config, cls.algorithm_class, cls.reader is not None)
 
     def start_engine(self) -> None:
         """Starts the engine, and who writes with it."""
@@ -248,6 +247,7 @@ class Trainer:
 
         def episodes() -> tuple[Rollout, torch.Tensor]:
             rollout = source.beforehand(config.value_init_prompts, progress.writing)
+            self.scorer.report("value initialisation: ")
             return rollout, algorithm.counted(rollout)
 
         return critic_init.initialise(self.critic, self.loop.passes, self.run, episodes, self.residency.phase("update"))
@@ -267,6 +267,7 @@ class Trainer:
                 metrics |= self.held_out_loss(source.held_out)
         if self.entry.generates:
             self.serve()
+            self.scorer.at(self.done)
             metrics |= evaluate(self.sampler, self.held_out, self.config.seed)[0]
             self.scorer.report("evaluation: ")
         return self.world.broadcast(metrics | {"time/eval": time.perf_counter() - start})
@@ -336,8 +337,7 @@ class Trainer:
 
     def restore(self) -> None:
         """Goes back to where the run's last checkpoint left it."""
-        assert self.config.resume is not None
-        resume, keep = self.config.resume, self.config.save_total_limit
+        resume, keep = str(self.config.resume), self.config.save_total_limit
         folder = self.world.first_only(lambda: checkpoint.chosen(resume))
         if folder is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -15,9 +16,11 @@ from nanorlhf.data.sources import as_rows
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPO, GRPOConfig
 from nanorlhf.policy import loading
+from nanorlhf.ppo import PPO, PPOConfig
 from nanorlhf.remax import ReMax, ReMaxConfig
 from nanorlhf.rollouts.demonstrations import demonstration
 from nanorlhf.scoring.reward import Reward, find_rewards
+from nanorlhf.tasks.guessing import Guessing
 from nanorlhf.types import Prompt, Sample
 
 Call = tuple[str, str | None, str, bool]
@@ -61,6 +64,8 @@ def test_which_datasets_are_loaded(options: dict[str, Any], held_out: Call | Non
 def test_a_dataset_given_is_not_loaded(loaded: list[Call]) -> None:
     enter([ROW], dataset_test_split="test")
     assert loaded == []
+    enter([ROW], dataset_name="a/b", dataset_test_split="test")
+    assert loaded.pop() == ("a/b", None, "test", False), "but what it is held against is"
     enter([ROW], dataset_test_name="c/d", streaming=True)
     assert loaded == [("c/d", None, "test", True)]
 
@@ -102,12 +107,33 @@ def test_passes_over_the_rows_become_steps(epochs: float, steps: int, capsys: py
 
 
 def test_a_rewards_own_time_limit_must_end_before_its_workers() -> None:
-    def graded(completions: list[str], *, seconds: float = 5) -> list[float]:
-        return [seconds for _ in completions]
+    def graded(completions: list[str], *, seconds: float | None = None) -> list[float]:
+        return [seconds or 0.0 for _ in completions]
 
-    assert preflight.rewards_of(TrainConfig(), graded, None)[0].options == {"seconds": 5}
-    with pytest.raises(UsageError, match=r"reward_timeout=10.0 cannot work: reward 'graded' itself takes up to 12 s"):
-        preflight.rewards_of(TrainConfig(reward_options={"graded": {"seconds": 12}}), graded, None)
+    assert preflight.rewards_of(TrainConfig(), graded, None)[0].options == {"seconds": None}, "what it may mean is its"
+    assert preflight.rewards_of(TrainConfig(), "code", None)[0].options["seconds"] == 5
+    with pytest.raises(UsageError, match=r"reward_timeout=10.0 cannot work: reward 'code' itself takes up to 12 s"):
+        preflight.rewards_of(TrainConfig(reward_options={"code": {"seconds": 12}}), "code", None)
+
+
+def test_a_critic_that_the_algorithm_has_no_use_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from nanorlhf.grpo import GRPO\nfrom nanorlhf.ppo import PPO\n")
+    assert preflight.find_algorithm(PPOConfig(algorithm=f"{tmp_path}/own.py:PPO"), PPO).name == "ppo"
+    with pytest.raises(UsageError, match="grpo asks for no values, so a critic is of no use"):
+        preflight.find_algorithm(PPOConfig(algorithm=f"{tmp_path}/own.py:GRPO"), PPO)
+
+
+def test_what_episodes_alone_give_is_asked_for_with_an_environment() -> None:
+    def bonus(environment_returns: list[float]) -> list[float]:
+        return environment_returns
+
+    def optional(completions: list[str], environment_returns: Any = None) -> list[float]:
+        return environment_returns or [0.0 for _ in completions]
+
+    with pytest.raises(UsageError, match="reward 'bonus' needs environment_returns: say environment or tools"):
+        preflight.rewards_of(TrainConfig(), [bonus], None)
+    assert [r.name for r in preflight.rewards_of(TrainConfig(), [bonus], Guessing)] == ["environment", "bonus"]
+    assert preflight.rewards_of(TrainConfig(), [optional], None)
 
 
 def test_sizes_are_bounded_by_this_machines_memory() -> None:

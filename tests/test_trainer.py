@@ -250,6 +250,14 @@ def test_a_resumed_run_says_what_changed_and_refuses_to_be_another(
     assert "going on with other options than before: temperature from 1.0 to 0.9\n" in capsys.readouterr().out
 
 
+def test_an_evaluation_is_told_the_steps_before_it(tmp_path: Path) -> None:
+    def curriculum(completions: list[str], trainer_state: Any) -> list[float]:
+        return [trainer_state.global_step for _ in completions]
+
+    history = GRPOTrainer(reward_funcs=curriculum, args=config(tmp_path / "run", max_steps=2)).train()
+    assert [(row.get("reward/mean"), row.get("eval/reward")) for row in history] == [(None, 0), (0, None), (1, 2)]
+
+
 def test_a_reward_that_raises_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
     def third_time(completion_ids: list[list[int]], trainer_state: Any) -> list[float]:
         if trainer_state.global_step >= 2:

@@ -92,7 +92,9 @@ class Stream(Prompts):
 
     def sample(self, size: int, draw: random.Random) -> list[Prompt]:
         """The run's own first prompts."""
-        return self.batch(0, size)
+        first = self.batch(0, size)
+        self.rewind()  # or the rows read ahead would be among those that replace others
+        return first
 
     def shuffled(self) -> Iterator[Numbered]:
         """Numbered rows without end, epoch after epoch: parts of the dataset shuffled, rows within the buffer."""

@@ -211,8 +211,9 @@ def files_named(config: TrainConfig) -> Iterator[tuple[str, Path]]:
         for words in value if isinstance(value, list) else [value]:
             for word in words.split(",") if isinstance(words, str) else []:
                 path = re.sub(r"^model:|(?<=\.py):\w+$", "", word.strip())
-                if path and os.path.exists(path):  # which takes a text that is too long for a name
-                    yield name, Path(path)
+                with suppress(OSError):  # a text too long for a name
+                    if path and Path(path).exists():
+                        yield name, Path(path)
 
 
 def training_seconds(rows: Iterable[dict[str, Any]]) -> float:

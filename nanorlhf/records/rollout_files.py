@@ -45,7 +45,7 @@ def keep(run: Path, step: int, rollout: Rollout, advantages: Tensor) -> None:
             "group": group,
             "index": s.prompt.index,
             "prompt": json.dumps(s.prompt.text, ensure_ascii=False),
-            "columns": json.dumps(s.prompt.columns, ensure_ascii=False, default=str),
+            "columns": json.dumps(s.prompt.columns, default=str),  # which may hold half a character
             "completion": s.text,
             "prompt_ids": s.prompt.ids,
             "completion_ids": s.completion_ids,
@@ -87,6 +87,20 @@ def find_rollouts(folder: str) -> list[Path]:
         if missing:
             raise UsageError(f"rollouts_from={folder!r}: {path} is no rollout: it has no {', '.join(sorted(missing))}")
     return files
+
+
+def check_rollouts(folder: str, each: int, greedy: bool, vocabulary: int) -> None:
+    """Refuses rollouts of other groups or tokens than a run has, or without rewards of `greedy` ones, by the first."""
+    first = read(find_rollouts(folder)[0])
+    sizes = set(first.group.bincount().tolist())
+    if sizes != {each}:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise UsageError(f"rollouts_from={folder!r} has groups of {found} samples, this run of {each}")
+    if greedy and first.baselines is None:
+        raise UsageError(f"rollouts_from={folder!r} has no rewards of greedy answers, which are this run's baseline")
+    largest = max(max([*s.prompt.ids, *s.completion_ids]) for s in first.samples)
+    if largest >= vocabulary:
+        raise UsageError(f"rollouts_from={folder!r} has the token {largest}, and the model has {vocabulary}")
 
 
 def read(path: Path) -> Rollout:

@@ -1,4 +1,4 @@
-"""Every rollout kept in a file of its own, and training on rollouts that were kept."""
+"""Training on rollouts that another run kept."""
 
 from __future__ import annotations
 
@@ -19,21 +19,9 @@ from nanorlhf.types import Progress, Rollout, as_tensor
 class SavedRollouts(Source):
     """A step's samples from files, the first again after the last; scored anew if rewards are named."""
 
-    def __init__(self, config: OnPolicyConfig, scorer: Scorer, wanted: Samples, vocabulary: int) -> None:
-        folder = str(config.rollouts_from)
-        self.files, self.config, self.scorer, self.wanted = find_rollouts(folder), config, scorer, wanted
-        first = read(self.files[0])
-        sizes = set(first.group.bincount().tolist())
-        if sizes != {wanted.each}:
-            found = ", ".join(map(str, sorted(sizes)))
-            raise UsageError(f"rollouts_from={folder!r} has groups of {found} samples, this run of {wanted.each}")
-        if wanted.greedy and first.baselines is None:
-            raise UsageError(
-                f"rollouts_from={folder!r} has no rewards of greedy answers, which are this run's baseline"
-            )
-        largest = max(max([*s.prompt.ids, *s.completion_ids]) for s in first.samples)
-        if largest >= vocabulary:
-            raise UsageError(f"rollouts_from={folder!r} has the token {largest}, and the model has {vocabulary}")
+    def __init__(self, config: OnPolicyConfig, scorer: Scorer, wanted: Samples) -> None:
+        self.files = find_rollouts(str(config.rollouts_from))
+        self.config, self.scorer, self.wanted = config, scorer, wanted
 
     def rollout(self, step: int, clock: Clock, progress: Progress) -> Rollout:
         """The rollout kept for this step."""

@@ -98,11 +98,15 @@ class Reward:
         """Whether it must run in the trainer's own process, for it uses the GPU."""
         return getattr(self.function, "in_trainer", False)
 
-    def missing(self, columns: Iterable[str]) -> list[str]:
-        """Arguments it cannot do without that neither the trainer nor the dataset has."""
+    @property
+    def required(self) -> list[str]:
+        """Arguments it cannot do without."""
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        required = [p.name for p in self.parameters if p.default is p.empty and p.kind in named]
-        return [name for name in required if name not in ALWAYS | EPISODES and name not in columns]
+        return [p.name for p in self.parameters if p.default is p.empty and p.kind in named]
+
+    def missing(self, columns: Iterable[str]) -> list[str]:
+        """Of these, what neither the trainer nor the dataset has."""
+        return [name for name in self.required if name not in ALWAYS | EPISODES and name not in columns]
 
     def wanted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Those arguments that the function takes; no column replaces an option."""

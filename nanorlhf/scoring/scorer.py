@@ -13,7 +13,7 @@ from typing import Any
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import RewardError, UsageError
 from nanorlhf.memory.residency import Residency
-from nanorlhf.scoring.reward import Reward, TrainerState, Verdict, judge
+from nanorlhf.scoring.reward import EPISODES, Reward, TrainerState, Verdict, judge
 from nanorlhf.scoring.workers import Pool, packable, without_secrets
 from nanorlhf.system.distributed import world
 from nanorlhf.system.terminal import log
@@ -47,10 +47,10 @@ class Scorer:
 
     def __init__(self, rewards: Sequence[Reward], config: TrainConfig, residency: Residency | None = None) -> None:
         self.rewards, self.config, self.residency = rewards, config, residency or Residency()
-        self.state = TrainerState(0, config.max_steps)
+        self.at(0)
         self.away: set[str] = set()  # rewards that the workers have
         for reward in rewards if config.workers else []:
-            why = "" if reward.in_trainer or "environments" in reward.names else packable(reward)
+            why = "" if reward.in_trainer or EPISODES & reward.names else packable(reward)
             if why is None:
                 self.away.add(reward.name)
             elif why:
@@ -62,6 +62,10 @@ class Scorer:
         self.unproven = {r.name for r in chosen if r.name in self.alone and not r.ships}  # to judge one like several
         self.begun: dict[int, dict[str, Future[Verdict]]] = {}
         self.forget()
+
+    def at(self, step: int) -> None:
+        """Tells rewards that so many steps are done."""
+        self.state = TrainerState(step, self.config.max_steps)
 
     def forget(self) -> None:
         self.tallies = {reward.name: Tally() for reward in self.rewards}
@@ -182,9 +186,8 @@ class Scorer:
 
     def arguments(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The arguments of reward functions: prompts, completions, their tokens, every dataset column, the state."""
-        arguments: dict[str, Any] = {
-            name: [s.prompt.columns.get(name) for s in samples] for name in samples[0].prompt.columns
-        }
+        columns = dict.fromkeys(name for s in samples for name in s.prompt.columns)  # a stream's rows may differ
+        arguments: dict[str, Any] = {name: [s.prompt.columns.get(name) for s in samples] for name in columns}
         return arguments | {
             "prompts": [s.prompt.text for s in samples],
             "completions": [as_completion(s) for s in samples],

@@ -50,7 +50,7 @@ def ppo(run: Path, **options: Any) -> PPOTrainer:
         "max_completion_length": 12, "max_steps": 2, "value_init_prompts": 60, "value_init_epochs": 2,
         "value_init_learning_rate": 1e-3,
     }  # fmt: skip
-    return PPOTrainer(args=PPOConfig(**small | options))
+    return PPOTrainer(reward_funcs=options.pop("function", None), args=PPOConfig(**small | options))
 
 
 def test_returns_that_are_linear_in_the_features_are_found_exactly() -> None:
@@ -124,6 +124,15 @@ def test_episodes_carry_monte_carlo_returns(tmp_path: Path) -> None:
         reward = s.reward or 0.0
         assert np.allclose(returns[at : at + length], [reward * 0.5**k for k in range(length)][::-1])
         at += length
+
+
+def test_its_episodes_do_not_count_as_the_first_steps(tmp_path: Path) -> None:
+    def counted(completions: list[str], log_metric: Any) -> list[float]:
+        log_metric("completions", len(completions))
+        return [0.0 for _ in completions]
+
+    trainer = ppo(tmp_path / "run", function=counted, max_steps=1, reward_workers=0)
+    assert [row.get("reward/counted/completions") for row in trainer.train()] == [None, 4]
 
 
 def test_it_is_done_once_in_a_runs_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

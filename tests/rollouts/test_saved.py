@@ -22,6 +22,7 @@ def test_what_is_read_is_what_was_kept(tmp_path: Path) -> None:
     kept = rollout([sample(3, 4, seed=i, own=[True, False, True, True] if i % 2 else None) for i in range(4)], 2)
     kept.samples[0].reward, kept.rewards[0] = None, torch.nan
     kept.samples[1].rewards = {"a": 1.0, "b": None}
+    kept.samples[2].prompt.columns["hint"] = "half a character \ud800, and é"
     kept.baselines = torch.tensor([0.0, 0.0, 1.0, 1.0])
     advantages = torch.arange(int(kept.lengths.sum())).float()
     keep(tmp_path, 7, kept, advantages)
@@ -117,3 +118,6 @@ def test_wrong_settings_are_refused_early(tmp_path: Path) -> None:
     GRPOTrainer(args=options(tmp_path / "a", max_steps=1)).train()
     with pytest.raises(UsageError, match="has groups of 4 samples, this run of 2"):
         GRPOTrainer(args=options(tmp_path / "c", rollouts_from=str(tmp_path / "a"), num_generations=2))
+    with pytest.raises(UsageError, match="dynamic_sampling=2 cannot work: the samples of rollouts_from are drawn"):
+        GRPOTrainer(args=options(tmp_path / "c", rollouts_from=str(tmp_path / "a"), dynamic_sampling=2))
+    assert not (tmp_path / "c").exists(), "before anything is loaded"

@@ -16,7 +16,7 @@ import pytest
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.errors import RewardError, UsageError
-from nanorlhf.scoring.reward import TrainerState, find_rewards
+from nanorlhf.scoring.reward import find_rewards
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.user_code import from_file
 from nanorlhf.types import Prompt, Sample
@@ -77,14 +77,27 @@ def test_functions_see_the_state_and_may_log(make: Make, workers: int, caplog: p
         log_extra("upper", [c.upper() for c in completions])
         return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
 
-    scorer, batch = make(growing, reward_workers=workers), samples("ab", "abcd")
-    scorer.state = TrainerState(3, 4)
+    scorer, batch = make(growing, reward_workers=workers, max_steps=4), samples("ab", "abcd")
+    scorer.at(3)
     scorer.score(batch)
     metrics = scorer.report()
     assert [s.reward for s in batch] == [0.75, 0.75]
     assert [s.extras for s in batch] == [{"upper": "AB"}, {"upper": "ABCD"}]
     assert metrics["reward/growing/length"] == (2 if workers == 0 else 3)  # one call, or the mean of two
     assert (metrics["reward/growing/failed"], caplog.messages) == (0, [])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_column_that_the_first_sample_lacks_reaches_the_others(make: Make, workers: int) -> None:
+    """As rows of a stream may lack one."""
+
+    def hinted(completions: list[str], hint: list[str | None] | None = None) -> list[float]:
+        return [float(bool(h)) for h in hint or [None] * len(completions)]
+
+    batch = samples("a", "b", "c")
+    batch[1].prompt.columns["hint"] = "the second"
+    make(hinted, reward_workers=workers).score(batch)
+    assert [s.reward for s in batch] == [0, 1, 0]
 
 
 def test_none_leaves_the_term_out_and_is_never_zero(make: Make) -> None:
