@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from nanorlhf.config.training import TrainConfig
+from nanorlhf.errors import RunError
+from nanorlhf.learning.passes import HELP
 from nanorlhf.learning.schedule import schedule
+from nanorlhf.system.device import ran_out
 from nanorlhf.system.distributed import world
 
 FUSED = ("cuda",)  # devices on which a step is one pass in place, with nothing to make room for
@@ -40,6 +43,17 @@ class Optimizer:
 
     def step(self, loss: float = 0.0) -> tuple[float, float]:
         """Loss and gradient's norm before clipping, of all processes; unsound ones, or none, leave the parameters."""
+        try:
+            return self.step_together(loss)
+        except RuntimeError as error:
+            if world().size > 1 and ran_out(error):  # the others do not begin again with this one
+                raise RunError(
+                    f"out of memory (optimizer step), where all processes must go on together; {HELP}"
+                ) from error
+            raise
+
+    def step_together(self, loss: float) -> tuple[float, float]:
+        """The same, by all processes at once."""
         loss = world().sum_gradients(self.parameters, loss)
         norm = torch.as_tensor(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)).item()
         if sound(loss, norm):

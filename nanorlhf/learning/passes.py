@@ -38,7 +38,7 @@ class Attempt:
         return self.rows()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        self.full = isinstance(error, RuntimeError) and ran_out(error)
+        self.full = isinstance(error, RuntimeError) and not isinstance(error, RunError) and ran_out(error)
         if self.full and self.one_go:  # other processes go through the layers with this one
             raise RunError(
                 f"out of memory ({self.phase}): with shard_base, say a smaller token_budget; or {HELP}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from nanorlhf.system.terminal import launched
 T = TypeVar("T")
 
 SHARDING = ("FSDP", "DEEPSPEED")  # accelerate's ways, of which its launcher tells
+BUCKET = 64 * 2**20  # bytes that are copied to be summed over processes at once
 PATIENCE = timedelta(hours=3)  # with a process that still writes; one that has died is noticed at once
 
 
@@ -84,11 +85,9 @@ class World:
         """Puts the sum over all processes in the place of each tensor."""
         if self.size == 1:
             return
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            by_type.setdefault(tensor.dtype, []).append(tensor)
-        for some in by_type.values():
-            flat = torch.cat([t.detach().flatten().to(self.device) for t in some])
+        for some in buckets(tensors):
+            parts = [t.detach().flatten().to(self.device) for t in some]
+            flat = torch.cat(parts) if len(parts) > 1 else parts[0]
             run_collective(distributed.all_reduce, flat)
             for tensor, total in zip(some, flat.split([t.numel() for t in some]), strict=True):
                 tensor.detach().copy_(total.view_as(tensor))
@@ -113,6 +112,21 @@ class World:
             here = p.detach().to(self.device)
             run_collective(distributed.broadcast, here, 0)
             p.detach().copy_(here)
+
+
+def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype, as many as are copied together: one that is larger is alone, and is not copied."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for some in by_type.values():
+        bucket: list[Tensor] = []
+        for tensor in some:
+            if bucket and sum(t.nbytes for t in bucket) + tensor.nbytes > BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(tensor)
+        yield bucket
 
 
 def run_collective(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -17,9 +17,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nanorlhf.__main__ import main
-from nanorlhf.errors import UsageError
+from nanorlhf.config.training import TrainConfig
+from nanorlhf.errors import RunError, UsageError
+from nanorlhf.learning.optimizer import Optimizer
+from nanorlhf.learning.passes import Passes
 from nanorlhf.learning.shares import divided, idle
 from nanorlhf.records.directory import read_lines
+from nanorlhf.system import distributed
 from nanorlhf.system.distributed import World, join, world
 from nanorlhf.system.terminal import signature, speaks
 from tests.samples import rollout, sample
@@ -228,6 +232,43 @@ def test_alone_everything_is_what_it_was() -> None:
     )  # fmt: skip
     assert alone.first_only(lambda: 3) == 3
     assert (speaks(), signature()) == (True, "")
+
+
+def test_gradients_are_summed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "BUCKET", 40)
+    tensors = [torch.full((size,), float(size)) for size in (4, 6, 1, 20, 2)] + [torch.ones(3, dtype=torch.float64)]
+    assert [[len(t) for t in some] for some in distributed.buckets(tensors)] == [[4, 6], [1], [20], [2], [3]]
+    copied = list[int]()
+
+    def double(collective: object, flat: torch.Tensor) -> None:  # noqa: ARG001
+        copied.append(0 if any(flat.data_ptr() == t.data_ptr() for t in tensors) else flat.nbytes)
+        flat.mul_(2)
+
+    monkeypatch.setattr(distributed, "run_collective", double)
+    World(size=2, device=torch.device("cpu")).sum(tensors)
+    assert [t.tolist() for t in tensors] == [[2.0 * n] * n for n in (4, 6, 1, 20, 2)] + [[2.0] * 3]
+    assert copied == [40, 0, 0, 0, 0], "what is alone is summed where it lies"
+
+
+def test_memory_that_ends_in_a_step_of_several_processes_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    taken = Optimizer(TrainConfig(), [parameter], 1e-3, torch.device("cpu"))
+    parameter.grad = torch.ones(2)
+    monkeypatch.setattr(taken, "take", full)
+    passes = Passes(100)
+    (attempt,) = [next(passes.retries("update", 10, 100, list))]
+    with attempt:
+        taken.step()
+    assert attempt.full, "one process tries again with shorter rows"
+    monkeypatch.setattr(World, "sum_gradients", lambda self, parameters, loss: loss)
+    monkeypatch.setattr("nanorlhf.learning.optimizer.world", lambda: World(size=2))
+    attempt = next(passes.retries("update", 10, 100, list))
+    with pytest.raises(RunError, match="where all processes must go on together"), attempt:
+        taken.step()
+
+
+def full() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_shares_are_disjoint_and_everything() -> None:
