@@ -13,6 +13,7 @@ from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import CacheBudget, Engine, Sampling
 from nanorlhf.errors import UsageError
 from nanorlhf.policy import serialization
+from nanorlhf.policy.attention import has_flash
 from nanorlhf.policy.policy import Policy
 from nanorlhf.system import gpu_memory
 from nanorlhf.system.terminal import log
@@ -41,6 +42,8 @@ def check_engine(config: TrainConfig, about: PretrainedConfig) -> None:
     if untried := check_version():
         log.warning(untried)
     wide = config.dtype == "float32" and torch.cuda.is_available()
+    older = torch.cuda.is_available() and not wide and not has_flash(torch.device("cuda"))
+    config.require(not older, "dtype", "vLLM has no bfloat16 on a card from before Ampere; use float32, or engine hf")
     config.require(
         not (wide and config.weight_sync == "lora"), "weight_sync", "vLLM's adapters on CUDA are 16-bit; use merged"
     )

@@ -89,7 +89,7 @@ def suits_kernel(query: Tensor, value: Tensor) -> bool:
 
 @functools.cache
 def has_flash(device: torch.device) -> bool:
-    """Whether a card runs flash attention: from Ampere on (AMD's builds carry kernels of their own)."""
+    """Whether a card runs flash attention, and bfloat16: from Ampere on (AMD's builds carry kernels of their own)."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
 
 

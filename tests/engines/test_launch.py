@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.launch import check_engine, sync_way
 from nanorlhf.errors import UsageError
+from nanorlhf.policy.attention import has_flash
 from nanorlhf.policy.policy import Policy
 from tests.models import tiny
 
@@ -33,6 +35,21 @@ def test_adapters_are_merged_for_vllm_on_a_cpu(architecture: str, monkeypatch: p
     assert (sync_way(without, half), sync_way(without, full)) == ("lora", "merged")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert (sync_way(auto, half), sync_way(auto, full)) == ("lora", "merged")
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True)])
+def test_a_card_without_bfloat16_is_told_of_before_the_model_loads(
+    capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    about = tiny("qwen3").config
+    has_flash.cache_clear()
+    with contextlib.nullcontext() if runs else pytest.raises(UsageError, match="use float32, or engine hf"):
+        check_engine(TrainConfig(engine="vllm"), about)
+    check_engine(TrainConfig(engine="vllm", dtype="float32"), about)
+    check_engine(TrainConfig(engine="hf"), about)
+    has_flash.cache_clear()
 
 
 def test_the_precision_of_logits_is_an_option_of_vllm_alone() -> None:
