@@ -22,7 +22,7 @@ from nanorlhf.errors import UsageError
 from nanorlhf.learning.critic import Critic
 from nanorlhf.memory.plan import Plan
 from nanorlhf.memory.planning import plan_run
-from nanorlhf.memory.residency import Offloadable, Residency
+from nanorlhf.memory.residency import CPU, Offloadable, Residency
 from nanorlhf.policy.policy import Policy
 from nanorlhf.preflight import Preflight, reward_models
 from nanorlhf.rollouts.demonstrations import Demonstrations
@@ -110,11 +110,14 @@ def register(residency: Residency, policy: Policy, critic: Critic | None, reward
         residency.add("reference", Offloadable(policy.frozen.state_dict(keep_vars=True).values))
     if critic is not None:
         residency.add("critic", Offloadable(critic.tensors))
-    for reward in rewards:
-        if movable := getattr(reward.function, "classifier", None):
-            if residency.device.type == "cuda":
-                movable.enter(residency.device)  # it stays there, unless the plan moves it
-            residency.add("reward model", movable)
+    judges = [judge for reward in rewards if (judge := getattr(reward.function, "classifier", None))]
+    waits = residency.plan is not None and "reward model" in residency.plan.moved
+    for judge in judges:
+        if residency.device.type == "cuda":
+            judge.enter(CPU if waits else residency.device)  # there may be no room beside the policy
+        residency.add("reward model", judge)
+    if judges and waits:
+        residency.away.add("reward model")
 
 
 def start_engine(

@@ -22,7 +22,7 @@ from nanorlhf.memory.activation_sizes import Family, skeleton, trace
 from nanorlhf.memory.plan import PHASES, Needs, Phase, Resident
 from nanorlhf.memory.workspace import Line, Workspace, largest
 from nanorlhf.policy import recomputation
-from nanorlhf.policy.loading import rank_of, saved_adapter
+from nanorlhf.policy.loading import dtype_of, rank_of, saved_adapter
 from nanorlhf.policy.sharding import layers_of
 from nanorlhf.system.device import GIB
 from nanorlhf.system.distributed import world
@@ -196,8 +196,9 @@ def engine_residents(body: ModelSize, engine: str) -> list[Resident]:
     weights = body.weights * (2 if body.half else 4)
     if lora:
         weights += body.trained // 4 * 2 * room_for(body.rank) // body.rank
+    # Weights that vLLM copies out lie in pinned memory, of which torch takes the next power of two for each.
     return [
-        Resident("engine", weights, generate, "engine", kept=not lora),
+        Resident("engine", weights, generate, "engine", kept=not lora, waiting=2 * weights if lora else 0),
         Resident("engine's graphs", GRAPHS, frozenset()),
     ]
 
@@ -213,8 +214,10 @@ def decoding(body: ModelSize, sequences: int) -> int:
 def cached(body: ModelSize, engine: str) -> int:
     """Bytes of cache for one completion of full length."""
     tokens = body.config.max_prompt_length + body.config.max_completion_length
-    half = body.half and (engine == "vllm" or body.rank > 0 or body.config.dtype == "bfloat16")
-    return sequence_bytes(body.about, torch.bfloat16 if half else torch.float32, tokens, BLOCK)
+    if engine == "hf":
+        return sequence_bytes(body.about, dtype_of(body.config, "cuda"), tokens, BLOCK)
+    dtype = torch.bfloat16 if body.half else torch.float32
+    return sequence_bytes(body.about, dtype, tokens + BLOCK, BLOCK)  # vLLM keeps one block to itself
 
 
 def requests(config: TrainConfig, algorithm: Algorithm) -> int:

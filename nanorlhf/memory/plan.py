@@ -33,6 +33,7 @@ class Resident:
     unit: Unit | None = None  # what it moves with; None: it does not move
     passing: bool = False  # it is made and dropped in its phase
     kept: bool = False  # main memory has it anyway, so nothing is copied when it leaves
+    waiting: int | None = None  # bytes of main memory for it while it is away, if others than its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +181,12 @@ class Plan:
         if moved:
             lines.append(
                 f"moving: {self.seconds:.1f} s a step at {BUS / 1e9:.0f} GB/s; "
-                f"{self.main_memory / GIB:.1f} GiB of main memory"
+                f"up to {self.main_memory / GIB:.1f} GiB of main memory"
             )
         return [*lines, *self.reasons]
 
     @property
     def main_memory(self) -> int:
-        """Bytes of main memory for what is away."""
-        return sum(r.bytes for r in self.needs.residents if r.unit in self.moved)
+        """Bytes of main memory for what is away, at most."""
+        moved = [r for r in self.needs.residents if r.unit in self.moved]
+        return sum(r.bytes if r.waiting is None else r.waiting for r in moved)

@@ -10,12 +10,16 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from nanorlhf.config.training import TrainConfig
 from nanorlhf.engines.base import Request
+from nanorlhf.engines.kv_cache import CPU_BLOCK
 from nanorlhf.engines.launch import build_engine
 from nanorlhf.engines.restart import Restarting
 from nanorlhf.engines.vllm import VLLMEngine
+from nanorlhf.grpo import GRPOConfig
+from nanorlhf.memory import needs
 from nanorlhf.policy.policy import Policy as TrainedPolicy
 from tests.engines.test_vllm import ADDER, TOKENIZER, WARM, Policy, gap, requests
 
@@ -48,6 +52,19 @@ def test_an_engine_whose_start_ran_out_of_memory_starts_again_with_half_the_cach
         restarting.update(policy)
         done = sorted(restarting.generate(requests(), 0), key=lambda c: c.id)
         assert gap(policy, requests(), done, WARM.temperature) < 1e-4
+
+
+def test_a_plan_for_one_completion_at_once_is_enough_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "BLOCK", CPU_BLOCK)
+    lengths = {"max_prompt_length": 64, "max_completion_length": 64}
+    config = GRPOConfig(model_name_or_path=ADDER, dtype="float32", lora_r=12, **lengths)
+    one = needs.cached(needs.ModelSize.of(config, AutoConfig.from_pretrained(ADDER)), "vllm")
+    engine = VLLMEngine(ADDER, WARM, sync="merged", max_model_len=128, kv_cache_bytes=one)
+    with contextlib.closing(engine):
+        policy = Policy(r=12, target_modules=["q_proj"])
+        engine.update(policy)
+        asked = [Request(i, TOKENIZER.encode("1+2=")) for i in range(3)]
+        assert len(list(engine.generate(asked, 0))) == 3
 
 
 @pytest.mark.parametrize("head", ["model", "float32"])

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def a_plan(*moved: Unit) -> Plan:
     flat = Workspace(Line(0, 0), Line(0, 0), Line(0, 0))
     needs = Needs(residents, 100, flat, flat, flat, Line(0, 0), math.inf, flat, sequence=1, requests=256)
     return Plan(needs, 80 * GIB, frozenset(moved), False, 300, cache=256)
+
+
+@pytest.mark.parametrize("moved", [("reward model", "policy"), ()])
+def test_a_reward_model_that_moves_waits_in_main_memory_while_the_policy_is_loaded(moved: tuple[Unit, ...]) -> None:
+    cuda, log = torch.device("cuda"), list[str]()
+    judge = SimpleNamespace(enter=lambda device: log.append(device.type), leave=lambda: log.append("left"))
+    reward = SimpleNamespace(function=SimpleNamespace(classifier=judge))
+    residency = Residency(a_plan(*moved), cuda)
+    assembly.register(residency, SimpleNamespace(tensors=list, frozen=None), None, [reward])  # type: ignore[arg-type,list-item]
+    assert (log, residency.away) == (["cpu"], {"reward model"}) if moved else (["cuda"], set())
 
 
 class Fake:
