@@ -56,7 +56,7 @@ def test_an_engine_whose_start_ran_out_of_memory_starts_again_with_half_the_cach
 
 def test_a_plan_for_one_completion_at_once_is_enough_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "BLOCK", CPU_BLOCK)
-    lengths = {"max_prompt_length": 64, "max_completion_length": 64}
+    lengths: dict[str, Any] = {"max_prompt_length": 64, "max_completion_length": 64}
     config = GRPOConfig(model_name_or_path=ADDER, dtype="float32", lora_r=12, **lengths)
     one = needs.cached(needs.ModelSize.of(config, AutoConfig.from_pretrained(ADDER)), "vllm")
     engine = VLLMEngine(ADDER, WARM, sync="merged", max_model_len=128, kv_cache_bytes=one)
