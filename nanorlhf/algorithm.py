@@ -154,7 +154,7 @@ class OnPolicy(Algorithm):
         return {"kl_coef": self.kl_coef, "from": self.config.kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.config.kl_target is not None and state.get("from", self.kl_coef) == self.kl_coef:
+        if self.config.kl_target is not None and state["from"] == self.kl_coef:
             self.kl_coef = state["kl_coef"]  # else what the options say now
 
 

@@ -160,7 +160,7 @@ class Loop:
         self.algorithm.load_state_dict(state["algorithm"])
         if self.critic:
             self.critic.load_state_dict(state["critic"])
-        self.source.load_state_dict(state.get("source", {}))  # which older checkpoints have not
+        self.source.load_state_dict(state["source"])
         self.policy.version = state["version"]
         if state["token_budget"] is not None:
             self.passes.tokens, self.passes.lowered = min(self.passes.tokens, state["token_budget"]), True

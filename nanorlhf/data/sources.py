@@ -29,7 +29,6 @@ BUILT_IN = {
     "stories": stories,
     "calculator": lambda split: from_rows(problems(split)),
 }
-MOVED = {"nanorlhf.calculator:problems": "calculator"}  # as earlier runs and recipes have it
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -49,7 +48,6 @@ def load(name: str, config: str | None, split: str, streaming: bool = False) -> 
 
 def find(name: str, config: str | None, split: str, streaming: bool) -> Rows:
     """The rows by the kind of name; what is not from `datasets.load_dataset` is cut here."""
-    name = MOVED.get(name, name)
     path, whole = Path(name), split.partition("[")[0]
     kind, _, rest = name.partition(":")
     if name in BUILT_IN:

@@ -81,7 +81,7 @@ def find_rollouts(folder: str) -> list[Path]:
         raise UsageError(f"rollouts_from={folder!r}: there are no rollouts (step_*.parquet) in {where}")
     for path in files:
         try:
-            missing = set(SCHEMA.names) - {"versions"} - set(pyarrow.parquet.read_schema(path).names)  # which is newer
+            missing = set(SCHEMA.names) - set(pyarrow.parquet.read_schema(path).names)
         except (OSError, pyarrow.ArrowException) as error:
             raise UsageError(f"rollouts_from={folder!r}: {path} cannot be read: {error_line(error)}") from None
         if missing:
@@ -114,7 +114,7 @@ def read(path: Path) -> Rollout:
             row["stopped"],
             row["completion"],
             own=row["own"],
-            versions=row.get("versions"),
+            versions=row["versions"],
             rewards=(rewards := json.loads(row["rewards"])),
             reward=row["reward"],
             returned=rewards.get("environment"),

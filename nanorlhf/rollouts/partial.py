@@ -161,8 +161,8 @@ class PartialRollouts(OnPolicySource):
                 group.samples.append(sample)
                 done[i] = done[i] or len(ids) >= self.sampler.limit  # which may be lower than it was
             groups.append(group)
-        asked = state.get("asked", [group.samples[0].prompt.ids for group in groups])
-        same = [len(g.done) == rows and g.samples[0].prompt.ids == ids for g, ids in zip(groups, asked, strict=True)]
+        asked = zip(groups, state["asked"], strict=True)
+        same = [len(group.done) == rows and group.samples[0].prompt.ids == ids for group, ids in asked]
         if not all(same):
             log.warning(f"{same.count(False)} prompts in flight are other ones by now, or have more answers: left out")
         return [group for group, fits in zip(groups, same, strict=True) if fits]

@@ -104,11 +104,6 @@ def test_reasoning_gym_is_asked_for_its_task() -> None:
     assert len(prompts(load("reasoning_gym:chain_sum", None, "train[:3]"))) == 3
 
 
-def test_the_calculators_problems_have_the_name_that_earlier_runs_know() -> None:
-    now, before = (load(name, None, "test").to_list() for name in ("calculator", "nanorlhf.calculator:problems"))  # type: ignore[union-attr]
-    assert now == before and len(now) > 300
-
-
 def test_built_in_sets_can_be_cut() -> None:
     assert prompts(load("stories", None, "test[:2]")) == prompts(load("stories", None, "test"))[:2]
 
