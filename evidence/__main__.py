@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -213,7 +214,9 @@ def ratio(found: dict[str, Any], figure: str) -> str:
     """TRL's best over ours, which is more if TRL gave up."""
     ours, theirs = both_sides(found, figure)
     gave_up = any(run.get("gave_up") and run["setting"] == found["trl_best"][figure] for run in found["runs"])
-    return f"{'>' if gave_up and figure == SECONDS else ''}{theirs / ours:.1f}"
+    if gave_up and figure == SECONDS:
+        return f">{math.floor(10 * theirs / ours) / 10:.1f}"
+    return f"{theirs / ours:.1f}"
 
 
 def strongest() -> str:

@@ -135,15 +135,17 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def examples(runs: list[dict[str, Any]]) -> str:
     """An answer of the first step and one of the last, of the first seed of each kind of run with one stage."""
-    lines = ["| | step | reward | an answer |", "|---|---|---|---|"]
+    said: dict[str, list[str]] = {}  # by answer, who gave it
     for run in runs:
         if run["seed"] == 0 and len(run["stages"]) == 1:
             (stage,) = run["stages"]
             for step, end in ((1, "first"), (stage["steps"], "last")):
                 sample = stage["samples"][end][0]
                 words = " ".join(sample["completion"].split()).replace("|", "\\|")
-                lines.append(f"| {run['variant']} | {step} | {sample['reward']:.2f} | {words} |")
-    return "\n".join(lines)
+                said.setdefault(f"{step} | {sample['reward']:.2f} | {words}", []).append(run["variant"])
+    names = ("each at first" if len(who) > 1 else who[0] for who in said.values())
+    rows = [f"| {name} | {answer} |" for name, answer in zip(names, said, strict=True)]
+    return "\n".join(["| | step | reward | an answer |", "|---|---|---|---|", *rows])
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:

@@ -27,7 +27,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
     medians = {
         "ours": {"seconds": 2.0, "above_start_mib": 100.0},
         "trl, 8": {"seconds": 300.0, "above_start_mib": 1500.0},
-        "trl, 32": {"seconds": 240.0, "above_start_mib": 2000.0},
+        "trl, 32": {"seconds": 239.96, "above_start_mib": 2000.0},
     }
     found = {"medians": medians, "trl_best": {"seconds": "trl, 32", "above_start_mib": "trl, 8"}}
     found |= {"agreement": {"loss": 1e-7, "grad": 2e-6}}
@@ -50,7 +50,7 @@ def test_tables_go_between_their_marks(results: Path, tmp_path: Path) -> None:
     assert "- No difference exceeds the noise at equal time, nor at equal samples, nor over the last fifth." in text
     assert "| RLOO's update | 2 | 100 | 240 | 1,500 | 120.0 | 15.0 | 2e-06 |" in text
     assert "| the same, each side with as little memory as it can | 2 | 100 | 240 | 1,500 |" in text
-    assert "| the shipped task, until .90 | 2 | - | 240 | - | >120.0 | - | 2e-06 |" in text
+    assert "| the shipped task, until .90 | 2 | - | 240 | - | >119.9 | - | 2e-06 |" in text
     __main__.write_tables(page)
     assert page.read_text() == text
 
