@@ -10,10 +10,10 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, get_loader
 
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.aliases import ALIASES, rename
@@ -79,21 +79,51 @@ def parse(
             given = {"output_dir": str(run_of(resume))} | given | {"overwrite_output_dir": False}
     except argparse.ArgumentError as error:
         raise UsageError(one_line(str(error), config_class)) from None
-    layers = [read_options(path, parser, config_class) for path in files]
+    layers = [read_options(path, config_class) for path in files]
     options = defaults(config_class) | dict(below or {})
     for layer in [*layers, given]:
         options |= rename({k: v for k, v in layer.items() if k not in ("recipe", "print_config", "plan")}, options)
     return wanted, config_class(**options)
 
 
-def read_options(path: Path, parser: ArgumentParser, config_class: type[TaskConfig]) -> dict[str, Any]:
-    """The options in a recipe, or of an earlier run."""
+def read_options(path: Path, config_class: type[TaskConfig]) -> dict[str, Any]:
+    """The options in a recipe, or of an earlier run: texts stay as they are written, whatever they look like."""
     try:
-        return parser.parse_path(str(path), defaults=False).as_dict()
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{path}: {one_line(str(error), config_class)}") from None
-    except (OSError, ValueError) as error:
+        given = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {error_line(error)}") from None
+    if not isinstance(given, dict):
+        raise UsageError(f"{path} holds no options, which are names with values")
+    hints = get_type_hints(config_class)
+    for name, value in given.items():
+        if name not in hints.keys() | ALIASES.keys():
+            raise UsageError(f"{path}: unknown option {name!r}: {nearest(str(name), hints)}")
+        if isinstance(value, bool) and "on" in get_args(hints.get(name)):  # YAML takes these words for true and false
+            given[name] = "on" if value else "off"
+    return given
+
+
+read_yaml = get_loader("yaml")  # which takes 1e-5 for a number
+
+
+def word_reader(hint: Any) -> Any:
+    """The type of an option's words for argparse: a reader where the parser's own would take a text for YAML."""
+    if hint == str | None:
+        return lambda word: None if word == "null" else word
+    if hint == str | list[str]:
+        return lambda word: read_word(word) if str(word).startswith("[") else word
+    if get_origin(hint) is dict:
+        return read_word
+    return hint | str if item_type(hint) else hint
+
+
+def read_word(word: Any) -> Any:
+    """A list or a mapping that YAML reads in a word; another word stays as it is, and so does what was read before."""
+    try:
+        found = read_yaml(word) if isinstance(word, str) else word
+    except yaml.YAMLError:
+        return word
+    return found if isinstance(found, list | dict) else word
 
 
 def recipe_path(name: str, recipes: Path) -> Path:
@@ -171,7 +201,7 @@ def add_options(parser: ArgumentParser, config_class: type[C], hints: Mapping[st
         text = f"{f.metadata['help']} (default: {shown})".replace("%", "%%")
         groups[f.metadata["group"]].add_argument(
             f"--{f.name}",
-            type=hints[f.name] | str if item_type(hints[f.name]) else hints[f.name],
+            type=word_reader(hints[f.name]),
             default=argparse.SUPPRESS,
             metavar=placeholder(hints[f.name]),
             help=text if every or f.metadata["first"] else argparse.SUPPRESS,

@@ -22,6 +22,7 @@ from nanorlhf.dpo import DPOConfig
 from nanorlhf.errors import UsageError
 from nanorlhf.grpo import GRPOConfig
 from nanorlhf.grpo.__main__ import main
+from nanorlhf.records import directory
 from nanorlhf.scoring.reward import find_rewards
 from tests.test_wrong_input import config_class
 
@@ -98,6 +99,28 @@ def test_lists_have_commas_or_brackets_on_the_command_line_in_recipes_and_in_pyt
 def split(value: Any) -> list[Any]:
     """The list that an option stands for which also takes text."""
     return split_names(value) if isinstance(value, str) else value
+
+
+TEXTS: dict[str, Any] = {
+    "answer_pattern": r"#### (-?\d+)", "system_prompt": "### Rules: be brief", "prompt_template": "# {prompt}",
+    "stop": "[END]", "run_name": "~", "reward_funcs": "regex,exact_answer",
+    "reward_options": {"regex": {"pattern": "[abc]: \\d+ #"}}, "chat_template_kwargs": {"a": "1", "b": "off", "c": 1},
+}  # fmt: skip
+
+
+def test_texts_stay_what_they_are_on_the_command_line_in_recipes_and_in_runs_that_go_on(tmp_path: Path) -> None:
+    listed = TEXTS | {"stop": ["[END]"]}  # on the command line brackets are a list's
+    words = {name: text if isinstance(text, str) else json.dumps(text) for name, text in listed.items()}
+    assert options(*(word for name, text in words.items() for word in (f"--{name}", text))) == GRPOConfig(**listed)
+    run = tmp_path / "run"
+    made = GRPOConfig(**TEXTS, output_dir=str(run))
+    directory.prepare(made, "grpo")
+    assert options("--resume", str(run)) == dataclasses.replace(made, resume=str(run))
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("answer_pattern: '#### (.*)'\nwhiten_advantages: on\nlearning_rate: 1e-5\nengine_check: off\n")
+    own = options("--recipe", str(recipe))
+    assert (own.answer_pattern, own.whiten_advantages, own.learning_rate) == ("#### (.*)", "on", 1e-5)
+    assert own.engine_check == "off" and options("--run_name", "null").run_name is None
 
 
 def test_a_string_that_ends_completions_may_hold_commas() -> None:
