@@ -158,7 +158,7 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
     language, lines, deep = None, [], 0
     for line in text.splitlines():
         mark, indent = line.strip(), len(line) - len(line.lstrip())
-        if language is None and mark.startswith("```"):
+        if language is None and mark.startswith("```") and "`" not in mark.lstrip("`"):  # which would be code in a line
             language, lines, deep = (mark.strip("`").split() or [""])[0].lower(), [], indent + 4
         elif language is not None and len(mark) >= 3 and not mark.strip("`") and indent < deep:  # not in a docstring
             yield language, textwrap.dedent("\n".join(lines))

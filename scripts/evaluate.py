@@ -67,11 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     subject = words.pop(0) if words and not words[0].startswith("-") else ""
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipes.add_argument("--recipe", type=Path)
+    recipes.add_argument("--recipe", default="")
     recipe, others = recipes.parse_known_args(words)
     try:
         known, model = about(subject)
-        below = known | (task_part(recipe.recipe) if recipe.recipe else {}) | model
+        for path in split_names(recipe.recipe):
+            known |= task_part(Path(path))
+        below = known | model
         print_only, chosen = parse(EvaluateConfig, "evaluate", Path(), others, below)
         if print_only:
             print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
@@ -133,7 +135,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     from nanorlhf.algorithm import Algorithm, Samples
     from nanorlhf.assembly import how_to_sample, load_tokenizer, make_sampler
     from nanorlhf.data.streaming import prompts_of
-    from nanorlhf.data.templates import use_template
+    from nanorlhf.data.templates import read_tokenizer, use_template
     from nanorlhf.engines.launch import build_engine
     from nanorlhf.environments.protocol import stops
     from nanorlhf.policy.policy import Policy
@@ -147,7 +149,9 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     preflight.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
     entry = preflight.check(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
-    tokenizer = load_tokenizer(task, None)
+    own = Path(task.adapter_name_or_path or "")  # a checkpoint's, whose template may be the run's alone
+    has_own = (own / "tokenizer_config.json").is_file()
+    tokenizer = read_tokenizer(str(own), "adapter_name_or_path") if has_own else load_tokenizer(task, None)
     use_template(tokenizer, task)
     seen = prompts_of(entry.train, tokenizer, task)
     unseen = seen if held_out is None else prompts_of(held_out, tokenizer, task, None, seen.examples)
@@ -186,7 +190,12 @@ def chunks(prompts: Sequence[Prompt], chosen: EvaluateConfig) -> list[Sequence[P
 
 def partial(output: str) -> Path:
     """The file of finished parts while others are not finished."""
-    return Path(output).with_suffix(".partial.jsonl")
+    return beside(Path(output), ".partial.jsonl")
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A file that belongs to an output; its name may have dots of its own."""
+    return path.with_name(path.name.removesuffix(".json") + ending)
 
 
 def question(chosen: EvaluateConfig) -> dict[str, Any]:
@@ -259,7 +268,7 @@ def write(path: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> No
     from nanorlhf.scripts.statistics import Estimate
 
     plain = {k: dataclasses.asdict(v) if isinstance(v, Estimate) else v for k, v in results.items()}
-    lines = path.with_suffix(".samples.jsonl")
+    lines = beside(path, ".samples.jsonl")
     write_whole(lines, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     write_whole(path, json.dumps(plain, indent=1) + "\n")
     print(f"written to {path} and {lines}")

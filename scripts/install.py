@@ -197,12 +197,14 @@ def set_up_checkout(extras: set[str], newest: bool) -> bool:
     key = hashlib.sha256("\0".join([str(ROOT), *(file.read_text() for file in files)]).encode()).hexdigest()
     stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {"key": "", "extras": [], "newest": newest}
     was_newest = stamp.get("newest", False)
-    same = stamp["key"] == key and extras <= set(stamp["extras"]) and was_newest >= newest
+    gone = STAMP.exists() and not PYTHON.exists()
+    same = not gone and stamp["key"] == key and extras <= set(stamp["extras"]) and was_newest >= newest
     if same and not UNFINISHED.exists():
         return False
     wanted = {*extras, *stamp["extras"]}
-    if UNFINISHED.exists() or was_newest < newest:
-        say(f"{'the last set-up was interrupted' if UNFINISHED.exists() else 'newest versions'}: starting .venv afresh")
+    if gone or UNFINISHED.exists() or was_newest < newest:
+        why = "newest versions" if was_newest < newest else "the last set-up was interrupted"
+        say(f"{'the Python of .venv is gone' if gone else why}: starting .venv afresh")
         shutil.rmtree(VENV)
     newest = newest or was_newest
     if not PYTHON.exists():

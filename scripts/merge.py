@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +62,31 @@ def merge(run: str, output: Path, dtype: str | None = None, where: str = "", bas
     config = TrainConfig(**names, device="cpu", dtype="float32", lora="all-linear" if adapter else "none")
     policy = Policy(config)  # in float32, in which nothing is rounded away before the sum
     merged: Any = policy.serving_copy("merged")
-    saved = transformers.AutoConfig.from_pretrained(
-        shipped_model(config.model_name_or_path), trust_remote_code=config.trust_remote_code
-    )
-    kind = getattr(torch, dtype) if dtype else saved.dtype or torch.float32
+    record, step = read_run(run_of(str(folder))), checkpoint.step_of(folder)
+    began = record.options[
+        "model_name_or_path"
+    ]  # whose files have no float32 masters, as a checkpoint of all weights has
+    kind = getattr(torch, dtype) if dtype else dtype_of_files([began, config.model_name_or_path], config)
     with whole_folder(output) as draft:
         merged.to(kind).save_pretrained(str(draft))
         read_tokenizer(str(folder), "run", config.trust_remote_code).save_pretrained(str(draft))  # with its template
-        record, step = read_run(run_of(str(folder))), checkpoint.step_of(folder)
         base = base or model_card.hub_name(record.options["model_name_or_path"])
         model_card.write(model_card.Saved(record, step, adapter=False, where=where or str(output), base=base), draft)
     return output
+
+
+def dtype_of_files(models: Sequence[str | None], config: TrainConfig) -> Any:
+    """That of the first model whose config can be read."""
+    import torch
+    import transformers
+
+    for name in filter(None, models):
+        with suppress(OSError, ValueError):
+            about = transformers.AutoConfig.from_pretrained(
+                shipped_model(name), trust_remote_code=config.trust_remote_code
+            )
+            return about.dtype or torch.float32
+    return torch.float32
 
 
 def saved_by(run: str) -> tuple[dict[str, Any], dict[str, Any], Path]:

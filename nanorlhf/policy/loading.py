@@ -25,8 +25,10 @@ from nanorlhf.policy.gated import gated, is_gated
 from nanorlhf.policy.lora import fuse
 from nanorlhf.policy.products import linear, prefers_onednn
 from nanorlhf.system.device import ran_out
+from nanorlhf.system.terminal import log
 
 POLICY = "default"  # PEFT's name for the adapter that learns
+SHAPE = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "use_rslora"}
 REFERENCE = "reference"  # a second adapter, if the first one does not start from nothing
 
 
@@ -214,7 +216,10 @@ def check_model(config: TrainConfig, model: Any) -> PretrainedConfig:
     """The model's config; refuses one that cannot be found or whose context is too short, before weights are loaded."""
     if config.adapter_name_or_path:
         config.require(not config.full_finetuning, "lora", "there is an adapter to go on from; leave lora as it is")
-        find_adapter(config.adapter_name_or_path)
+        saved = PeftConfig.from_pretrained(find_adapter(config.adapter_name_or_path))
+        others = [(name, getattr(saved, theirs, None)) for name, theirs in SHAPE.items()]
+        if own := [f"{name} {value}" for name, value in others if value not in (None, getattr(config, name))]:
+            log.info(f"the adapter keeps its own {', '.join(own)}")
     if model is None:
         if not config.model_name_or_path:
             raise UsageError("no model: say model_name_or_path (a Hugging Face name, a folder, or nanorlhf:adder)")

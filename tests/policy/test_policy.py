@@ -53,10 +53,13 @@ def test_switching_the_adapter_off_gives_the_start() -> None:
 
 
 @torch.no_grad()
-def test_the_reference_of_a_trained_adapter_is_that_adapter(tmp_path: Path) -> None:
+def test_the_reference_of_a_trained_adapter_is_that_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = make()
     disturb(first)
     save(first, tmp_path)
+    options = TrainConfig(adapter_name_or_path=str(tmp_path), lora_r=99, lora_alpha=first.config.lora_alpha)
+    check_model(options, first.base)
+    assert f"the adapter keeps its own lora_r {first.lora_rank}\n" in capsys.readouterr().out
     second = make(adapter_name_or_path=str(tmp_path))
     start = second.logprobs(batch())[0]
     torch.testing.assert_close(start, first.logprobs(batch())[0])

@@ -177,6 +177,7 @@ def test_tests_of_no_known_form_are_named(row: Any) -> None:
         ("So:\n```python\nx = 1\n```\nThat is it.", "x = 1"),
         ("```python\nx = 1\n```\n```py\nx = 2\n```\n```text\nx = 3\n```", "x = 2"),
         ("```\nx = 1\n```", "x = 1"),
+        ("```x = 1```\nthen\n```python\nx = 2\n```", "x = 2"),  # the first is code in a line
         ("```Python3 title=a.py\nx = 1\n```", "x = 1"),
         ("1. First\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y"),
         ("```python\nx = '''a\n\n'''\n````", "x = '''a\n\n'''"),

@@ -10,9 +10,10 @@ from statistics import fmean
 import pytest
 
 from nanorlhf.config.names import shipped_model
+from nanorlhf.data import templates
 from nanorlhf.grpo import GRPOTrainer
 from nanorlhf.scripts import evaluate
-from nanorlhf.scripts.evaluate import about, answer_of, main
+from nanorlhf.scripts.evaluate import about, answer_of, beside, main
 from nanorlhf.scripts.resumable import Kept
 from nanorlhf.scripts.statistics import pass_at
 from nanorlhf.system import gpu_memory
@@ -93,6 +94,25 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path, monkeypatch: pyt
     assert about("some/model") == ({}, {"model_name_or_path": "some/model"}), "whose config.yaml lies here or not"
 
 
+def test_files_beside_an_output_have_its_whole_name() -> None:
+    names = [beside(Path(f"evals/{name}"), ".samples.jsonl").name for name in ("t0.7", "t0.8.json")]
+    assert names == ["t0.7.samples.jsonl", "t0.8.samples.jsonl"]
+
+
+def test_an_adapter_is_asked_by_its_own_template(tmp_path: Path) -> None:
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    trained = GRPOTrainer(args=config(tmp_path / "run", max_steps=1, eval_steps=0))
+    trained.tokenizer.chat_template = template  # as one who trains in Python may
+    trained.train()
+    options = {"prompt_format": "chat", "engine": "hf", "eval_prompts": "4", "samples": "1", "greedy": "false"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    seen = list[str]()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(templates, "use_template", lambda tokenizer, task: seen.append(tokenizer.chat_template))
+        assert main([str(tmp_path / "run"), *words]) == 0
+    assert seen == [template]
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -100,7 +120,7 @@ def test_where_the_model_and_the_task_come_from(tmp_path: Path, monkeypatch: pyt
         (["nanorlhf:adder"], "no reward"),
         (["nanorlhf:adder", "--chat_template_kwargs", "{tools: [{}]}"], "tools that were given in Python"),
         (["/nowhere", "--recipe", "grpo/recipes/tiny.yaml"], "model_name_or_path='/nowhere' cannot be loaded"),
-        (["nanorlhf:adder", "--recipe", "nowhere.yaml"], "there is no recipe"),
+        (["nanorlhf:adder", "--recipe", "grpo/recipes/tiny.yaml,nowhere.yaml"], "there is no recipe 'nowhere.yaml'"),
         (["nanorlhf:adder", "--sample", "3"], "did you mean 'samples'"),
         (["nanorlhf:adder", "--samples", "0", "--greedy", "false"], "there must be some"),
         (["nanorlhf:adder", "--samples", "9000000000"], "samples=9000000000 cannot work: samples 9,000,000,001 x"),

@@ -113,6 +113,16 @@ def test_a_whole_model_needs_no_merging(tmp_path: Path) -> None:
     assert not load(BASE).lm_head.weight.equal(kept["lm_head.weight"])
 
 
+def test_a_whole_model_gets_the_dtype_of_the_files_it_began_with(tmp_path: Path) -> None:
+    load(BASE).bfloat16().save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(tmp_path / "half")
+    options: dict[str, Any] = {"model_name_or_path": str(tmp_path / "half"), "lora": "none", "max_steps": 1}
+    GRPOTrainer(args=config(tmp_path / "run", **options)).train()
+    assert load(names.latest(tmp_path / "run") or "").dtype == torch.float32
+    assert main([str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
+    assert load(tmp_path / "merged").dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("part", "step"), [("", 6), ("checkpoints/step_000003", 3)])
 def test_card_holds_recipe_and_results(trained: Trained, tmp_path: Path, part: str, step: int) -> None:
     assert main([str(trained.run / part), str(tmp_path / "merged")]) == 0
