@@ -34,6 +34,7 @@ SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b")
 PERCENT = re.compile(r"[\s$]*(?:\\?%|[Pp]ercent|[Pp]ct)")
 BOX = re.compile(r"\\+(?:boxed|fbox)\s*(?=\{)")
 MARKED = re.compile(r"(?<!\\)\$|\\[(\[]|\\boxed|\\fbox")
+PROSE = re.compile(r"(?<=\d)!|\b[ACP]\b")
 PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d*)\.?\d*\s*%?")
 
 
@@ -71,7 +72,12 @@ def answer_in(text: str, need_boxed: bool) -> str | None:
     if need_boxed:
         return None
     tail = text[-TAIL:]
-    return next((part for part in (tail, tail.strip().rpartition("\n")[2]) if is_modest(part)), None)
+    return next((part for part in (tail, tail.strip().rpartition("\n")[2]) if is_modest(formulas(part))), None)
+
+
+def formulas(prose: str) -> str:
+    """The text less what reads as a factorial in LaTeX alone: `25,000!` and `A 25,000 gallon tank`."""
+    return prose if "\\" in prose or prose.count("$") > 1 else PROSE.sub(" ", prose)
 
 
 def together(text: str, found: list[Box]) -> str:

@@ -139,6 +139,9 @@ def test_which_box_counts(answer: str, completion: str, reward: float) -> None:
         ("72", "The final answer is $72$. I hope it is correct. Now 5 + 5.", 1),
         ("72", "9^9^9^9 is large.\nThe answer is 72.", 1),
         ("72", "The answer is 9^9^9^9.", 0),
+        ("25000", "The total is $25,000!", 1),  # no factorial in prose
+        ("5", "A 25,000 gallon tank is full in 5 hours. The answer is 5", 1),
+        ("5", "The answer is $25000!$, and 5.", 0),
         ("7", r"\boxed{6}" + "\n7", 0),
         ("7", "", 0),
     ],
