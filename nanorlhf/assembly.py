@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from nanorlhf.algorithm import Algorithm, OnPolicy
@@ -34,6 +35,7 @@ from nanorlhf.rollouts.source import Source
 from nanorlhf.scoring.reward import Reward
 from nanorlhf.scoring.scorer import Scorer
 from nanorlhf.system.device import pick_device
+from nanorlhf.system.terminal import log
 from nanorlhf.types import Prompt
 
 
@@ -41,6 +43,10 @@ def plan_memory(entry: Preflight, peft_config: Any) -> Plan | None:
     """The plan of who is on the card, when; None without a GPU."""
     config = entry.config
     if pick_device(config.device).type != "cuda":
+        if config.device == "auto" and torch.version.cuda:
+            log.warning(
+                "torch is built for CUDA and sees no card, so this runs on the CPU; is the driver too old for it?"
+            )
         return None
     engine = engine_name(config) if entry.generates else None
     judges = reward_models(entry.rewards, config)

@@ -286,7 +286,7 @@ class PolicyGradientConfig(OnPolicyConfig):
     sapo_tau_pos: float = option(1.0, "SAPO's temperature where the advantage is positive.", "training", above=0)
     sapo_tau_neg: float = option(1.05, "SAPO's temperature where it is negative.", "training", above=0)
     whiten_advantages: Literal["auto", "on", "off"] = option(
-        "auto", "Advantages of an update to mean 0 and std 1; auto: where the algorithm has no baseline.", "training"
+        "auto", "Advantages of an update to mean 0 and std 1; auto: REINFORCE with baseline none or group.", "training"
     )
     entropy_coef: float = option(0.0, "Weight of an entropy bonus.", "training")
     top_entropy_fraction: float = option(

@@ -64,6 +64,17 @@ def test_a_reward_model_that_moves_waits_in_main_memory_while_the_policy_is_load
     assert (log, residency.away) == (["cpu"], {"reward model"}) if moved else (["cuda"], set())
 
 
+def test_a_card_that_torch_does_not_see_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for built, device, said in ((None, "auto", 0), ("13.0", "cpu", 0), ("13.0", "auto", 1)):
+        monkeypatch.setattr(torch.version, "cuda", built)
+        caplog.clear()
+        assert assembly.plan_memory(SimpleNamespace(config=GRPOConfig(device=device)), None) is None  # type: ignore[arg-type]
+        assert len(caplog.messages) == said
+
+
 class Fake:
     """Writes down where it goes."""
 
