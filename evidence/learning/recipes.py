@@ -33,9 +33,15 @@ class Command:
 
 
 NO_PENALTY = ("--reward_options", "{lexical_richness: {brevity_penalty_scale: 0}}")
-REINFORCE = {name: [Command("reinforce", ("--baseline", name))] for name in ("none", "mean", "ema", "greedy")}
+
+
+def reinforce(baseline: str, *options: str) -> list[Command]:
+    """REINFORCE as it is by default, where only `none` is whitened."""
+    return [Command("reinforce", ("--baseline", baseline, "--whiten_advantages", "auto", *options))]
+
+
 RICHNESS = {
-    **{f"reinforce, {name}": stages for name, stages in REINFORCE.items()},
+    **{f"reinforce, {name}": reinforce(name) for name in ("none", "mean", "ema", "greedy")},
     "rloo": [Command("rloo")],
     "rloo, no penalty": [Command("rloo", NO_PENALTY)],
 }
@@ -49,7 +55,7 @@ RUNS: dict[str, dict[str, list[Command]]] = {  # of each recipe
     "richness": RICHNESS | {"reinforce, mean, no penalty": [Command("reinforce", NO_PENALTY)]},
     "smollm2_richness": RICHNESS
     | {
-        "reinforce, mean, light KL": [Command("reinforce", ("--baseline", "mean", "--kl_coef", "0.0006"))],
+        "reinforce, mean, light KL": reinforce("mean", "--kl_coef", "0.0006"),
         "reinforce, greedy, whitened": [Command("reinforce", ("--baseline", "greedy", "--whiten_advantages", "on"))],
     },
 }
