@@ -130,7 +130,7 @@ def test_a_recipe_cannot_run_code(marker: Path, tmp_path: Path, capsys: pytest.C
     path = tmp_path / "recipe.yaml"
     path.write_text(f"run_name: !!python/object/apply:os.mkdir ['{marker}']\n")
     assert main(["--recipe", str(path)]) == 2
-    assert "recipe.yaml: " in capsys.readouterr().err
+    assert "recipe.yaml cannot be read: " in capsys.readouterr().err
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(path.read_text())

@@ -31,7 +31,7 @@ WAITS = {  # of three rows, measured by the reference and learned from
     f"metrics.Averages.add: {READ}": 12,  # entropy, clip_fraction, kl, mismatch
     f"metrics.Averages.peak: {READ}": 3,  # mismatch
     f"learner.PolicyLearner.backward: {READ}": 3,  # the loss
-    f"optimizer.Optimizer.step: {READ}": 1,  # the gradient's norm
+    f"optimizer.Optimizer.step_together: {READ}": 1,  # the gradient's norm
 }
 EXACT = {
     "mistral": WAITS,
@@ -44,7 +44,7 @@ EXACT = {
         f"metrics.Averages.peak: {READ}": 3,
         f"learner.PolicyLearner.backward: {READ}": 3,
         f"critic.Critic.backward: {READ}": 3,
-        f"optimizer.Optimizer.step: {READ}": 2,
+        f"optimizer.Optimizer.step_together: {READ}": 2,
     },
 }
 ELSEWHERE = {"losses.by_sequence: _unique2", "losses.preference: _unique2"}
