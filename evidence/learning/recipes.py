@@ -45,10 +45,12 @@ RICHNESS = {
     "rloo": [Command("rloo")],
     "rloo, no penalty": [Command("rloo", NO_PENALTY)],
 }
+SHORT_SFT = Command("sft", ("--max_steps", "10"))  # thirty steps know the problems by heart
 RUNS: dict[str, dict[str, list[Command]]] = {  # of each recipe
     "digits": {
         "grpo": [Command("grpo")],
-        "sft, grpo": [Command("sft", ("--max_steps", "10")), Command("grpo")],  # 30 steps know the problems by heart
+        "sft, grpo": [SHORT_SFT, Command("grpo", ("--learning_rate", "3e-4", "--max_steps", "60"))],
+        "sft, grpo at 5e-4": [SHORT_SFT, Command("grpo")],
         "dpo": [Command("dpo")],
         "ppo": [Command("ppo")],
     },
