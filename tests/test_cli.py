@@ -109,7 +109,7 @@ TEXTS: dict[str, Any] = {
 
 
 def test_texts_stay_what_they_are_on_the_command_line_in_recipes_and_in_runs_that_go_on(tmp_path: Path) -> None:
-    listed = TEXTS | {"stop": ["[END]"]}  # on the command line brackets are a list's
+    listed: dict[str, Any] = TEXTS | {"stop": ["[END]"]}  # on the command line brackets are a list's
     words = {name: text if isinstance(text, str) else json.dumps(text) for name, text in listed.items()}
     assert options(*(word for name, text in words.items() for word in (f"--{name}", text))) == GRPOConfig(**listed)
     run = tmp_path / "run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,8 @@ def test_the_reference_of_a_trained_adapter_is_that_adapter(tmp_path: Path, caps
     first = make()
     disturb(first)
     save(first, tmp_path)
-    lengths: dict[str, int] = {"max_prompt_length": 8, "max_completion_length": 8}
-    options = TrainConfig(adapter_name_or_path=str(tmp_path), lora_r=99, lora_alpha=first.config.lora_alpha, **lengths)
+    config = replace(first.config, max_prompt_length=8, max_completion_length=8)
+    options = replace(config, adapter_name_or_path=str(tmp_path), lora_r=99)
     check_model(options, first.base)
     assert f"the adapter keeps its own lora_r {first.lora_rank}\n" in capsys.readouterr().out
     second = make(adapter_name_or_path=str(tmp_path))
