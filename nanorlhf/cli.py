@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, get_loader
 from nanorlhf.__main__ import ALGORITHMS
 from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.names import run_of
-from nanorlhf.config.option import defaults, item_type, kinds_of, placeholder
+from nanorlhf.config.option import defaults, item_type, kinds_of, of_type, placeholder
 from nanorlhf.config.task import TaskConfig
 from nanorlhf.errors import RunError, UsageError, error_line, nearest
 from nanorlhf.records.directory import algorithm_of
@@ -100,6 +100,10 @@ def read_options(path: Path, config_class: type[TaskConfig]) -> dict[str, Any]:
             raise UsageError(f"{path}: unknown option {name!r}: {nearest(str(name), hints)}")
         if isinstance(value, bool) and "on" in get_args(hints.get(name)):  # YAML takes these words for true and false
             given[name] = "on" if value else "off"
+        try:
+            of_type(name, given[name], hints.get(name, Any))
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
     return given
 
 

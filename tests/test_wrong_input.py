@@ -197,7 +197,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "recipe: no YAML": (["--recipe", "broken.yaml"], "broken.yaml"),
     "recipe: a list": (["--recipe", "list.yaml"], "list.yaml"),
     "recipe: unknown option": (["--recipe", "unknown.yaml"], "did you mean 'learning_rate'?"),
-    "recipe: wrong type": (["--recipe", "typed.yaml"], "learning_rate"),
+    "recipe: wrong type": (["--recipe", "typed.yaml"], "typed.yaml: learning_rate=['fast'] is of the wrong type"),
     "recipe: no text": (["--recipe", "binary.yaml"], "binary.yaml"),
     "ppo critic_model_name_or_path: missing": (["--critic_model_name_or_path", "./nowhere"], "nowhere"),
     "ppo lora: no critic": (["--lora", "none"], "the critic cannot share the base"),

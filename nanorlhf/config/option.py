@@ -70,11 +70,7 @@ def config(cls: type[C]) -> type[C]:
         for name, given in options.items():
             if name not in known:
                 raise UsageError(f"unknown option {name!r}: {nearest(name, known)}")
-            options[name] = value = as_list(given, hints[name])
-            try:
-                typeguard.check_type(value, hints[name])
-            except typeguard.TypeCheckError:
-                raise UsageError(f"{name}={value!r} is of the wrong type: it takes {kinds_of(hints[name])}") from None
+            options[name] = value = of_type(name, given, hints[name])
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) < LARGEST):
                     raise UsageError(f"{name}={value!r} cannot work: a finite number below 2^53 is wanted")
@@ -88,6 +84,16 @@ def config(cls: type[C]) -> type[C]:
 
     cls.__init__ = checked_init
     return cls
+
+
+def of_type(name: str, given: Any, hint: Any) -> Any:
+    """The value of an option, a list made of its commas; refuses one of another type."""
+    value = as_list(given, hint)
+    try:
+        typeguard.check_type(value, hint)
+    except typeguard.TypeCheckError:
+        raise UsageError(f"{name}={value!r} is of the wrong type: it takes {kinds_of(hint)}") from None
+    return value
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing (null)"}
