@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nanorlhf.cli import parse
+from nanorlhf.cli import parse, read_yaml
 from nanorlhf.config import names
 from nanorlhf.config.aliases import ALIASES, rename
 from nanorlhf.config.names import shipped_model
@@ -38,6 +38,8 @@ from nanorlhf.system.signals import INTERRUPTED
 from nanorlhf.system.user_code import is_file_spec
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from nanorlhf.types import Prompt, Sample
 
 CHUNK = 1024  # completions that are kept together once they are scored
@@ -111,7 +113,7 @@ def task_part(recipe: Path) -> dict[str, Any]:
     """Those options of a recipe that are not about training, under the names they have here."""
     if not recipe.is_file():
         raise UsageError(f"there is no recipe {str(recipe)!r}")
-    known, given = defaults(TaskConfig), yaml.safe_load(recipe.read_text())
+    known, given = defaults(TaskConfig), read_yaml(recipe.read_text())
     names = known.keys() | {name for name, alias in ALIASES.items() if getattr(alias, "name", "") in known}
     return rename({name: value for name, value in given.items() if name in names}, known)
 
@@ -133,9 +135,9 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
 
     from nanorlhf import preflight
     from nanorlhf.algorithm import Algorithm, Samples
-    from nanorlhf.assembly import how_to_sample, load_tokenizer, make_sampler
+    from nanorlhf.assembly import how_to_sample, make_sampler
     from nanorlhf.data.streaming import prompts_of
-    from nanorlhf.data.templates import read_tokenizer, use_template
+    from nanorlhf.data.templates import use_template
     from nanorlhf.engines.launch import build_engine
     from nanorlhf.environments.protocol import stops
     from nanorlhf.policy.policy import Policy
@@ -149,9 +151,7 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
     preflight.check_size(chosen, {"samples": max(CHUNK, chosen.samples + chosen.greedy)})
     entry = preflight.check(task, None, None, None, None, None, Algorithm)
     task, held_out, environment = entry.config, entry.held_out, entry.environment
-    own = Path(task.adapter_name_or_path or "")  # a checkpoint's, whose template may be the run's alone
-    has_own = (own / "tokenizer_config.json").is_file()
-    tokenizer = read_tokenizer(str(own), "adapter_name_or_path") if has_own else load_tokenizer(task, None)
+    tokenizer = tokenizer_of(task)
     use_template(tokenizer, task)
     seen = prompts_of(entry.train, tokenizer, task)
     unseen = seen if held_out is None else prompts_of(held_out, tokenizer, task, None, seen.examples)
@@ -180,6 +180,17 @@ def evaluate(chosen: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any
         scorer.report()
     rows = sorted((row for part in kept.parts for row in part), key=lambda row: row["greedy"])
     return figures(chosen, rows), rows
+
+
+def tokenizer_of(task: TrainConfig) -> PreTrainedTokenizerBase:
+    """A checkpoint's own, whose template may be the run's alone; else the base model's."""
+    from nanorlhf.assembly import load_tokenizer
+    from nanorlhf.data.templates import read_tokenizer
+
+    own = task.adapter_name_or_path
+    if own and (Path(own) / "tokenizer_config.json").is_file():
+        return read_tokenizer(own, "adapter_name_or_path", task.trust_remote_code)
+    return load_tokenizer(task, None)
 
 
 def chunks(prompts: Sequence[Prompt], chosen: EvaluateConfig) -> list[Sequence[Prompt]]:

@@ -203,7 +203,7 @@ def set_up_checkout(extras: set[str], newest: bool) -> bool:
         return False
     wanted = {*extras, *stamp["extras"]}
     if gone or UNFINISHED.exists() or was_newest < newest:
-        why = "newest versions" if was_newest < newest else "the last set-up was interrupted"
+        why = "the last set-up was interrupted" if UNFINISHED.exists() else "newest versions"
         say(f"{'the Python of .venv is gone' if gone else why}: starting .venv afresh")
         shutil.rmtree(VENV)
     newest = newest or was_newest

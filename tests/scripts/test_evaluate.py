@@ -9,6 +9,7 @@ from statistics import fmean
 
 import pytest
 
+from nanorlhf.config import names
 from nanorlhf.config.names import shipped_model
 from nanorlhf.data import templates
 from nanorlhf.grpo import GRPOTrainer
@@ -99,7 +100,7 @@ def test_files_beside_an_output_have_its_whole_name() -> None:
     assert names == ["t0.7.samples.jsonl", "t0.8.samples.jsonl"]
 
 
-def test_an_adapter_is_asked_by_its_own_template(tmp_path: Path) -> None:
+def test_an_adapter_is_asked_by_its_own_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     trained = GRPOTrainer(args=config(tmp_path / "run", max_steps=1, eval_steps=0))
     trained.tokenizer.chat_template = template  # as one who trains in Python may
@@ -110,7 +111,10 @@ def test_an_adapter_is_asked_by_its_own_template(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(templates, "use_template", lambda tokenizer, task: seen.append(tokenizer.chat_template))
         assert main([str(tmp_path / "run"), *words]) == 0
-    assert seen == [template]
+        monkeypatch.chdir(names.latest(tmp_path / "run") or "")  # of whose files a model by its name has none
+        recipe = Path(__file__).parents[2] / "grpo" / "recipes" / "tiny.yaml"
+        assert main(["nanorlhf:adder", "--recipe", str(recipe), *words]) == 0
+    assert seen[0] == template != seen[1]
 
 
 @pytest.mark.parametrize(
